@@ -1,0 +1,6 @@
+//! The Posthaste message store: a log-structured, checksummed store of mailboxes, one log and one index per shard.
+//!
+//! This crate knows mailboxes, UIDs, flags, mod-sequences and segments. It knows no protocol and opens no socket.
+//! The format on disk is described in `docs/format.md`, what an acknowledgement means in `docs/durability.md`.
+
+pub mod io;

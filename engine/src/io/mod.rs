@@ -9,6 +9,8 @@
 //! - A future of a *file* operation may be dropped: the operation then runs to its end unobserved.
 //! - Nothing is durable before [`File::sync_data`] (file contents and size) or [`Io::sync_dir`] (names) has returned.
 
+pub mod sim;
+
 use std::future::Future;
 use std::io;
 use std::time::Duration;

@@ -3,4 +3,8 @@
 //! This crate knows mailboxes, UIDs, flags, mod-sequences and segments. It knows no protocol and opens no socket.
 //! The format on disk is described in `docs/format.md`, what an acknowledgement means in `docs/durability.md`.
 
+pub mod flags;
+pub mod format;
+pub mod ids;
 pub mod io;
+pub mod planted;

@@ -1,0 +1,242 @@
+//! The message record: a head with everything that replay and FETCH need first, then the frames of digest, header and
+//! body. A FETCH of the header reads the record only up to the end of the header frame.
+
+use super::codec::{Input, Wire, wire_struct};
+use super::frame::{FrameInfo, Unpacker};
+use super::{FormatError, checksum, verify_checksum};
+use crate::flags::Flags;
+use crate::ids::{Location, Lsn, MailboxId, MessageId, ModSeq, Uid};
+
+/// The prefix of one placement (trace headers of one recipient) is at most this long.
+pub const PREFIX_BYTES_MAX: usize = 8 << 10;
+
+/// A message in a mailbox.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Placement {
+    pub mailbox: MailboxId,
+    pub uid: Uid,
+    pub modseq: ModSeq,
+    pub flags: Flags,
+    /// INTERNALDATE: seconds since the Unix epoch, and the zone it is shown in.
+    pub internal_date: i64,
+    pub zone_minutes: i16,
+    /// SAVEDATE (RFC 8514), seconds since the Unix epoch.
+    pub save_date: i64,
+    /// Bytes that stand before the shared header in this placement only.
+    pub prefix: Vec<u8>,
+}
+wire_struct!(Placement {
+    mailbox: MailboxId,
+    uid: Uid,
+    modseq: ModSeq,
+    flags: Flags,
+    internal_date: i64,
+    zone_minutes: i16,
+    save_date: i64,
+    prefix: Vec<u8>,
+});
+
+/// A 256 KB block of a large body: a record of its own in an earlier batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockReference {
+    pub lsn: Lsn,
+    pub location: Location,
+    pub raw_len: u32,
+}
+wire_struct!(BlockReference { lsn: Lsn, location: Location, raw_len: u32 });
+
+/// A run of the original body: literal bytes of the stored body, or base64 lines of a shared content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    Literal { octets: u64 },
+    Content { content: u32, start: u64, octets: u64, line_octets: u16, crlf: bool },
+}
+
+impl Wire for Extent {
+    const MIN_BYTES: usize = 9;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        match *self {
+            Self::Literal { octets } => {
+                0_u8.put(out);
+                octets.put(out);
+            }
+            Self::Content { content, start, octets, line_octets, crlf } => {
+                1_u8.put(out);
+                octets.put(out);
+                content.put(out);
+                start.put(out);
+                line_octets.put(out);
+                crlf.put(out);
+            }
+        }
+    }
+
+    fn take(input: &mut Input<'_>) -> Result<Self, super::codec::DecodeError> {
+        let tag = u8::take(input)?;
+        let octets = u64::take(input)?;
+        Ok(match tag {
+            0 => Self::Literal { octets },
+            1 => Self::Content {
+                octets,
+                content: Wire::take(input)?,
+                start: Wire::take(input)?,
+                line_octets: Wire::take(input)?,
+                crlf: Wire::take(input)?,
+            },
+            value => return Err(super::codec::DecodeError::Value { field: "extent", value: value.into() }),
+        })
+    }
+}
+
+/// Everything of a message record but the bytes of its frames.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MessageHead {
+    pub id: MessageId,
+    /// For a folded record, the LSN up to which its placements are current; else 0.
+    pub as_of: Lsn,
+    /// When the message was taken in, milliseconds since the Unix epoch.
+    pub received_ms: u64,
+    /// Octets of the shared part: header and body without any prefix.
+    pub rest_octets: u64,
+    /// Of the shared part as it was received.
+    pub rest_checksum: u32,
+    /// Octets of the shared header, with the empty line that ends it.
+    pub header_octets: u32,
+    pub digest: FrameInfo,
+    /// A digest too large for its own frame continues here.
+    pub digest_overflow: FrameInfo,
+    pub header: FrameInfo,
+    /// The body, unless it lies in `blocks`.
+    pub body: FrameInfo,
+    pub placements: Vec<Placement>,
+    pub blocks: Vec<BlockReference>,
+    /// Empty where the body is stored as it is.
+    pub extents: Vec<Extent>,
+    /// The contents that the extents name by their place here.
+    pub contents: Vec<MessageId>,
+}
+wire_struct!(MessageHead {
+    id: MessageId,
+    as_of: Lsn,
+    received_ms: u64,
+    rest_octets: u64,
+    rest_checksum: u32,
+    header_octets: u32,
+    digest: FrameInfo,
+    digest_overflow: FrameInfo,
+    header: FrameInfo,
+    body: FrameInfo,
+    placements: Vec<Placement>,
+    blocks: Vec<BlockReference>,
+    extents: Vec<Extent>,
+    contents: Vec<MessageId>,
+});
+
+/// Before the fields of a head: its length with this, and its checksum.
+const HEAD_SEAL_BYTES: usize = 8;
+
+impl MessageHead {
+    /// Length, checksum, fields: verifiable without the frames that follow.
+    pub fn put_sealed(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.resize(start + HEAD_SEAL_BYTES, 0);
+        self.put(out);
+        let len = (out.len() - start) as u32;
+        out[start..start + 4].copy_from_slice(&len.to_le_bytes());
+        let crc = checksum(&out[start + HEAD_SEAL_BYTES..]);
+        out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    /// The length of the sealed head at the start of a payload.
+    pub fn sealed_len(payload: &[u8]) -> Result<usize, FormatError> {
+        const WHAT: &str = "message head";
+        let mut input = Input(payload);
+        let len = u32::take(&mut input).map_err(|source| FormatError::Decode { what: WHAT, source })? as usize;
+        if len < HEAD_SEAL_BYTES {
+            return Err(FormatError::Misplaced { what: WHAT, detail: format!("a length of {len} bytes") });
+        }
+        Ok(len)
+    }
+
+    pub fn decode_sealed(payload: &[u8]) -> Result<Self, FormatError> {
+        const WHAT: &str = "message head";
+        let len = Self::sealed_len(payload)?;
+        let sealed = payload.get(..len).ok_or(FormatError::Short {
+            what: WHAT,
+            needed: len as u64,
+            available: payload.len() as u64,
+        })?;
+        let mut crc = Input(&sealed[4..8]);
+        let expected = u32::take(&mut crc).map_err(|source| FormatError::Decode { what: WHAT, source })?;
+        verify_checksum(WHAT, expected, &sealed[HEAD_SEAL_BYTES..])?;
+        Self::decode(&sealed[HEAD_SEAL_BYTES..]).map_err(|source| FormatError::Decode { what: WHAT, source })
+    }
+
+    /// Octets of the shared body.
+    pub fn body_octets(&self) -> u64 {
+        self.rest_octets - u64::from(self.header_octets)
+    }
+
+    /// Stored bytes of the frames in the record, in their order there.
+    pub fn frames(&self) -> [(&'static str, FrameInfo); 4] {
+        [
+            ("digest frame", self.digest),
+            ("digest overflow frame", self.digest_overflow),
+            ("header frame", self.header),
+            ("body frame", self.body),
+        ]
+    }
+}
+
+/// A message record that has been read, wholly or up to the end of some frame.
+#[derive(Debug)]
+pub struct MessageReader<'a> {
+    pub head: MessageHead,
+    /// The payload from the end of the head.
+    frames: &'a [u8],
+}
+
+impl<'a> MessageReader<'a> {
+    /// `payload` begins a message record's payload; frames not read yet may be missing at its end.
+    pub fn new(payload: &'a [u8]) -> Result<Self, FormatError> {
+        let head = MessageHead::decode_sealed(payload)?;
+        let frames = &payload[MessageHead::sealed_len(payload)?..];
+        if u64::from(head.header_octets) > head.rest_octets {
+            let detail = format!("a header of {} octets in {}", head.header_octets, head.rest_octets);
+            return Err(FormatError::Misplaced { what: "message head", detail });
+        }
+        Ok(Self { head, frames })
+    }
+
+    fn unpack(&self, wanted: usize, unpacker: &mut Unpacker, out: &mut Vec<u8>) -> Result<(), FormatError> {
+        let mut offset = 0;
+        for (index, (what, info)) in self.head.frames().into_iter().enumerate() {
+            let end = offset + info.stored_len as usize;
+            if index == wanted {
+                let stored = self.frames.get(offset..end).ok_or(FormatError::Short {
+                    what,
+                    needed: end as u64,
+                    available: self.frames.len() as u64,
+                })?;
+                return info.unpack(what, stored, unpacker, out);
+            }
+            offset = end;
+        }
+        Ok(())
+    }
+
+    pub fn digest(&self, unpacker: &mut Unpacker, out: &mut Vec<u8>) -> Result<(), FormatError> {
+        self.unpack(0, unpacker, out)?;
+        self.unpack(1, unpacker, out)
+    }
+
+    pub fn header(&self, unpacker: &mut Unpacker, out: &mut Vec<u8>) -> Result<(), FormatError> {
+        self.unpack(2, unpacker, out)
+    }
+
+    /// The body, where it is in the record; blocks are read by who knows where they are.
+    pub fn body(&self, unpacker: &mut Unpacker, out: &mut Vec<u8>) -> Result<(), FormatError> {
+        self.unpack(3, unpacker, out)
+    }
+}

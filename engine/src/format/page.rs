@@ -1,0 +1,301 @@
+//! Index pages: rkyv archives of a mailbox's state, of its changes since (delta pages), of accounts, and the directory
+//! of an index blob. A page has a header with its own checksum over header and contents.
+
+use rkyv::rancor;
+use rkyv::util::AlignedVec;
+
+use super::codec::{Input, Wire};
+use super::frame::{FRAME_RAW_BYTES_MAX, Packer, Unpacker};
+use super::{FORMAT_VERSION, FormatError, checksum, verify_checksum};
+use crate::ids::Lsn;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"PHPG");
+/// Magic, checksum, version and kind, codec, lengths, as-of LSN, owner.
+pub const PAGE_HEADER_BYTES: usize = 48;
+
+/// What a page holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum PageKind {
+    Mailbox = 1,
+    MailboxDelta = 2,
+    Accounts = 3,
+    Directory = 4,
+    Tombstones = 5,
+}
+
+impl PageKind {
+    fn from_number(number: u16) -> Option<Self> {
+        [Self::Mailbox, Self::MailboxDelta, Self::Accounts, Self::Directory, Self::Tombstones]
+            .into_iter()
+            .find(|&kind| kind as u16 == number)
+    }
+}
+
+/// A message as an index page has it.
+#[derive(Clone, Copy, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct PageMessage {
+    pub uid: u32,
+    pub prefix_of: u16,
+    pub zone_minutes: i16,
+    pub modseq: u64,
+    pub origin: u32,
+    pub message: u64,
+    pub segment: u32,
+    pub offset_units: u32,
+    pub len: u32,
+    pub ordinal: u32,
+    pub head_bytes: u32,
+    pub size: u64,
+    pub internal_date: i64,
+    pub save_date: i64,
+}
+
+/// Expunge history: what went at which mod-sequence, UIDs as runs (first, last).
+#[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct PageExpunges {
+    pub modseq: u64,
+    pub runs: Vec<(u32, u32)>,
+}
+
+/// The whole index of a mailbox as of a page's LSN.
+#[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct MailboxPage {
+    /// Ascending by UID.
+    pub messages: Vec<PageMessage>,
+    /// Portable roaring bitmaps of UIDs, by flag bit.
+    pub flags: Vec<(u8, Vec<u8>)>,
+    pub expunged: Vec<PageExpunges>,
+    pub history_horizon: u64,
+    pub keywords: Vec<String>,
+}
+
+/// The changes of a mailbox since its page: record kind, LSN, location of the record, payload as in the log.
+#[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct DeltaPage {
+    pub changes: Vec<DeltaChange>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct DeltaChange {
+    pub lsn: u64,
+    pub payload: Vec<u8>,
+}
+
+/// Where a page lies; `len` is 0 for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct PageLocation {
+    pub blob: u32,
+    pub len: u32,
+    pub offset: u64,
+}
+
+impl PageLocation {
+    pub fn is_none(self) -> bool {
+        self.len == 0
+    }
+}
+
+/// What stays in memory of a mailbox: answers STATUS and LIST, and gives the next UID.
+#[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct DirectoryEntry {
+    pub mailbox: u64,
+    pub account: u64,
+    pub as_of: u64,
+    pub deleted: bool,
+    pub special_use: u16,
+    pub name: String,
+    pub uid_validity: u32,
+    pub uid_next: u32,
+    pub exists: u32,
+    pub unseen: u32,
+    pub recent_below: u32,
+    pub highest_modseq: u64,
+    pub size: u64,
+    pub page: PageLocation,
+    pub delta: PageLocation,
+}
+
+/// Part of a blob's directory; its pages stand one after another.
+#[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct DirectoryPage {
+    pub mailboxes: Vec<DirectoryEntry>,
+    pub accounts: Vec<AccountEntry>,
+    pub directory: Vec<DirectoryAccount>,
+}
+
+/// What an account has in its own shard besides mailboxes.
+#[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct AccountEntry {
+    pub account: u64,
+    pub as_of: u64,
+    pub uid_validity_next: u32,
+    pub subscriptions: Vec<String>,
+    pub attributes: Vec<(u64, String, Vec<u8>)>,
+}
+
+/// An account record, in shard 0 only.
+#[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct DirectoryAccount {
+    pub account: u64,
+    pub as_of: u64,
+    pub name: String,
+    pub shard: u32,
+    pub password: String,
+    pub deleted: bool,
+    pub uid_validity_floor: u32,
+}
+
+/// Dead records per segment, portable roaring bitmaps of ordinals. A cache: it can be rebuilt.
+#[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct TombstonesPage {
+    pub segments: Vec<(u32, Vec<u8>)>,
+}
+
+/// A page's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageHeader {
+    pub kind: PageKind,
+    /// The contents are the published state as of this LSN.
+    pub as_of: Lsn,
+    /// The mailbox, or 0.
+    pub owner: u64,
+    codec: u8,
+    stored_len: u32,
+    raw_len: u32,
+}
+
+/// Appends a page with the given archive; returns its length.
+pub fn put_page(
+    kind: PageKind,
+    as_of: Lsn,
+    owner: u64,
+    archive: &[u8],
+    packer: &mut Packer,
+    out: &mut Vec<u8>,
+) -> usize {
+    let start = out.len();
+    out.resize(start + PAGE_HEADER_BYTES, 0);
+    let info = packer.pack(archive, out);
+    let mut header = Vec::with_capacity(PAGE_HEADER_BYTES);
+    MAGIC.put(&mut header);
+    0_u32.put(&mut header);
+    (FORMAT_VERSION as u16).put(&mut header);
+    (kind as u16).put(&mut header);
+    u32::from(info.codec).put(&mut header);
+    info.stored_len.put(&mut header);
+    info.raw_len.put(&mut header);
+    as_of.put(&mut header);
+    owner.put(&mut header);
+    out[start..start + header.len()].copy_from_slice(&header);
+    let crc = checksum(&out[start + 8..]);
+    out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+    out.len() - start
+}
+
+/// Verifies a page of the expected kind and owner and gives its archive.
+pub fn open_page(
+    kind: PageKind,
+    owner: u64,
+    bytes: &[u8],
+    unpacker: &mut Unpacker,
+) -> Result<(PageHeader, AlignedVec), FormatError> {
+    let (header, archive, len) = open_page_at(bytes, unpacker)?;
+    if len != bytes.len() || header.kind != kind || header.owner != owner {
+        let detail = format!("{:?} of {} with {len} bytes", header.kind, header.owner);
+        return Err(FormatError::Misplaced { what: "index page", detail });
+    }
+    Ok((header, archive))
+}
+
+/// Verifies the page that starts with `bytes`; gives header, archive and the page's length.
+pub fn open_page_at(bytes: &[u8], unpacker: &mut Unpacker) -> Result<(PageHeader, AlignedVec, usize), FormatError> {
+    const WHAT: &str = "index page";
+    let decode = |source| FormatError::Decode { what: WHAT, source };
+    let available = bytes.len() as u64;
+    let short = |needed: usize| FormatError::Short { what: WHAT, needed: needed as u64, available };
+    let fixed = bytes.get(..PAGE_HEADER_BYTES).ok_or_else(|| short(PAGE_HEADER_BYTES))?;
+    let mut input = Input(fixed);
+    if u32::take(&mut input).map_err(decode)? != MAGIC {
+        return Err(FormatError::Magic(WHAT));
+    }
+    let expected = u32::take(&mut input).map_err(decode)?;
+    let version = u16::take(&mut input).map_err(decode)?;
+    let number = u16::take(&mut input).map_err(decode)?;
+    let codec = u32::take(&mut input).map_err(decode)?;
+    let stored_len = u32::take(&mut input).map_err(decode)?;
+    let raw_len = u32::take(&mut input).map_err(decode)?;
+    let end = PAGE_HEADER_BYTES + stored_len as usize;
+    let page = bytes.get(..end).ok_or_else(|| short(end))?;
+    verify_checksum(WHAT, expected, &page[8..])?;
+    if u32::from(version) != FORMAT_VERSION {
+        return Err(FormatError::Version { what: WHAT, found: version.into() });
+    }
+    let as_of = Lsn::take(&mut input).map_err(decode)?;
+    let owner = u64::take(&mut input).map_err(decode)?;
+    let kind = PageKind::from_number(number)
+        .ok_or_else(|| FormatError::Misplaced { what: WHAT, detail: format!("page kind {number}") })?;
+    let codec = codec as u8;
+    if raw_len as usize > FRAME_RAW_BYTES_MAX {
+        return Err(FormatError::Decompress { what: WHAT });
+    }
+    let stored = &page[PAGE_HEADER_BYTES..];
+    let info = super::frame::FrameInfo { codec, dictionary: 0, stored_len, raw_len, checksum: checksum(stored) };
+    let mut raw = Vec::new();
+    info.unpack(WHAT, stored, unpacker, &mut raw)?;
+    let mut archive = AlignedVec::with_capacity(raw.len());
+    archive.extend_from_slice(&raw);
+    Ok((PageHeader { kind, as_of, owner, codec, stored_len, raw_len }, archive, end))
+}
+
+/// An archive that does not validate, behind a good checksum: a bug or a forged page.
+pub fn archive_error(error: &rancor::Error) -> FormatError {
+    FormatError::Misplaced { what: "index page", detail: format!("its archive is invalid: {error}") }
+}
+
+/// Archives a page's value.
+pub fn archive<T>(value: &T) -> AlignedVec
+where
+    T: for<'a> rkyv::Serialize<
+            rkyv::api::high::HighSerializer<AlignedVec, rkyv::ser::allocator::ArenaHandle<'a>, rancor::Error>,
+        >,
+{
+    rkyv::to_bytes::<rancor::Error>(value).expect("archiving into memory")
+}
+
+/// Validates an archive and gives the value it holds.
+pub fn restore<T>(archive: &AlignedVec) -> Result<T, FormatError>
+where
+    T: rkyv::Archive,
+    T::Archived: for<'a> rkyv::bytecheck::CheckBytes<rkyv::api::high::HighValidator<'a, rancor::Error>>
+        + rkyv::Deserialize<T, rkyv::api::high::HighDeserializer<rancor::Error>>,
+{
+    rkyv::from_bytes::<T, rancor::Error>(archive).map_err(|error| archive_error(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_comes_back_and_every_flipped_bit_is_noticed() {
+        let page = MailboxPage {
+            flags: vec![(0, vec![1, 2, 3])],
+            keywords: vec!["$Junk".to_owned()],
+            expunged: vec![PageExpunges { modseq: 9, runs: vec![(1, 4)] }],
+            ..MailboxPage::default()
+        };
+        let mut bytes = Vec::new();
+        let mut unpacker = Unpacker::default();
+        put_page(PageKind::Mailbox, Lsn(5), 77, &archive(&page), &mut Packer::default(), &mut bytes);
+        let (header, back) = open_page(PageKind::Mailbox, 77, &bytes, &mut unpacker).unwrap();
+        assert_eq!((header.as_of, restore::<MailboxPage>(&back)), (Lsn(5), Ok(page)));
+        assert!(open_page(PageKind::Mailbox, 78, &bytes, &mut unpacker).is_err());
+        assert!(open_page(PageKind::Directory, 77, &bytes, &mut unpacker).is_err());
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 4;
+            assert!(open_page(PageKind::Mailbox, 77, &damaged, &mut unpacker).is_err(), "byte {at}");
+        }
+    }
+}

@@ -3,8 +3,15 @@
 //! This crate knows mailboxes, UIDs, flags, mod-sequences and segments. It knows no protocol and opens no socket.
 //! The format on disk is described in `docs/format.md`, what an acknowledgement means in `docs/durability.md`.
 
+mod checkpoint;
+pub mod error;
 pub mod flags;
 pub mod format;
 pub mod ids;
+pub mod index;
 pub mod io;
 pub mod planted;
+pub mod recovery;
+pub mod shard;
+pub mod state;
+pub mod storage;

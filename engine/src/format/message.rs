@@ -148,6 +148,23 @@ impl MessageHead {
         out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
     }
 
+    /// The length that [`MessageHead::put_sealed`] writes.
+    pub fn sealed_bytes(&self) -> usize {
+        let mut bytes = HEAD_SEAL_BYTES + Self::MIN_BYTES;
+        for placement in &self.placements {
+            let flag_bytes = (u128::BITS - placement.flags.0.leading_zeros()).div_ceil(8) as usize;
+            bytes += Placement::MIN_BYTES + flag_bytes + placement.prefix.len();
+        }
+        bytes += self.blocks.len() * BlockReference::MIN_BYTES + self.contents.len() * MessageId::MIN_BYTES;
+        for extent in &self.extents {
+            bytes += match extent {
+                Extent::Literal { .. } => 9,
+                Extent::Content { .. } => 24,
+            };
+        }
+        bytes
+    }
+
     /// The length of the sealed head at the start of a payload.
     pub fn sealed_len(payload: &[u8]) -> Result<usize, FormatError> {
         const WHAT: &str = "message head";
@@ -238,5 +255,53 @@ impl<'a> MessageReader<'a> {
     /// The body, where it is in the record; blocks are read by who knows where they are.
     pub fn body(&self, unpacker: &mut Unpacker, out: &mut Vec<u8>) -> Result<(), FormatError> {
         self.unpack(3, unpacker, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ShardId;
+
+    #[test]
+    fn a_head_comes_back_has_the_length_it_says_and_notices_every_flipped_bit() {
+        let placement = |uid| Placement {
+            mailbox: MailboxId(9),
+            uid: Uid(uid),
+            modseq: ModSeq(3),
+            flags: Flags::SEEN.with(Flags::keyword(uid as usize)),
+            internal_date: -5,
+            zone_minutes: -90,
+            save_date: 7,
+            prefix: vec![b'x'; uid as usize * 10],
+        };
+        let head = MessageHead {
+            id: MessageId { origin: ShardId(1), lsn: Lsn(2) },
+            as_of: Lsn(0),
+            received_ms: 4,
+            rest_octets: 100,
+            rest_checksum: 5,
+            header_octets: 50,
+            digest: FrameInfo::NONE,
+            digest_overflow: FrameInfo::NONE,
+            header: FrameInfo { codec: 1, dictionary: 2, stored_len: 3, raw_len: 50, checksum: 9 },
+            body: FrameInfo::NONE,
+            placements: vec![placement(1), placement(100)],
+            blocks: vec![BlockReference { lsn: Lsn(1), location: Location::default(), raw_len: 6 }],
+            extents: vec![
+                Extent::Literal { octets: 3 },
+                Extent::Content { content: 0, start: 1, octets: 2, line_octets: 76, crlf: true },
+            ],
+            contents: vec![MessageId::default()],
+        };
+        let mut bytes = Vec::new();
+        head.put_sealed(&mut bytes);
+        assert_eq!(bytes.len(), head.sealed_bytes());
+        assert_eq!(MessageHead::decode_sealed(&bytes), Ok(head));
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 2;
+            assert!(MessageHead::decode_sealed(&damaged).is_err(), "byte {at}");
+        }
     }
 }

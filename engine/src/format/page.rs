@@ -86,8 +86,10 @@ pub struct DeltaChange {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct PageLocation {
     pub blob: u32,
-    pub len: u32,
+    /// The epoch that wrote the blob.
+    pub epoch: u32,
     pub offset: u64,
+    pub len: u32,
 }
 
 impl PageLocation {
@@ -101,7 +103,10 @@ impl PageLocation {
 pub struct DirectoryEntry {
     pub mailbox: u64,
     pub account: u64,
+    /// Every change up to here is in the counters.
     pub as_of: u64,
+    /// Every change up to here is in the pages; those since are in the log's tail.
+    pub page_as_of: u64,
     pub deleted: bool,
     pub special_use: u16,
     pub name: String,

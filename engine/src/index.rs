@@ -1,0 +1,333 @@
+//! The index of one mailbox: its messages in the order of their UIDs, flag bitmaps, and expunge history.
+//!
+//! The index is a base page and the changes since. [`MailboxIndex::apply`] is the only thing that changes it, whether
+//! the change has just been committed or comes from replay.
+
+use std::collections::BTreeMap;
+
+use roaring::RoaringBitmap;
+
+use crate::flags::{Flags, UidSet};
+use crate::format::FormatError;
+use crate::format::codec::{DecodeError, Input, Wire, wire_struct};
+use crate::format::page::{MailboxPage, PageExpunges, PageMessage};
+use crate::format::record::{Expunge, FlagChange};
+use crate::ids::{Location, Lsn, MessageId, ModSeq, SegmentId, ShardId, Uid};
+
+/// Expunges that a mailbox remembers; older ones fall below the horizon.
+pub const EXPUNGE_HISTORY_MAX: usize = 1000;
+
+/// A message in a mailbox.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Message {
+    pub uid: Uid,
+    /// Which placement of the record has this one's prefix bytes.
+    pub prefix_of: u16,
+    pub zone_minutes: i16,
+    pub modseq: ModSeq,
+    pub id: MessageId,
+    pub location: Location,
+    /// Bytes of the record up to the end of its header frame.
+    pub head_bytes: u32,
+    /// RFC822.SIZE: octets of prefix, header and body.
+    pub size: u64,
+    pub internal_date: i64,
+    pub save_date: i64,
+}
+wire_struct!(Message {
+    uid: Uid,
+    prefix_of: u16,
+    zone_minutes: i16,
+    modseq: ModSeq,
+    id: MessageId,
+    location: Location,
+    head_bytes: u32,
+    size: u64,
+    internal_date: i64,
+    save_date: i64,
+});
+
+/// One change of a mailbox's index.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    Place { message: Message, flags: Flags },
+    Flags(FlagChange),
+    Expunge(Expunge),
+    Keyword { number: u16, name: String },
+}
+
+impl Wire for Change {
+    const MIN_BYTES: usize = 1;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Place { message, flags } => {
+                1_u8.put(out);
+                message.put(out);
+                flags.put(out);
+            }
+            Self::Flags(change) => {
+                2_u8.put(out);
+                change.put(out);
+            }
+            Self::Expunge(expunge) => {
+                3_u8.put(out);
+                expunge.put(out);
+            }
+            Self::Keyword { number, name } => {
+                4_u8.put(out);
+                number.put(out);
+                name.put(out);
+            }
+        }
+    }
+
+    fn take(input: &mut Input<'_>) -> Result<Self, DecodeError> {
+        Ok(match u8::take(input)? {
+            1 => Self::Place { message: Wire::take(input)?, flags: Wire::take(input)? },
+            2 => Self::Flags(Wire::take(input)?),
+            3 => Self::Expunge(Wire::take(input)?),
+            4 => Self::Keyword { number: Wire::take(input)?, name: Wire::take(input)? },
+            value => return Err(DecodeError::Value { field: "index change", value: value.into() }),
+        })
+    }
+}
+
+/// A loaded index. Everything in it is published state.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MailboxIndex {
+    /// Ascending by UID.
+    pub messages: Vec<Message>,
+    /// UIDs by flag bit; no empty bitmaps.
+    flags: BTreeMap<u8, RoaringBitmap>,
+    /// Ascending by mod-sequence.
+    pub expunged: Vec<(ModSeq, UidSet)>,
+    /// Expunges at or below this may be missing from the history.
+    pub history_horizon: ModSeq,
+    /// A keyword's number is its place.
+    pub keywords: Vec<String>,
+}
+
+impl MailboxIndex {
+    /// Where a UID stands, or would.
+    pub fn position(&self, uid: Uid) -> Result<usize, usize> {
+        // Dense mailboxes are the rule: the first guess is mostly right.
+        if let Some(first) = self.messages.first() {
+            let guess = uid.0.wrapping_sub(first.uid.0) as usize;
+            if self.messages.get(guess).is_some_and(|message| message.uid == uid) {
+                return Ok(guess);
+            }
+        }
+        self.messages.binary_search_by_key(&uid, |message| message.uid)
+    }
+
+    pub fn message(&self, uid: Uid) -> Option<&Message> {
+        self.position(uid).ok().map(|at| &self.messages[at])
+    }
+
+    pub fn contains(&self, uid: Uid) -> bool {
+        self.position(uid).is_ok()
+    }
+
+    pub fn flags_of(&self, uid: Uid) -> Flags {
+        let mut flags = Flags::NONE;
+        for (&bit, uids) in &self.flags {
+            if uids.contains(uid.0) {
+                flags.0 |= 1 << bit;
+            }
+        }
+        flags
+    }
+
+    /// The UIDs that have a flag.
+    pub fn with_flag(&self, bit: u8) -> Option<&RoaringBitmap> {
+        self.flags.get(&bit)
+    }
+
+    /// All UIDs.
+    pub fn uids(&self) -> UidSet {
+        let uids = self.messages.iter().map(|message| message.uid.0);
+        UidSet(RoaringBitmap::from_sorted_iter(uids).expect("UIDs ascend"))
+    }
+
+    /// The number of a keyword; keywords are compared without regard to ASCII case (RFC 3501, 9: `flag-keyword`).
+    pub fn keyword_number(&self, name: &str) -> Option<usize> {
+        self.keywords.iter().position(|keyword| keyword.eq_ignore_ascii_case(name))
+    }
+
+    /// Roughly the memory that the index takes.
+    pub fn memory_bytes(&self) -> usize {
+        size_of::<Self>()
+            + self.messages.capacity() * size_of::<Message>()
+            + self.flags.values().map(RoaringBitmap::serialized_size).sum::<usize>()
+            + self.expunged.len() * 64
+    }
+
+    /// Applies a change that is newer than everything applied so far.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Place { message, flags } => {
+                match self.messages.last() {
+                    Some(last) if last.uid >= message.uid => match self.position(message.uid) {
+                        Ok(at) => self.messages[at] = *message,
+                        Err(at) => self.messages.insert(at, *message),
+                    },
+                    _ => self.messages.push(*message),
+                }
+                for bit in flags.bits() {
+                    self.flags.entry(bit as u8).or_default().insert(message.uid.0);
+                }
+            }
+            Change::Flags(change) => {
+                for (bit, set) in [(change.set, true), (change.clear.without(change.set), false)] {
+                    for bit in bit.bits() {
+                        let bit = bit as u8;
+                        if set {
+                            *self.flags.entry(bit).or_default() |= &change.uids.0;
+                        } else if let Some(uids) = self.flags.get_mut(&bit) {
+                            *uids -= &change.uids.0;
+                            if uids.is_empty() {
+                                self.flags.remove(&bit);
+                            }
+                        }
+                    }
+                }
+                self.for_each_of(&change.uids, |message| message.modseq = change.modseq);
+            }
+            Change::Expunge(expunge) => {
+                let gone = &expunge.uids.0;
+                let first = expunge.uids.first().map_or(0, |uid| self.position(uid).unwrap_or_else(|at| at));
+                let mut kept = first;
+                for at in first..self.messages.len() {
+                    if !gone.contains(self.messages[at].uid.0) {
+                        self.messages[kept] = self.messages[at];
+                        kept += 1;
+                    }
+                }
+                self.messages.truncate(kept);
+                self.flags.retain(|_, uids| {
+                    *uids -= gone;
+                    !uids.is_empty()
+                });
+                self.expunged.push((expunge.modseq, expunge.uids.clone()));
+                if self.expunged.len() > EXPUNGE_HISTORY_MAX {
+                    let forgotten = self.expunged.len() - EXPUNGE_HISTORY_MAX;
+                    self.history_horizon = self.expunged[forgotten - 1].0;
+                    self.expunged.drain(..forgotten);
+                }
+            }
+            Change::Keyword { number, name } => {
+                let number = *number as usize;
+                if self.keywords.len() <= number {
+                    self.keywords.resize(number + 1, String::new());
+                }
+                self.keywords[number].clone_from(name);
+            }
+        }
+    }
+
+    fn for_each_of(&mut self, uids: &UidSet, mut edit: impl FnMut(&mut Message)) {
+        for (first, last) in uids.runs() {
+            let start = self.position(Uid(first)).unwrap_or_else(|at| at);
+            for message in self.messages[start..].iter_mut().take_while(|message| message.uid.0 <= last) {
+                edit(message);
+            }
+        }
+    }
+
+    /// The UIDs expunged after a mod-sequence. `None` if the history does not reach back so far.
+    pub fn expunged_since(&self, modseq: ModSeq) -> Option<UidSet> {
+        if modseq < self.history_horizon {
+            return None;
+        }
+        let start = self.expunged.partition_point(|(at, _)| *at <= modseq);
+        let mut uids = RoaringBitmap::new();
+        for (_, gone) in &self.expunged[start..] {
+            uids |= &gone.0;
+        }
+        Some(UidSet(uids))
+    }
+
+    pub fn to_page(&self) -> MailboxPage {
+        let flags = self.flags.iter().map(|(&bit, uids)| {
+            let mut bytes = Vec::with_capacity(uids.serialized_size());
+            uids.serialize_into(&mut bytes).expect("writing to memory");
+            (bit, bytes)
+        });
+        MailboxPage {
+            messages: self.messages.iter().map(to_page_message).collect(),
+            flags: flags.collect(),
+            expunged: self
+                .expunged
+                .iter()
+                .map(|(modseq, uids)| PageExpunges { modseq: modseq.0, runs: uids.runs() })
+                .collect(),
+            history_horizon: self.history_horizon.0,
+            keywords: self.keywords.clone(),
+        }
+    }
+
+    /// # Errors
+    /// If a bitmap or a run is not what the checksum says was written.
+    pub fn from_page(page: &MailboxPage) -> Result<Self, FormatError> {
+        const WHAT: &str = "index page";
+        let mut index = Self { history_horizon: ModSeq(page.history_horizon), ..Self::default() };
+        index.messages = page.messages.iter().map(from_page_message).collect();
+        if !index.messages.is_sorted_by(|a, b| a.uid < b.uid) {
+            return Err(FormatError::Misplaced { what: WHAT, detail: "UIDs do not ascend".to_owned() });
+        }
+        for (bit, bytes) in &page.flags {
+            let uids = RoaringBitmap::deserialize_from(&bytes[..])
+                .map_err(|_| FormatError::Decode { what: WHAT, source: DecodeError::Bitmap })?;
+            index.flags.insert(*bit, uids);
+        }
+        for expunge in &page.expunged {
+            let mut uids = RoaringBitmap::new();
+            for &(first, last) in &expunge.runs {
+                uids.insert_range(first..=last);
+            }
+            index.expunged.push((ModSeq(expunge.modseq), UidSet(uids)));
+        }
+        index.keywords.clone_from(&page.keywords);
+        Ok(index)
+    }
+}
+
+fn to_page_message(message: &Message) -> PageMessage {
+    PageMessage {
+        uid: message.uid.0,
+        prefix_of: message.prefix_of,
+        zone_minutes: message.zone_minutes,
+        modseq: message.modseq.0,
+        origin: message.id.origin.0,
+        message: message.id.lsn.0,
+        segment: message.location.segment.0,
+        offset_units: message.location.offset_units,
+        len: message.location.len,
+        ordinal: message.location.ordinal,
+        head_bytes: message.head_bytes,
+        size: message.size,
+        internal_date: message.internal_date,
+        save_date: message.save_date,
+    }
+}
+
+fn from_page_message(message: &PageMessage) -> Message {
+    Message {
+        uid: Uid(message.uid),
+        prefix_of: message.prefix_of,
+        zone_minutes: message.zone_minutes,
+        modseq: ModSeq(message.modseq),
+        id: MessageId { origin: ShardId(message.origin), lsn: Lsn(message.message) },
+        location: Location {
+            segment: SegmentId(message.segment),
+            offset_units: message.offset_units,
+            len: message.len,
+            ordinal: message.ordinal,
+        },
+        head_bytes: message.head_bytes,
+        size: message.size,
+        internal_date: message.internal_date,
+        save_date: message.save_date,
+    }
+}

@@ -1,0 +1,707 @@
+//! Opening a shard: restore the index from its checkpoint, replay the log's tail, and make the verdict durable before
+//! any session sees it.
+//!
+//! A bad batch at or above every position that anything recorded as durable is a torn tail: nobody was told of it, and it
+//! is dropped. A bad batch below such a position is damage: what can still be read of it counts, the rest is named, and
+//! replay goes on.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use crate::error::{EngineError, Finding, RecoveryReport};
+use crate::format::batch::{BATCH_HEADER_BYTES, BatchHeader, Touch, decode_touches, end_of, records};
+use crate::format::frame::Unpacker;
+use crate::format::manifest::{IndexEntry, Manifest, Quarantine, SegmentEntry};
+use crate::format::page::{DirectoryPage, PageKind, open_page_at, restore};
+use crate::format::record::{Record, RecordHeader};
+use crate::format::segment::{Footer, FooterEntry, SegmentHeader};
+use crate::format::{BLOCK_BYTES, FormatError};
+use crate::ids::{Epoch, Location, Lsn, MailboxId, Position, SegmentId, ShardId};
+use crate::planted::{self, Bug};
+use crate::shard::{Recovered, Shard, ShardConfig};
+use crate::state::State;
+use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, StorageError, Wal};
+
+/// Segments are read in pieces of this size.
+const READ_BYTES: usize = 4 << 20;
+
+/// A record found in the log.
+#[derive(Clone, Debug)]
+pub struct FoundRecord {
+    pub header: RecordHeader,
+    /// `None` for a kind that is unknown and may be skipped.
+    pub record: Option<Record>,
+    /// Offset in the segment.
+    pub offset: u64,
+    pub len: u32,
+}
+
+/// A batch, or a run of blocks where one should be.
+#[derive(Clone, Debug)]
+pub struct FoundBatch {
+    pub position: Position,
+    /// Where the next one begins.
+    pub end: u64,
+    pub header: Option<BatchHeader>,
+    pub touches: Vec<Touch>,
+    pub records: Vec<FoundRecord>,
+    /// Offsets in the segment, and what is wrong there. Empty for a good batch.
+    pub errors: Vec<(u64, FormatError)>,
+}
+
+/// What a segment holds, good and bad, in the order of offsets.
+#[derive(Clone, Debug)]
+pub struct FoundSegment {
+    pub name: SegmentName,
+    pub sealed: bool,
+    pub header: Result<SegmentHeader, FormatError>,
+    pub batches: Vec<FoundBatch>,
+}
+
+/// Where the bytes of a segment come from.
+pub(crate) struct SegmentSource<'a, S: Storage> {
+    wal: &'a S::Wal,
+    blobs: &'a S::Blobs,
+    name: SegmentName,
+    sealed: bool,
+}
+
+impl<S: Storage> SegmentSource<'_, S> {
+    async fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
+        if self.sealed {
+            self.blobs.get(BlobName::Segment(self.name), offset, len).await
+        } else {
+            self.wal.read(self.name, offset, len).await
+        }
+    }
+}
+
+/// A window on a segment that is read front to back.
+struct Window<'a, S: Storage> {
+    source: &'a SegmentSource<'a, S>,
+    start: u64,
+    bytes: Vec<u8>,
+    limit: u64,
+}
+
+impl<S: Storage> Window<'_, S> {
+    /// Bytes from `offset`: at least `len` unless the limit comes first.
+    async fn at(&mut self, offset: u64, len: usize) -> Result<&[u8], StorageError> {
+        let len = len.min(self.limit.saturating_sub(offset) as usize);
+        let end = offset + len as u64;
+        if offset < self.start || end > self.start + self.bytes.len() as u64 {
+            let want = len.max(READ_BYTES.min(self.limit.saturating_sub(offset) as usize));
+            self.bytes = self.source.read(offset, want).await?;
+            self.start = offset;
+        }
+        let from = ((offset - self.start) as usize).min(self.bytes.len());
+        Ok(&self.bytes[from..])
+    }
+}
+
+/// Reads a segment's batches in `[from, limit)`; `from` 0 stands for its first batch.
+pub(crate) async fn scan_segment<S: Storage>(
+    source: &SegmentSource<'_, S>,
+    from: u64,
+    limit: u64,
+) -> Result<FoundSegment, StorageError> {
+    let name = source.name;
+    let first = source.read(0, BLOCK_BYTES as usize).await?;
+    let header = match SegmentHeader::length(&first) {
+        Ok(len) => SegmentHeader::decode(&source.read(0, len).await?),
+        Err(error) => Err(error),
+    };
+    let header = header.and_then(|header| {
+        if header.segment == name.segment && header.epoch == name.epoch {
+            return Ok(header);
+        }
+        let detail = format!("segment {}, epoch {}", header.segment, header.epoch);
+        Err(FormatError::Misplaced { what: "segment header", detail })
+    });
+    let first_batch = header.as_ref().map_or(BLOCK_BYTES, |header| header.encode().len() as u64);
+    let mut found = FoundSegment { name, sealed: source.sealed, header, batches: Vec::new() };
+    let mut window = Window { source, start: 0, bytes: Vec::new(), limit };
+    let mut offset = from.max(first_batch);
+    // A run of blocks that are no batch: whether it matters depends on what follows.
+    let mut gap: Option<(u64, FormatError, bool)> = None;
+    while offset < limit {
+        let position = Position { segment: name.segment, offset };
+        let bytes = window.at(offset, BLOCK_BYTES as usize).await?;
+        let block = &bytes[..bytes.len().min(BLOCK_BYTES as usize)];
+        match BatchHeader::decode(block, position, name.epoch) {
+            Ok(header) => {
+                if let Some((start, error, _)) = gap.take() {
+                    found.batches.push(hole(&mut window, name.segment, start, offset, error).await?);
+                }
+                let total = header.total_bytes();
+                let bytes = window.at(offset, total as usize).await?;
+                found.batches.push(open_batch(header, &bytes[..bytes.len().min(total as usize)]));
+                offset += total;
+            }
+            Err(error) => {
+                let is_zero = block.iter().all(|&byte| byte == 0);
+                match &mut gap {
+                    None => gap = Some((offset, error, is_zero)),
+                    Some((_, _, all_zero)) => *all_zero &= is_zero,
+                }
+                offset += BLOCK_BYTES;
+            }
+        }
+    }
+    if let Some((start, error, false)) = gap {
+        found.batches.push(hole(&mut window, name.segment, start, limit, error).await?);
+    } else if let Some((start, error, true)) = gap
+        && source.sealed
+        && start < limit
+    {
+        // A sealed segment has no space after its data.
+        found.batches.push(hole(&mut window, name.segment, start, limit, error).await?);
+    }
+    Ok(found)
+}
+
+/// Describes blocks where a batch should be, with what its touch table still says.
+async fn hole<S: Storage>(
+    window: &mut Window<'_, S>,
+    segment: SegmentId,
+    start: u64,
+    end: u64,
+    error: FormatError,
+) -> Result<FoundBatch, StorageError> {
+    let bytes = window.at(start, (end - start).min(READ_BYTES as u64) as usize).await?;
+    let touches = bytes.get(BATCH_HEADER_BYTES..).and_then(|bytes| decode_touches(bytes).ok()).unwrap_or_default();
+    Ok(FoundBatch {
+        position: Position { segment, offset: start },
+        end,
+        header: None,
+        touches,
+        records: Vec::new(),
+        errors: vec![(start, error)],
+    })
+}
+
+/// Verifies the touch table and records of a batch.
+fn open_batch(header: BatchHeader, bytes: &[u8]) -> FoundBatch {
+    let position = header.position;
+    let mut found = FoundBatch {
+        position,
+        end: end_of(&header).offset,
+        header: Some(header),
+        touches: Vec::new(),
+        records: Vec::with_capacity(header.record_count as usize),
+        errors: Vec::new(),
+    };
+    match bytes.get(BATCH_HEADER_BYTES..).map(decode_touches) {
+        Some(Ok(touches)) => found.touches = touches,
+        Some(Err(error)) => found.errors.push((position.offset + BATCH_HEADER_BYTES as u64, error)),
+        None => {}
+    }
+    let start = header.records_offset();
+    let record_bytes = bytes.get((start - position.offset) as usize..).unwrap_or_default();
+    for result in records(&header, record_bytes) {
+        match result {
+            Ok(record) => {
+                let offset = start + u64::from(record.offset);
+                match Record::decode(record.header.kind, record.payload) {
+                    Ok(decoded) => found.records.push(FoundRecord {
+                        header: record.header,
+                        record: decoded,
+                        offset,
+                        len: record.len,
+                    }),
+                    Err(error) => found.errors.push((offset, error)),
+                }
+            }
+            Err((offset, error)) => found.errors.push((start + u64::from(offset), error)),
+        }
+    }
+    found
+}
+
+impl FoundBatch {
+    pub fn is_good(&self) -> bool {
+        self.header.is_some() && self.errors.is_empty()
+    }
+
+    /// What of the touch table is not among the good records.
+    fn lost(&self) -> Vec<(MailboxId, u32, u32)> {
+        let good: std::collections::BTreeSet<Lsn> = self.records.iter().map(|record| record.header.lsn).collect();
+        self.touches
+            .iter()
+            .filter(|touch| touch.mailbox != MailboxId(0) && !good.contains(&touch.lsn))
+            .map(|touch| (touch.mailbox, touch.first, touch.last))
+            .collect()
+    }
+}
+
+/// The end of the log and what counts of it.
+pub(crate) struct Verdict {
+    pub log_end: Position,
+    pub next_sequence: u64,
+    pub torn: Option<(Position, String)>,
+    pub damage: Vec<Finding>,
+    pub quarantined: Vec<Quarantine>,
+    /// The batches that count, in order.
+    pub batches: Vec<FoundBatch>,
+}
+
+/// Decides what of the scanned segments counts. `proven` is a position before which everything must be there, whatever
+/// the batches say; `sequence` is the one that the first batch should carry, if known.
+pub(crate) fn judge(
+    shard: ShardId,
+    segments: Vec<FoundSegment>,
+    proven: Position,
+    sequence: Option<u64>,
+    start: Position,
+) -> Verdict {
+    let mut durable = proven;
+    for (index, segment) in segments.iter().enumerate() {
+        for batch in &segment.batches {
+            if let Some(header) = &batch.header {
+                durable = durable.max(header.durable);
+            }
+        }
+        // A segment is ended and synced before its successor begins.
+        let succeeded = segments[index + 1..].iter().any(|later| later.header.is_ok());
+        if segment.sealed || succeeded {
+            let end = segment.batches.last().map_or(0, |batch| batch.end);
+            durable = durable.max(Position { segment: segment.name.segment, offset: end });
+        }
+    }
+    let mut verdict = Verdict {
+        log_end: start,
+        next_sequence: sequence.unwrap_or(1),
+        torn: None,
+        damage: Vec::new(),
+        quarantined: Vec::new(),
+        batches: Vec::new(),
+    };
+    let mut expected = sequence;
+    'log: for segment in segments {
+        let file = crate::storage::local::segment_file(segment.name);
+        let directory = if segment.sealed { "seg" } else { "wal" };
+        let file = format!("{}/{directory}/{file}", crate::storage::local::shard_directory(shard));
+        let finding = |offset, what: String, touches| Finding { shard, file: file.clone(), offset, what, touches };
+        let segment_start = Position { segment: segment.name.segment, offset: 0 };
+        if let Err(error) = &segment.header {
+            if segment_start >= durable && segment.batches.is_empty() {
+                // It was begun and never used.
+                continue;
+            }
+            verdict.damage.push(finding(0, error.to_string(), Vec::new()));
+        }
+        for batch in segment.batches {
+            let at = batch.position;
+            if !batch.is_good() {
+                let (offset, error) = batch.errors.first().cloned().unwrap_or((at.offset, FormatError::Magic("batch")));
+                if at >= durable {
+                    let what = format!("{file} at offset {offset}: {error}");
+                    verdict.torn = Some((at, what));
+                    if planted::is_on(Bug::ApplyTornBatch) {
+                        verdict.batches.push(batch);
+                    }
+                    break 'log;
+                }
+                verdict.damage.push(finding(offset, error.to_string(), batch.lost()));
+                verdict.quarantined.push(Quarantine { from: at, len: batch.end - at.offset });
+                expected = batch.header.map(|header| header.sequence + 1);
+                verdict.next_sequence = expected.unwrap_or(verdict.next_sequence + 1);
+                verdict.log_end = Position { segment: at.segment, offset: batch.end };
+                verdict.batches.push(batch);
+                continue;
+            }
+            let header = batch.header.as_ref().expect("good batches have one");
+            if let Some(expected) = expected
+                && header.sequence != expected
+            {
+                let what = format!("batch {} stands where batch {expected} should", header.sequence);
+                verdict.damage.push(finding(at.offset, what, Vec::new()));
+            }
+            expected = Some(header.sequence + 1);
+            verdict.next_sequence = header.sequence + 1;
+            verdict.log_end = Position { segment: at.segment, offset: batch.end };
+            verdict.batches.push(batch);
+        }
+    }
+    verdict
+}
+
+impl<S: Storage> Shard<S> {
+    /// Opens a shard: claims the next epoch, recovers, and starts. When this returns, everything that sessions can see
+    /// is durable.
+    ///
+    /// # Errors
+    /// Storage that fails, a manifest that is damaged or of another version, records of unknown mandatory kinds.
+    pub async fn open(
+        storage: S,
+        id: ShardId,
+        store: u128,
+        config: ShardConfig,
+    ) -> Result<(Self, RecoveryReport), EngineError> {
+        storage.prepare(id).await?;
+        let manifests = storage.manifests(id);
+        let old = match manifests.latest().await? {
+            Some((_, _, bytes)) => Some(read_manifest(&storage, id, store, &bytes)?),
+            None => None,
+        };
+        let epoch = manifests.claim().await?;
+        let mut report = RecoveryReport::default();
+        let recovered = recover(&storage, id, store, epoch, old, &mut report).await?;
+        let shard = Self::start(storage, id, store, epoch, config, recovered);
+        Ok((shard, report))
+    }
+}
+
+fn read_manifest<S: Storage>(storage: &S, id: ShardId, store: u128, bytes: &[u8]) -> Result<Manifest, EngineError> {
+    let _ = storage;
+    let manifest = Manifest::from_bytes(bytes);
+    let manifest = manifest.and_then(|manifest| {
+        if manifest.store == store && manifest.shard == id {
+            return Ok(manifest);
+        }
+        let detail = format!("store {:032x}, shard {}", manifest.store, manifest.shard);
+        Err(FormatError::Misplaced { what: "manifest", detail })
+    });
+    manifest.map_err(|error| {
+        let place = format!("{}/manifest", crate::storage::local::shard_directory(id));
+        crate::error::Damage { place, error }.into()
+    })
+}
+
+/// The segments of the log in order: those the manifest knows, then what its epoch wrote after it.
+pub(crate) async fn log_segments<S: Storage>(
+    wal: &S::Wal,
+    blobs: &S::Blobs,
+    manifest: &Manifest,
+) -> Result<Vec<(SegmentName, bool, Option<u64>)>, StorageError> {
+    let mut segments: BTreeMap<SegmentId, (SegmentName, bool, Option<u64>)> = BTreeMap::new();
+    for entry in &manifest.segments {
+        let name = SegmentName { segment: entry.segment, epoch: entry.epoch };
+        segments.insert(entry.segment, (name, true, Some(entry.data_end)));
+    }
+    for name in wal.list().await? {
+        if name.epoch == manifest.epoch && name.segment >= manifest.first_segment {
+            segments.entry(name.segment).or_insert((name, false, None));
+        }
+    }
+    for blob in blobs.list().await? {
+        if let BlobName::Segment(name) = blob
+            && name.epoch == manifest.epoch
+            && name.segment >= manifest.first_segment
+        {
+            segments.entry(name.segment).or_insert((name, true, None));
+        }
+    }
+    Ok(segments.into_values().collect())
+}
+
+/// Scans the log from `replay_from`, or all of it.
+pub(crate) async fn scan_log<S: Storage>(
+    wal: &S::Wal,
+    blobs: &S::Blobs,
+    manifest: &Manifest,
+    from: Position,
+) -> Result<Vec<FoundSegment>, StorageError> {
+    let mut found = Vec::new();
+    for (name, sealed, data_end) in log_segments::<S>(wal, blobs, manifest).await? {
+        if name.segment < from.segment {
+            continue;
+        }
+        let limit = match (sealed, data_end) {
+            (_, Some(data_end)) => data_end,
+            (true, None) => sealed_data_end::<S>(blobs, name).await?,
+            (false, None) => wal.len(name).await?,
+        };
+        let source = SegmentSource::<S> { wal, blobs, name, sealed };
+        let start = if name.segment == from.segment { from.offset } else { 0 };
+        found.push(scan_segment(&source, start, limit).await?);
+    }
+    Ok(found)
+}
+
+/// Where a sealed segment's batches end, by its trailer; by its length if the trailer is damaged.
+async fn sealed_data_end<S: Storage>(blobs: &S::Blobs, name: SegmentName) -> Result<u64, StorageError> {
+    let (suffix, len) = blobs.get_suffix(BlobName::Segment(name), crate::format::segment::TRAILER_BYTES).await?;
+    Ok(crate::format::segment::Trailer::decode(&suffix, len).map_or(len, |trailer| trailer.data_end))
+}
+
+/// Takes in the directories of a shard's index blobs.
+pub(crate) async fn restore_index<S: Storage>(
+    blobs: &S::Blobs,
+    indexes: &[IndexEntry],
+    state: &mut State,
+) -> Result<Result<(), (IndexEntry, FormatError)>, StorageError> {
+    let mut unpacker = Unpacker::default();
+    let first = indexes.iter().rposition(|entry| entry.full).unwrap_or(0);
+    for entry in &indexes[first..] {
+        let name = BlobName::Index { blob: entry.blob, epoch: entry.epoch };
+        let bytes = match blobs.get(name, entry.directory_offset, entry.directory_len as usize).await {
+            Ok(bytes) => bytes,
+            Err(StorageError::NotFound(_)) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        if bytes.len() as u64 != entry.directory_len {
+            let (needed, available) = (entry.directory_len, bytes.len() as u64);
+            return Ok(Err((entry.clone(), FormatError::Short { what: "index directory", needed, available })));
+        }
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let opened = open_page_at(rest, &mut unpacker).and_then(|(header, archive, len)| {
+                if header.kind != PageKind::Directory {
+                    let detail = format!("{:?} in the directory", header.kind);
+                    return Err(FormatError::Misplaced { what: "index page", detail });
+                }
+                Ok((restore::<DirectoryPage>(&archive)?, len))
+            });
+            let (page, len) = match opened {
+                Ok(opened) => opened,
+                Err(error) => return Ok(Err((entry.clone(), error))),
+            };
+            for mailbox in &page.mailboxes {
+                state.restore_mailbox(mailbox);
+            }
+            for account in &page.accounts {
+                state.restore_account(account);
+            }
+            for account in &page.directory {
+                state.restore_directory(account);
+            }
+            rest = &rest[len..];
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// Applies the records of batches that count, in the order of their LSNs.
+pub(crate) fn replay(state: &mut State, batches: Vec<FoundBatch>, ordinals: &BTreeMap<SegmentId, Vec<u64>>) -> u64 {
+    let mut found = Vec::new();
+    for batch in batches {
+        let segment = batch.position.segment;
+        for record in batch.records {
+            let ordinal = ordinals
+                .get(&segment)
+                .and_then(|offsets| offsets.binary_search(&record.offset).ok())
+                .unwrap_or(u32::MAX as usize);
+            let location = Location {
+                segment,
+                offset_units: (record.offset / 8) as u32,
+                len: record.len,
+                ordinal: ordinal as u32,
+            };
+            if let Some(decoded) = record.record {
+                found.push((record.header, decoded, location));
+            }
+        }
+    }
+    if planted::is_on(Bug::ReplayByFileOrder) {
+        found.sort_by_key(|(header, _, location)| (location.segment.0 % 10, location.offset_units, header.lsn));
+    } else {
+        found.sort_by_key(|(header, ..)| (header.lsn, header.generation));
+    }
+    let count = found.len() as u64;
+    for (header, record, location) in found {
+        state.apply(header.lsn, header.transaction, record, location);
+    }
+    count
+}
+
+async fn recover<S: Storage>(
+    storage: &S,
+    id: ShardId,
+    store: u128,
+    epoch: Epoch,
+    old: Option<Manifest>,
+    report: &mut RecoveryReport,
+) -> Result<Recovered, EngineError> {
+    let (wal, blobs, manifests) = (storage.wal(id), storage.blobs(id), storage.manifests(id));
+    let mut state = State { shard: id, ..State::default() };
+    let is_new = old.is_none();
+    let mut manifest = old.unwrap_or(Manifest { store, shard: id, replay_sequence: 1, ..Manifest::default() });
+    if let Err((entry, error)) = restore_index::<S>(&blobs, &manifest.indexes, &mut state).await? {
+        // The index is a cache of the log: begin again from the log alone.
+        report.damage.push(Finding {
+            shard: id,
+            file: format!(
+                "{}/idx/{}",
+                crate::storage::local::shard_directory(id),
+                crate::storage::local::index_file(entry.blob, entry.epoch)
+            ),
+            offset: entry.directory_offset,
+            what: format!("{error}; the index is rebuilt from the log"),
+            touches: Vec::new(),
+        });
+        state = State { shard: id, ..State::default() };
+        manifest.indexes.clear();
+        manifest.replay_from = Position::default();
+        manifest.replay_sequence = 0;
+    }
+    let mut from = manifest.replay_from;
+    if planted::is_on(Bug::ReplayTooLate) && from.segment.0 > 0 {
+        from = Position { segment: SegmentId(from.segment.0 + 1), offset: 0 };
+    }
+    let segments = scan_log::<S>(&wal, &blobs, &manifest, from).await?;
+    let unsealed: Vec<(SegmentName, bool)> = segments
+        .iter()
+        .filter(|segment| !segment.sealed)
+        .map(|segment| (segment.name, segment.header.is_ok()))
+        .collect();
+    let sealed_unknown: Vec<SegmentName> = segments
+        .iter()
+        .filter(|segment| {
+            segment.sealed && !manifest.segments.iter().any(|entry| entry.segment == segment.name.segment)
+        })
+        .map(|segment| segment.name)
+        .collect();
+    let highest = segments.iter().map(|segment| segment.name.segment.0).max();
+    let next_segment = highest
+        .into_iter()
+        .chain(manifest.segments.iter().map(|entry| entry.segment.0))
+        .max()
+        .map_or(manifest.first_segment.0.max(1), |highest| highest + 1);
+    let sequence = (manifest.replay_sequence > 0).then_some(manifest.replay_sequence);
+    let proven = manifest.replay_from.max(manifest.log_end);
+    let verdict = judge(id, segments, proven, sequence, manifest.replay_from);
+
+    // Footers of what is sealed now, and ordinals of the records for their locations.
+    let mut footers: BTreeMap<SegmentId, Footer> = BTreeMap::new();
+    for batch in &verdict.batches {
+        let footer = footers.entry(batch.position.segment).or_default();
+        footer.data_end = batch.end;
+        for record in &batch.records {
+            footer.entries.push(FooterEntry {
+                offset_units: (record.offset / 8) as u32,
+                len: record.len,
+                kind: record.header.kind,
+                flags: record.header.flags,
+                generation: record.header.generation,
+                lsn: record.header.lsn,
+            });
+        }
+    }
+    // A segment that replay reads from its middle has records before that: count them too.
+    if manifest.replay_from.offset > 0
+        && let Some(footer) = footers.get_mut(&manifest.replay_from.segment)
+    {
+        let name = log_segments::<S>(&wal, &blobs, &manifest).await?.into_iter();
+        if let Some((name, sealed, _)) =
+            name.into_iter().find(|(name, ..)| name.segment == manifest.replay_from.segment)
+        {
+            let source = SegmentSource::<S> { wal: &wal, blobs: &blobs, name, sealed };
+            let head = scan_segment(&source, 0, manifest.replay_from.offset).await?;
+            let entries = head.batches.iter().flat_map(|batch| &batch.records).map(|record| FooterEntry {
+                offset_units: (record.offset / 8) as u32,
+                len: record.len,
+                kind: record.header.kind,
+                flags: record.header.flags,
+                generation: record.header.generation,
+                lsn: record.header.lsn,
+            });
+            footer.entries.splice(0..0, entries);
+        }
+    }
+    let ordinals: BTreeMap<SegmentId, Vec<u64>> = footers
+        .iter()
+        .map(|(&segment, footer)| {
+            (segment, footer.entries.iter().map(|entry| u64::from(entry.offset_units) * 8).collect())
+        })
+        .collect();
+
+    // What replay has read may be page cache only: make it durable before anyone can see it.
+    let mut sealed_now = Vec::new();
+    for (name, header_is_good) in unsealed {
+        let ends_here = name.segment == verdict.log_end.segment;
+        let counts = footers.get(&name.segment).is_some_and(|footer| !footer.entries.is_empty())
+            || (ends_here && verdict.log_end.offset > BLOCK_BYTES);
+        if !counts || !header_is_good {
+            wal.discard(name).await?;
+            continue;
+        }
+        wal.sync(name).await?;
+        let mut footer = footers.get(&name.segment).cloned().unwrap_or_default();
+        if footer.data_end == 0 {
+            footer.data_end = verdict.log_end.offset;
+        }
+        wal.seal(name, footer.data_end, footer.encode()).await?;
+        sealed_now.push((name, footer.data_end, footer.entries.len() as u32));
+    }
+    for name in sealed_unknown {
+        let data_end = sealed_data_end::<S>(&blobs, name).await?;
+        let count = footers.get(&name.segment).map_or(0, |footer| footer.entries.len());
+        sealed_now.push((name, data_end, count as u32));
+    }
+    for (name, data_end, records) in sealed_now {
+        manifest.segments.push(SegmentEntry {
+            segment: name.segment,
+            epoch: name.epoch,
+            generation: 0,
+            data_end,
+            records,
+        });
+    }
+    manifest.segments.sort_by_key(|entry| entry.segment);
+
+    let tail_bytes: u64 = verdict.batches.iter().map(|batch| batch.end - batch.position.offset).sum();
+    report.batches = verdict.batches.len() as u64;
+    report.bytes = tail_bytes;
+    report.torn_tail = verdict.torn;
+    report.damage.extend(verdict.damage);
+    report.records = replay(&mut state, verdict.batches, &ordinals);
+    manifest.quarantined.extend(verdict.quarantined);
+    manifest.epoch = epoch;
+    manifest.number = 1;
+    manifest.first_segment = SegmentId(next_segment);
+    manifest.log_end = if is_new { Position::default() } else { verdict.log_end };
+    if !planted::is_on(Bug::TrustPageCache) || is_new {
+        manifests.commit(epoch, 1, manifest.to_bytes()).await?;
+        manifests.tidy(epoch, 1).await?;
+    }
+
+    let sealed = manifest
+        .segments
+        .iter()
+        .map(|entry| (entry.segment, SegmentName { segment: entry.segment, epoch: entry.epoch }));
+    let next_index_blob = next_index_blob::<S>(&blobs).await?;
+    Ok(Recovered {
+        state,
+        next_sequence: verdict.next_sequence,
+        next_segment: SegmentId(next_segment),
+        next_index_blob,
+        sealed: sealed.collect(),
+        tail_bytes,
+        manifest,
+    })
+}
+
+/// A number that no index blob has, committed or not.
+async fn next_index_blob<S: Storage>(blobs: &S::Blobs) -> Result<u32, StorageError> {
+    let names = blobs.list().await?;
+    let numbers = names.iter().filter_map(|name| match name {
+        BlobName::Index { blob, .. } => Some(*blob),
+        BlobName::Segment(_) => None,
+    });
+    Ok(numbers.max().map_or(1, |highest| highest + 1))
+}
+
+/// What a whole scan of a shard's log amounts to, independent of its index: for checks.
+pub(crate) async fn rebuild<S: Storage>(
+    storage: &S,
+    id: ShardId,
+    manifest: &Manifest,
+) -> Result<(State, Verdict), EngineError> {
+    let (wal, blobs) = (storage.wal(id), storage.blobs(id));
+    let segments = scan_log::<S>(&wal, &blobs, manifest, Position::default()).await?;
+    let proven = manifest.replay_from.max(manifest.log_end);
+    let mut verdict = judge(id, segments, proven, None, Position::default());
+    let mut ordinals: BTreeMap<SegmentId, Vec<u64>> = BTreeMap::new();
+    for batch in &verdict.batches {
+        ordinals.entry(batch.position.segment).or_default().extend(batch.records.iter().map(|record| record.offset));
+    }
+    let mut state = State { shard: id, ..State::default() };
+    let batches = std::mem::take(&mut verdict.batches);
+    replay(&mut state, batches, &ordinals);
+    Ok((state, verdict))
+}
+
+/// Keeps the state of a rebuilt shard where checks can share it.
+pub type SharedState = Rc<RefCell<State>>;

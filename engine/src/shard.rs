@@ -1,0 +1,771 @@
+//! A shard: one log, one state, one owner.
+//!
+//! Commands validate and allot against the pending tip, append records to the batch being built, and wait. One task, the
+//! committer, takes the batch whenever the device is idle, writes and syncs it, publishes its records to the state that
+//! sessions read, and only then answers. Nothing between validation and append awaits, so the order of LSNs is the order
+//! of validation.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, Notify, oneshot};
+
+use crate::error::EngineError;
+use crate::format::batch::{BATCH_BYTES_MAX, BatchBuilder, Touch};
+use crate::format::frame::{Packer, Unpacker};
+use crate::format::manifest::{Manifest, SegmentEntry};
+use crate::format::record::{Commit, Record, RecordHeader, kind};
+use crate::format::segment::{Footer, FooterEntry, SegmentHeader};
+use crate::ids::{AccountId, Epoch, Location, Lsn, MailboxId, MessageId, Position, SegmentId, ShardId};
+use crate::io::Runtime;
+use crate::planted::{self, Bug};
+use crate::state::State;
+use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, StorageError, Wal};
+
+/// How a shard is to work. `docs/configuration.md` gives the ranges.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// A segment is sealed before it would grow past this. 1 MB - 16 GB.
+    pub segment_size_bytes: u64,
+    /// A checkpoint is taken after so much log. 1 MB - 1 GB.
+    pub checkpoint_bytes: u64,
+    /// Loaded mailbox indexes are dropped, least recently used first, past this.
+    pub index_cache_bytes: usize,
+    /// How long the committer may gather further deliveries while they keep coming.
+    pub gather_us_max: u64,
+    /// A message may have so many octets.
+    pub message_octets_max: u64,
+}
+
+impl Default for ShardConfig {
+    fn default() -> Self {
+        Self {
+            segment_size_bytes: 256 << 20,
+            checkpoint_bytes: 64 << 20,
+            index_cache_bytes: 64 << 20,
+            gather_us_max: 2000,
+            message_octets_max: 100 << 20,
+        }
+    }
+}
+
+/// Submitters wait while the batch being built is larger than this.
+const BUILDING_BYTES_MAX: usize = 8 << 20;
+/// A batch stops gathering at this size: larger ones add latency and no rate.
+const BATCH_BYTES_GATHERED: usize = 1 << 20;
+/// After so long without a commit, an empty batch records that the last one is durable.
+const IDLE_MARK_AFTER: Duration = Duration::from_millis(200);
+
+/// Counters since the shard was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardStats {
+    pub batches: u64,
+    pub records: u64,
+    pub log_bytes: u64,
+    pub segments_sealed: u64,
+    pub checkpoints: u64,
+    pub index_loads: u64,
+    pub record_reads: u64,
+    pub record_read_bytes: u64,
+}
+
+/// A record waiting for its commit.
+struct PendingRecord {
+    lsn: Lsn,
+    transaction: u64,
+    record: Record,
+    /// Offset from the batch's first record, and length.
+    offset: u32,
+    len: u32,
+}
+
+/// Where a committed batch put its records.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Committed {
+    segment: SegmentId,
+    records_offset: u64,
+    first_ordinal: u32,
+}
+
+/// A record's place in the batch being built; its location once that is committed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlaceInBatch {
+    offset: u32,
+    len: u32,
+    index: u32,
+}
+
+impl Committed {
+    pub(crate) fn location(&self, place: PlaceInBatch) -> Location {
+        Location {
+            segment: self.segment,
+            offset_units: u32::try_from((self.records_offset + u64::from(place.offset)) / 8)
+                .expect("segments are at most 32 GB"),
+            len: place.len,
+            ordinal: self.first_ordinal + place.index,
+        }
+    }
+}
+
+type Waiter = oneshot::Sender<Result<Committed, EngineError>>;
+
+/// The batch being built.
+#[derive(Default)]
+struct Building {
+    batch: BatchBuilder,
+    records: Vec<PendingRecord>,
+    /// Mailboxes whose tip counts an operation of this batch, once for each.
+    touched: Vec<MailboxId>,
+    waiters: Vec<Waiter>,
+    /// Somebody waits, or the records must not stay in memory: commit now.
+    wanted: bool,
+}
+
+/// The unsealed segment.
+pub(crate) struct ActiveSegment {
+    pub name: SegmentName,
+    pub entries: Vec<FooterEntry>,
+}
+
+/// The log's side of a shard.
+pub(crate) struct Log {
+    building: Building,
+    next_counter: u64,
+    pub next_sequence: u64,
+    pub active: Option<ActiveSegment>,
+    pub next_segment: SegmentId,
+    /// Where the next batch goes.
+    pub position: Position,
+    /// Everything before is durable.
+    pub durable: Position,
+    pub poisoned: Option<Arc<str>>,
+    stopping: bool,
+    /// The last durable batch is not yet recorded as such by a later one.
+    unmarked: bool,
+    pub bytes_since_checkpoint: u64,
+    pub manifest: Manifest,
+    pub next_index_blob: u32,
+}
+
+pub(crate) struct Inner<S: Storage> {
+    pub storage: S,
+    pub wal: S::Wal,
+    pub blobs: S::Blobs,
+    pub manifests: S::Manifests,
+    pub id: ShardId,
+    pub store: u128,
+    pub epoch: Epoch,
+    pub config: ShardConfig,
+    pub state: RefCell<State>,
+    pub log: RefCell<Log>,
+    /// Sealed segments by id; the active one is in `log`.
+    pub sealed: RefCell<BTreeMap<SegmentId, SegmentName>>,
+    pub packer: RefCell<Packer>,
+    pub unpacker: RefCell<Unpacker>,
+    /// Structure changes of an account go one after another.
+    pub account_locks: RefCell<BTreeMap<AccountId, Rc<Mutex<()>>>>,
+    /// Accounts are created, changed and deleted one after another (shard 0).
+    pub directory_lock: Mutex<()>,
+    /// Commits of the manifest go one after another.
+    pub manifest_lock: Mutex<()>,
+    work: Notify,
+    room: Notify,
+    ended: Notify,
+    committer_ended: Cell<bool>,
+    pub checkpoint_runs: Cell<bool>,
+    pub stats: Cell<ShardStats>,
+    pub clock: Cell<u64>,
+    pub cached_index_bytes: Cell<usize>,
+    /// Deliveries that are on their way here; the committer gathers only while there are others.
+    pub expected: Cell<u32>,
+}
+
+/// A shard that this thread owns. Clones are the same shard.
+pub struct Shard<S: Storage>(pub(crate) Rc<Inner<S>>);
+
+impl<S: Storage> Clone for Shard<S> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+/// What recovery hands to a shard that starts.
+pub(crate) struct Recovered {
+    pub state: State,
+    pub manifest: Manifest,
+    pub next_sequence: u64,
+    pub next_segment: SegmentId,
+    pub next_index_blob: u32,
+    pub sealed: BTreeMap<SegmentId, SegmentName>,
+    pub tail_bytes: u64,
+}
+
+/// An operation's wait for its commit.
+#[must_use]
+pub(crate) struct Ticket(oneshot::Receiver<Result<Committed, EngineError>>, ShardId);
+
+impl Ticket {
+    /// Durable and published on return.
+    pub(crate) async fn committed(self) -> Result<Committed, EngineError> {
+        self.0.await.unwrap_or(Err(EngineError::Stopping(self.1)))
+    }
+}
+
+impl Log {
+    /// Whether changes are taken.
+    pub(crate) fn check_open(&self, shard: ShardId) -> Result<(), EngineError> {
+        if let Some(reason) = &self.poisoned {
+            return Err(EngineError::Poisoned { shard, reason: Arc::clone(reason) });
+        }
+        if self.stopping { Err(EngineError::Stopping(shard)) } else { Ok(()) }
+    }
+
+    pub(crate) fn next_lsn(&mut self, epoch: Epoch) -> Lsn {
+        let lsn = Lsn::new(epoch, self.next_counter);
+        self.next_counter += 1;
+        lsn
+    }
+
+    /// Appends a record, with the bytes of its frames if it has any.
+    pub(crate) fn push(&mut self, lsn: Lsn, transaction: u64, record: Record, frames: &[&[u8]]) -> PlaceInBatch {
+        let header = RecordHeader { kind: record.kind(), flags: 0, generation: 0, lsn, transaction };
+        let building = &mut self.building;
+        let (offset, len) = building.batch.push(header, |out| {
+            record.put_payload(out);
+            for frame in frames {
+                out.extend_from_slice(frame);
+            }
+        });
+        let batch = &mut building.batch;
+        let kind = record.kind();
+        record.touches(&mut |mailbox, first, last| batch.touch(Touch { mailbox, first, last, lsn, kind }));
+        let index = building.records.len() as u32;
+        building.records.push(PendingRecord { lsn, transaction, record, offset, len });
+        PlaceInBatch { offset, len, index }
+    }
+
+    /// Closes a transaction that began with the record of LSN `transaction`.
+    pub(crate) fn push_commit(&mut self, epoch: Epoch, transaction: u64, records: u32) {
+        let lsn = self.next_lsn(epoch);
+        self.push(lsn, 0, Record::Commit(Commit { transaction, records }), &[]);
+    }
+
+    /// Notes that a mailbox's tip counts one more operation of this batch.
+    pub(crate) fn touched(&mut self, mailbox: MailboxId) {
+        self.building.touched.push(mailbox);
+    }
+}
+
+/// Waits for the first of two; both may be dropped without loss.
+pub(crate) async fn either(first: impl Future<Output = ()>, second: impl Future<Output = ()>) {
+    let (mut first, mut second) = (pin!(first), pin!(second));
+    std::future::poll_fn(|context| {
+        if first.as_mut().poll(context).is_ready() || second.as_mut().poll(context).is_ready() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
+impl<S: Storage> Shard<S> {
+    /// Starts the committer on what recovery found.
+    pub(crate) fn start(
+        storage: S,
+        id: ShardId,
+        store: u128,
+        epoch: Epoch,
+        config: ShardConfig,
+        from: Recovered,
+    ) -> Self {
+        let log = Log {
+            building: Building::default(),
+            next_counter: 1,
+            next_sequence: from.next_sequence,
+            active: None,
+            next_segment: from.next_segment,
+            position: Position { segment: from.next_segment, offset: 0 },
+            durable: from.manifest.log_end,
+            poisoned: None,
+            stopping: false,
+            unmarked: false,
+            bytes_since_checkpoint: from.tail_bytes,
+            manifest: from.manifest,
+            next_index_blob: from.next_index_blob,
+        };
+        let inner = Inner {
+            wal: storage.wal(id),
+            blobs: storage.blobs(id),
+            manifests: storage.manifests(id),
+            storage,
+            id,
+            store,
+            epoch,
+            config,
+            state: RefCell::new(from.state),
+            log: RefCell::new(log),
+            sealed: RefCell::new(from.sealed),
+            packer: RefCell::default(),
+            unpacker: RefCell::default(),
+            account_locks: RefCell::default(),
+            directory_lock: Mutex::new(()),
+            manifest_lock: Mutex::new(()),
+            work: Notify::new(),
+            room: Notify::new(),
+            ended: Notify::new(),
+            committer_ended: Cell::new(false),
+            checkpoint_runs: Cell::new(false),
+            stats: Cell::default(),
+            clock: Cell::new(0),
+            cached_index_bytes: Cell::new(0),
+            expected: Cell::new(0),
+        };
+        let shard = Self(Rc::new(inner));
+        let committer = shard.clone();
+        shard.0.storage.spawn(async move { committer.run_committer().await });
+        shard
+    }
+
+    pub fn id(&self) -> ShardId {
+        self.0.id
+    }
+
+    pub fn stats(&self) -> ShardStats {
+        self.0.stats.get()
+    }
+
+    pub(crate) fn count(&self, edit: impl FnOnce(&mut ShardStats)) {
+        let mut stats = self.0.stats.get();
+        edit(&mut stats);
+        self.0.stats.set(stats);
+    }
+
+    /// Says that a delivery is on its way, so that a commit may wait for it a little; drop the guard when it is
+    /// submitted or given up.
+    pub fn expect_delivery(&self) -> ExpectedDelivery<S> {
+        self.0.expected.set(self.0.expected.get() + 1);
+        ExpectedDelivery(self.clone())
+    }
+
+    /// Waits until the batch being built has room, and checks that changes are taken.
+    pub(crate) async fn admit(&self) -> Result<(), EngineError> {
+        loop {
+            let room = self.0.room.notified();
+            {
+                let log = self.0.log.borrow();
+                log.check_open(self.0.id)?;
+                if log.building.batch.record_bytes() < BUILDING_BYTES_MAX {
+                    return Ok(());
+                }
+            }
+            room.await;
+        }
+    }
+
+    /// Ends a submission: the caller waits for the commit of everything pushed so far.
+    pub(crate) fn ticket(&self, log: &mut Log) -> Ticket {
+        let (sender, receiver) = oneshot::channel();
+        log.building.waiters.push(sender);
+        log.building.wanted = true;
+        self.0.work.notify_one();
+        Ticket(receiver, self.0.id)
+    }
+
+    async fn run_committer(self) {
+        loop {
+            loop {
+                let (wanted, stopping, unmarked) = {
+                    let log = self.0.log.borrow();
+                    (log.building.wanted, log.stopping, log.unmarked && log.poisoned.is_none())
+                };
+                if wanted || stopping {
+                    break;
+                }
+                if unmarked {
+                    let sleep = self.0.storage.sleep(IDLE_MARK_AFTER);
+                    either(self.0.work.notified(), sleep).await;
+                    if !self.0.log.borrow().building.wanted && !self.0.log.borrow().stopping {
+                        self.mark_durable().await;
+                    }
+                } else {
+                    self.0.work.notified().await;
+                }
+            }
+            if !self.0.log.borrow().building.batch.is_empty() {
+                self.gather().await;
+                self.commit().await;
+            } else if self.0.log.borrow().stopping {
+                break;
+            } else {
+                self.0.log.borrow_mut().building.wanted = false;
+            }
+            if self.0.log.borrow().bytes_since_checkpoint >= self.0.config.checkpoint_bytes
+                && !self.0.checkpoint_runs.get()
+            {
+                let shard = self.clone();
+                self.0.storage.spawn(async move {
+                    // The error has been noted, and the next commit tries again.
+                    let _ = shard.checkpoint().await;
+                });
+            }
+        }
+        self.0.committer_ended.set(true);
+        self.0.ended.notify_waiters();
+    }
+
+    /// Lets further deliveries join the batch: as long as each round of the other tasks brings some, and not for long.
+    async fn gather(&self) {
+        let inner = &self.0;
+        let begun = inner.storage.now();
+        let mut waiters = 0;
+        loop {
+            {
+                let log = inner.log.borrow();
+                let now_waiting = log.building.waiters.len();
+                let enough = log.building.batch.record_bytes() >= BATCH_BYTES_GATHERED;
+                if enough || log.stopping || inner.expected.get() == 0 || now_waiting == waiters {
+                    break;
+                }
+                waiters = now_waiting;
+            }
+            if inner.storage.now().saturating_sub(begun) >= Duration::from_micros(inner.config.gather_us_max) {
+                break;
+            }
+            inner.storage.yield_now().await;
+        }
+    }
+
+    /// Writes, syncs and publishes the batch that has been built.
+    async fn commit(&self) {
+        let inner = &self.0;
+        let building = std::mem::take(&mut inner.log.borrow_mut().building);
+        inner.room.notify_waiters();
+        let batch_bytes = building.batch.total_bytes();
+        assert!(batch_bytes <= BATCH_BYTES_MAX, "a batch of {batch_bytes} bytes");
+        if let Err(error) = self.make_room(batch_bytes).await {
+            return self.fail(building, error);
+        }
+        let records_start = building.batch.records_start();
+        let Building { batch, records, touched, waiters, .. } = building;
+        let (name, position, bytes) = {
+            let log = inner.log.borrow();
+            let active = log.active.as_ref().expect("make_room began a segment");
+            (active.name, log.position, batch.finish(log.next_sequence, inner.epoch, log.position, log.durable))
+        };
+        let committed = |log: &Log| Committed {
+            segment: position.segment,
+            records_offset: position.offset + records_start,
+            first_ordinal: log.active.as_ref().map_or(0, |active| active.entries.len() as u32),
+        };
+        let mut rest = Some((records, touched, waiters));
+        if planted::is_on(Bug::PublishBeforeSync) {
+            let (records, touched, waiters) = rest.take().expect("just made");
+            let committed = committed(&inner.log.borrow());
+            self.publish(committed, batch_bytes, records, touched, waiters);
+        }
+        let (result, _) = inner.wal.append(name, position.offset, bytes, true).await;
+        let Some((records, touched, waiters)) = rest else { return };
+        match result {
+            Err(error) if !planted::is_on(Bug::IgnoreFailedSync) => {
+                let building = Building { records, touched, waiters, ..Building::default() };
+                self.poison(&error);
+                self.fail(building, EngineError::Storage(Arc::new(error)));
+            }
+            _ => {
+                let committed = committed(&inner.log.borrow());
+                self.publish(committed, batch_bytes, records, touched, waiters);
+            }
+        }
+    }
+
+    /// Publishes a batch in one step, without an await, and answers its waiters.
+    fn publish(
+        &self,
+        committed: Committed,
+        batch_bytes: u64,
+        records: Vec<PendingRecord>,
+        touched: Vec<MailboxId>,
+        waiters: Vec<Waiter>,
+    ) {
+        let inner = &self.0;
+        let mut log = inner.log.borrow_mut();
+        let mut state = inner.state.borrow_mut();
+        self.count(|stats| {
+            stats.batches += 1;
+            stats.records += records.len() as u64;
+            stats.log_bytes += batch_bytes;
+        });
+        let active = log.active.as_mut().expect("the batch was written to it");
+        for (index, pending) in records.into_iter().enumerate() {
+            let PendingRecord { lsn, transaction, record, offset, len } = pending;
+            let location = committed.location(PlaceInBatch { offset, len, index: index as u32 });
+            active.entries.push(FooterEntry {
+                offset_units: location.offset_units,
+                len,
+                kind: record.kind(),
+                flags: 0,
+                generation: 0,
+                lsn,
+            });
+            state.apply(lsn, transaction, record, location);
+        }
+        for mailbox in touched {
+            if let Some(slot) = state.slots.get_mut(&mailbox)
+                && let Some(tip) = &mut slot.tip
+            {
+                tip.pending -= 1;
+                if tip.pending == 0 {
+                    slot.tip = None;
+                }
+            }
+        }
+        log.position.offset += batch_bytes;
+        log.durable = log.position;
+        log.next_sequence += 1;
+        log.unmarked = true;
+        log.bytes_since_checkpoint += batch_bytes;
+        drop(state);
+        drop(log);
+        for waiter in waiters {
+            // A caller that has gone away does not undo its change.
+            let _ = waiter.send(Ok(committed));
+        }
+    }
+
+    /// Fails a batch, everything queued behind it, and the tip they stand on.
+    fn fail(&self, building: Building, error: EngineError) {
+        let queued = std::mem::take(&mut self.0.log.borrow_mut().building);
+        self.0.state.borrow_mut().discard_tips();
+        for waiter in building.waiters.into_iter().chain(queued.waiters) {
+            let _ = waiter.send(Err(error.clone()));
+        }
+        self.0.room.notify_waiters();
+    }
+
+    /// Takes no more changes until the shard is opened again.
+    pub(crate) fn poison(&self, error: &StorageError) {
+        let mut log = self.0.log.borrow_mut();
+        log.poisoned.get_or_insert_with(|| error.to_string().into());
+    }
+
+    /// Makes sure that the active segment can take a batch, sealing it and beginning the next where it cannot.
+    async fn make_room(&self, batch_bytes: u64) -> Result<(), EngineError> {
+        let inner = &self.0;
+        let (fits, has_active) = {
+            let log = inner.log.borrow();
+            let end = log.position.offset + batch_bytes;
+            let is_fresh = log.active.as_ref().is_some_and(|active| active.entries.is_empty());
+            (log.active.is_some() && (end <= inner.config.segment_size_bytes || is_fresh), log.active.is_some())
+        };
+        if fits {
+            return Ok(());
+        }
+        if has_active && let Err(error) = self.seal_active().await {
+            self.poison(&error);
+            return Err(error.into());
+        }
+        if let Err(error) = self.begin_segment(batch_bytes).await {
+            if !matches!(error, StorageError::NoSpace(_)) {
+                self.poison(&error);
+            }
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Seals the active segment. Its batches are all durable.
+    pub(crate) async fn seal_active(&self) -> Result<(), StorageError> {
+        let inner = &self.0;
+        let (active, data_end) = {
+            let mut log = inner.log.borrow_mut();
+            let data_end = log.position.offset;
+            match log.active.take() {
+                Some(active) => (active, data_end),
+                None => return Ok(()),
+            }
+        };
+        let records = active.entries.len() as u32;
+        // Until the seal is done readers find the segment in the log; after it, under the same name in the blobs.
+        let footer = Footer { data_end, entries: active.entries };
+        let result = inner.wal.seal(active.name, data_end, footer.encode()).await;
+        inner.sealed.borrow_mut().insert(active.name.segment, active.name);
+        result?;
+        let entry = SegmentEntry { segment: active.name.segment, epoch: inner.epoch, generation: 0, data_end, records };
+        inner.log.borrow_mut().manifest.segments.push(entry);
+        self.count(|stats| stats.segments_sealed += 1);
+        Ok(())
+    }
+
+    async fn begin_segment(&self, batch_bytes: u64) -> Result<(), StorageError> {
+        let inner = &self.0;
+        let (segment, first_batch) = {
+            let log = inner.log.borrow();
+            (log.next_segment, log.next_sequence)
+        };
+        let name = SegmentName { segment, epoch: inner.epoch };
+        let header = SegmentHeader {
+            store: inner.store,
+            shard: inner.id,
+            epoch: inner.epoch,
+            segment,
+            generation: 0,
+            first_batch,
+            dictionaries: Vec::new(),
+        };
+        let header = header.encode();
+        let header_len = header.len() as u64;
+        let reserve = inner.config.segment_size_bytes.max(header_len + batch_bytes);
+        inner.wal.begin(name, header, reserve).await?;
+        let mut log = inner.log.borrow_mut();
+        log.active = Some(ActiveSegment { name, entries: Vec::new() });
+        log.next_segment = SegmentId(segment.0 + 1);
+        log.position = Position { segment, offset: header_len };
+        log.durable = log.position;
+        Ok(())
+    }
+
+    /// Appends an empty batch that says the last one is durable, without a sync of its own.
+    async fn mark_durable(&self) {
+        let inner = &self.0;
+        let (name, position, bytes) = {
+            let mut log = inner.log.borrow_mut();
+            log.unmarked = false;
+            let Some(active) = &log.active else { return };
+            let batch = BatchBuilder::default();
+            if log.position.offset + batch.total_bytes() > inner.config.segment_size_bytes {
+                return;
+            }
+            (active.name, log.position, batch.finish(log.next_sequence, inner.epoch, log.position, log.durable))
+        };
+        let len = bytes.len() as u64;
+        match inner.wal.append(name, position.offset, bytes, false).await.0 {
+            Ok(()) => {
+                let mut log = inner.log.borrow_mut();
+                log.position.offset += len;
+                log.next_sequence += 1;
+            }
+            Err(error) => self.poison(&error),
+        }
+    }
+
+    /// Stops taking changes, finishes those in hand, takes a checkpoint and seals the log. What was acknowledged is
+    /// durable with or without this; a shard that was stopped starts without replay.
+    ///
+    /// # Errors
+    /// The log was poisoned, or fails now. Nothing acknowledged is lost by that.
+    pub async fn stop(&self) -> Result<(), EngineError> {
+        let inner = &self.0;
+        inner.log.borrow_mut().stopping = true;
+        inner.work.notify_one();
+        inner.room.notify_waiters();
+        while !inner.committer_ended.get() {
+            let ended = inner.ended.notified();
+            if inner.committer_ended.get() {
+                break;
+            }
+            ended.await;
+        }
+        if let Some(reason) = &inner.log.borrow().poisoned {
+            return Err(EngineError::Poisoned { shard: inner.id, reason: Arc::clone(reason) });
+        }
+        self.checkpoint().await?;
+        self.seal_active().await?;
+        self.commit_manifest(|_| {}).await?;
+        Ok(())
+    }
+
+    /// Commits the next manifest of this epoch, edited. Durable on return.
+    pub(crate) async fn commit_manifest(&self, edit: impl FnOnce(&mut Manifest)) -> Result<(), EngineError> {
+        let inner = &self.0;
+        let _one_at_a_time = inner.manifest_lock.lock().await;
+        let mut manifest = inner.log.borrow().manifest.clone();
+        edit(&mut manifest);
+        manifest.number += 1;
+        let bytes = manifest.to_bytes();
+        if let Err(error) = inner.manifests.commit(inner.epoch, manifest.number, bytes).await {
+            // Whether it counts is unknown: this epoch can commit nothing more.
+            self.poison(&error);
+            return Err(error.into());
+        }
+        {
+            // Segments may have been sealed meanwhile.
+            let mut log = inner.log.borrow_mut();
+            manifest.segments.clone_from(&log.manifest.segments);
+            log.manifest = manifest.clone();
+        }
+        inner.manifests.tidy(inner.epoch, manifest.number).await?;
+        Ok(())
+    }
+
+    /// The id of a message whose record has this LSN.
+    pub(crate) fn message_id(&self, lsn: Lsn) -> MessageId {
+        MessageId { origin: self.0.id, lsn }
+    }
+
+    /// Reads bytes of a record; fewer only if the segment ends.
+    pub(crate) async fn read_segment(
+        &self,
+        segment: SegmentId,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>, EngineError> {
+        let inner = &self.0;
+        let active = inner.log.borrow().active.as_ref().map(|active| active.name);
+        self.count(|stats| {
+            stats.record_reads += 1;
+            stats.record_read_bytes += len as u64;
+        });
+        if let Some(name) = active
+            && name.segment == segment
+        {
+            return Ok(inner.wal.read(name, offset, len).await?);
+        }
+        let name = inner.sealed.borrow().get(&segment).copied();
+        match name {
+            Some(name) => Ok(inner.blobs.get(BlobName::Segment(name), offset, len).await?),
+            None => {
+                // It is being sealed right now.
+                let name = SegmentName { segment, epoch: inner.epoch };
+                Ok(inner.wal.read(name, offset, len).await?)
+            }
+        }
+    }
+
+    /// Names a position for people.
+    pub(crate) fn describe(&self, position: Position) -> String {
+        let name = self.0.sealed.borrow().get(&position.segment).copied();
+        let name = name.unwrap_or(SegmentName { segment: position.segment, epoch: self.0.epoch });
+        self.0.storage.describe(self.0.id, name, position)
+    }
+
+    /// The lock of an account's structure.
+    pub(crate) fn account_lock(&self, account: AccountId) -> Rc<Mutex<()>> {
+        let mut locks = self.0.account_locks.borrow_mut();
+        if locks.len() > 1024 {
+            locks.retain(|_, lock| Rc::strong_count(lock) > 1);
+        }
+        Rc::clone(locks.entry(account).or_default())
+    }
+}
+
+/// See [`Shard::expect_delivery`].
+pub struct ExpectedDelivery<S: Storage>(Shard<S>);
+
+impl<S: Storage> Drop for ExpectedDelivery<S> {
+    fn drop(&mut self) {
+        let expected = &self.0.0.expected;
+        expected.set(expected.get() - 1);
+    }
+}
+
+/// The kinds of records that change what sessions see; others are bookkeeping.
+pub fn is_bookkeeping(kind: u16) -> bool {
+    matches!(kind, kind::BLOCK | kind::CONTENT | kind::COMMIT | kind::RELOCATION | kind::RECEIPT)
+}

@@ -1,0 +1,522 @@
+//! The state of a shard: what its log amounts to. [`State::apply`] takes records in the order of their LSNs, from a
+//! commit or from replay alike, and ignores what it already knows.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::{Rc, Weak};
+
+use roaring::RoaringBitmap;
+use tokio::sync::Notify;
+
+use crate::flags::{Flags, UidSet};
+use crate::format::message::MessageHead;
+use crate::format::page::{AccountEntry, DirectoryAccount, DirectoryEntry, PageLocation};
+use crate::format::record::{AccountRecord, MailboxChange, Record};
+use crate::ids::{AccountId, Location, Lsn, MailboxId, ModSeq, ShardId, Uid};
+use crate::index::{Change, MailboxIndex, Message};
+use crate::planted::{self, Bug};
+
+/// What stays in memory of every mailbox: published state that needs no index.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Meta {
+    pub mailbox: MailboxId,
+    pub account: AccountId,
+    /// Every change of this mailbox up to here is in.
+    pub as_of: Lsn,
+    pub special_use: u16,
+    pub name: String,
+    pub uid_validity: u32,
+    pub uid_next: u32,
+    pub exists: u32,
+    pub unseen: u32,
+    /// UIDs from here on have been claimed as `\Recent` by no session.
+    pub recent_below: u32,
+    pub highest_modseq: u64,
+    /// Octets of all messages.
+    pub size: u64,
+}
+
+/// What has been promised but is not durable yet. New commands are checked against this.
+#[derive(Debug, Default)]
+pub struct Tip {
+    /// Operations between submission and publication.
+    pub pending: u32,
+    pub uid_next: u32,
+    pub highest_modseq: u64,
+    pub deleted: bool,
+    pub expunged: RoaringBitmap,
+    /// By flag bit: UIDs that will have it, and UIDs that will not.
+    pub flags: BTreeMap<u8, (RoaringBitmap, RoaringBitmap)>,
+    /// Pending mod-sequences, ascending.
+    pub modified: Vec<(ModSeq, UidSet)>,
+    /// Keywords that will exist, after those of the index.
+    pub keywords: Vec<(u16, String)>,
+}
+
+impl Tip {
+    /// Notes flags that `uids` will have and lose.
+    pub fn change_flags(&mut self, uids: &UidSet, set: Flags, clear: Flags) {
+        for (flags, becomes) in [(clear.without(set), false), (set, true)] {
+            for bit in flags.bits() {
+                let (on, off) = self.flags.entry(bit as u8).or_default();
+                if becomes {
+                    *on |= &uids.0;
+                    *off -= &uids.0;
+                } else {
+                    *off |= &uids.0;
+                    *on -= &uids.0;
+                }
+            }
+        }
+    }
+
+    /// A message's flags at the tip, from its published ones.
+    pub fn flags_of(&self, uid: Uid, published: Flags) -> Flags {
+        let mut flags = published;
+        for (&bit, (on, off)) in &self.flags {
+            if on.contains(uid.0) {
+                flags.0 |= 1 << bit;
+            } else if off.contains(uid.0) {
+                flags.0 &= !(1 << bit);
+            }
+        }
+        flags
+    }
+
+    /// A message's mod-sequence at the tip.
+    pub fn modseq_of(&self, uid: Uid, published: ModSeq) -> ModSeq {
+        let newest = self.modified.iter().rev().find(|(_, uids)| uids.contains(uid));
+        newest.map_or(published, |(modseq, _)| *modseq)
+    }
+}
+
+/// Told when a mailbox's published state has changed.
+#[derive(Debug, Default)]
+pub struct Watcher {
+    pub changed: Cell<bool>,
+    pub notify: Notify,
+}
+
+impl Watcher {
+    fn wake(&self) {
+        self.changed.set(true);
+        self.notify.notify_one();
+    }
+}
+
+/// A mailbox in memory.
+#[derive(Debug, Default)]
+pub struct Slot {
+    pub meta: Meta,
+    pub page: PageLocation,
+    pub delta_page: PageLocation,
+    /// What the pages have: every change up to here.
+    pub page_as_of: Lsn,
+    /// Changes since the pages.
+    pub delta: Vec<(Lsn, Change)>,
+    /// Pages and delta, put together; may be dropped at any time.
+    pub index: Option<Box<MailboxIndex>>,
+    pub tip: Option<Box<Tip>>,
+    pub watchers: Vec<Weak<Watcher>>,
+    /// The checkpoint does not have this state.
+    pub dirty: bool,
+    /// When it was last used, for eviction of the index.
+    pub used: u64,
+}
+
+impl Slot {
+    /// The tip, made from published state if nothing is pending.
+    pub fn tip(&mut self) -> &mut Tip {
+        let meta = &self.meta;
+        self.tip.get_or_insert_with(|| {
+            Box::new(Tip { uid_next: meta.uid_next, highest_modseq: meta.highest_modseq, ..Tip::default() })
+        })
+    }
+
+    pub fn to_entry(&self) -> DirectoryEntry {
+        let meta = &self.meta;
+        DirectoryEntry {
+            mailbox: meta.mailbox.0,
+            account: meta.account.0,
+            as_of: meta.as_of.0,
+            page_as_of: self.page_as_of.0,
+            deleted: false,
+            special_use: meta.special_use,
+            name: meta.name.clone(),
+            uid_validity: meta.uid_validity,
+            uid_next: meta.uid_next,
+            exists: meta.exists,
+            unseen: meta.unseen,
+            recent_below: meta.recent_below,
+            highest_modseq: meta.highest_modseq,
+            size: meta.size,
+            page: self.page,
+            delta: self.delta_page,
+        }
+    }
+
+    pub fn from_entry(entry: &DirectoryEntry) -> Self {
+        let meta = Meta {
+            mailbox: MailboxId(entry.mailbox),
+            account: AccountId(entry.account),
+            as_of: Lsn(entry.as_of),
+            special_use: entry.special_use,
+            name: entry.name.clone(),
+            uid_validity: entry.uid_validity,
+            uid_next: entry.uid_next,
+            exists: entry.exists,
+            unseen: entry.unseen,
+            recent_below: entry.recent_below,
+            highest_modseq: entry.highest_modseq,
+            size: entry.size,
+        };
+        let page_as_of = Lsn(entry.page_as_of);
+        Self { meta, page: entry.page, delta_page: entry.delta, page_as_of, ..Self::default() }
+    }
+
+    /// Wakes whoever watches, and forgets who no longer does.
+    pub fn wake_watchers(&mut self) {
+        self.watchers.retain(|watcher| match watcher.upgrade() {
+            Some(watcher) => {
+                watcher.wake();
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// Counts a change that the counters do not have yet.
+    fn count(&mut self, change: &Change) {
+        let meta = &mut self.meta;
+        match change {
+            Change::Place { message, flags } => {
+                meta.uid_next = meta.uid_next.max(message.uid.0.saturating_add(1));
+                meta.highest_modseq = meta.highest_modseq.max(message.modseq.0);
+                meta.exists += 1;
+                meta.size += message.size;
+                meta.unseen += u32::from(!flags.contains(Flags::SEEN));
+            }
+            Change::Flags(change) => {
+                meta.highest_modseq = meta.highest_modseq.max(change.modseq.0);
+                meta.unseen = meta.unseen.saturating_add_signed(change.unseen_change);
+            }
+            Change::Expunge(expunge) => {
+                if !planted::is_on(Bug::ForgetExpungeModSeq) {
+                    meta.highest_modseq = meta.highest_modseq.max(expunge.modseq.0);
+                }
+                meta.exists = meta.exists.saturating_sub(expunge.uids.len() as u32);
+                meta.unseen = meta.unseen.saturating_sub(expunge.unseen);
+                meta.size = meta.size.saturating_sub(expunge.size);
+                if planted::is_on(Bug::ReissueUid)
+                    && let Some(last) = expunge.uids.last()
+                    && last.0 + 1 == meta.uid_next
+                {
+                    meta.uid_next = last.0;
+                }
+            }
+            Change::Keyword { .. } => {}
+        }
+    }
+}
+
+/// What an account has in its shard.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AccountState {
+    pub as_of: Lsn,
+    pub mailboxes: BTreeMap<String, MailboxId>,
+    pub subscriptions: std::collections::BTreeSet<String>,
+    /// The next UIDVALIDITY; outlives every mailbox.
+    pub uid_validity_next: u32,
+    pub attributes: BTreeMap<(MailboxId, String), Vec<u8>>,
+    pub dirty: bool,
+}
+
+/// The published state of a shard.
+#[derive(Debug, Default)]
+pub struct State {
+    pub shard: ShardId,
+    /// Everything up to here is published.
+    pub as_of: Lsn,
+    pub slots: BTreeMap<MailboxId, Slot>,
+    pub accounts: BTreeMap<AccountId, AccountState>,
+    /// Mailboxes deleted since the last checkpoint's full directory: entries that say so must follow older ones.
+    pub deleted: BTreeMap<MailboxId, Lsn>,
+    /// Shard 0 only: account records.
+    pub directory: BTreeMap<AccountId, AccountRecord>,
+    pub directory_as_of: BTreeMap<AccountId, Lsn>,
+    /// Account records that the checkpoint does not have.
+    pub directory_changed: std::collections::BTreeSet<AccountId>,
+    /// Records of transactions that have not been closed.
+    pub(crate) open: BTreeMap<u64, Vec<(Lsn, Record, Location)>>,
+    /// Dead records, by segment: ordinals. A cache for compaction.
+    pub tombstones: BTreeMap<u32, RoaringBitmap>,
+}
+
+impl State {
+    /// Whether a transaction is open, so that no checkpoint may be taken.
+    pub fn has_open_transaction(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// Applies the next record of the log.
+    pub fn apply(&mut self, lsn: Lsn, transaction: u64, record: Record, location: Location) {
+        if let Record::Commit(commit) = &record {
+            let transaction = commit.transaction;
+            for (lsn, record, location) in self.open.remove(&transaction).unwrap_or_default() {
+                self.apply_now(lsn, record, location);
+            }
+        } else if transaction != 0 && !planted::is_on(Bug::IgnoreTransactions) {
+            self.open.entry(transaction).or_default().push((lsn, record, location));
+            return;
+        } else {
+            self.apply_now(lsn, record, location);
+        }
+        self.as_of = self.as_of.max(lsn);
+    }
+
+    fn apply_now(&mut self, lsn: Lsn, record: Record, location: Location) {
+        match record {
+            Record::Message(head) => self.place_message(lsn, &head, location),
+            Record::Placements(placements) => {
+                if planted::is_on(Bug::LoseMoveTarget) && placements.items.len() == 1 {
+                    return;
+                }
+                let changes = placements.items.into_iter().map(|item| Change::Place {
+                    message: Message {
+                        uid: item.uid,
+                        prefix_of: item.prefix_of,
+                        zone_minutes: item.zone_minutes,
+                        modseq: placements.modseq,
+                        id: item.message,
+                        location: item.location,
+                        head_bytes: item.head_bytes,
+                        size: item.size,
+                        internal_date: item.internal_date,
+                        save_date: item.save_date,
+                    },
+                    flags: item.flags,
+                });
+                self.change_mailbox(lsn, placements.mailbox, changes);
+            }
+            Record::Flags(change) => self.change_mailbox(lsn, change.mailbox, [Change::Flags(change)]),
+            Record::Expunge(expunge) => {
+                self.change_mailbox(lsn, expunge.mailbox, [Change::Expunge(expunge)]);
+            }
+            Record::Keyword(keyword) => {
+                let change = Change::Keyword { number: keyword.number, name: keyword.name };
+                self.change_mailbox(lsn, keyword.mailbox, [change]);
+            }
+            Record::Recent(recent) => {
+                if let Some(slot) = self.slots.get_mut(&recent.mailbox)
+                    && lsn > slot.meta.as_of
+                {
+                    slot.meta.recent_below = slot.meta.recent_below.max(recent.below.0);
+                    slot.meta.as_of = lsn;
+                    slot.dirty = true;
+                }
+            }
+            Record::Mailbox(change) => self.change_structure(lsn, change),
+            Record::Subscription(subscription) => {
+                let account = self.accounts.entry(subscription.account).or_default();
+                if lsn > account.as_of {
+                    if subscription.subscribed {
+                        account.subscriptions.insert(subscription.name);
+                    } else {
+                        account.subscriptions.remove(&subscription.name);
+                    }
+                    account.as_of = lsn;
+                    account.dirty = true;
+                }
+            }
+            Record::Attribute(attribute) => {
+                let account = self.accounts.entry(attribute.account).or_default();
+                if lsn > account.as_of {
+                    let key = (attribute.mailbox, attribute.name);
+                    if attribute.value.is_empty() {
+                        account.attributes.remove(&key);
+                    } else {
+                        account.attributes.insert(key, attribute.value);
+                    }
+                    account.as_of = lsn;
+                    account.dirty = true;
+                }
+            }
+            Record::Account(record) => {
+                if self.directory_as_of.get(&record.account).is_none_or(|&as_of| lsn > as_of) {
+                    self.directory_as_of.insert(record.account, lsn);
+                    self.directory_changed.insert(record.account);
+                    self.directory.insert(record.account, record);
+                }
+            }
+            // Blocks and contents are found through what refers to them; receipts and relocations have no user yet.
+            Record::Block(_) | Record::Content(_) | Record::Commit(_) | Record::Receipt(_) | Record::Relocation(_) => {}
+            Record::Base(base) => {
+                let Some(slot) = self.slots.get_mut(&base.mailbox) else { return };
+                if base.as_of >= slot.meta.as_of {
+                    slot.meta.uid_next = slot.meta.uid_next.max(base.uid_next.0);
+                    slot.meta.highest_modseq = slot.meta.highest_modseq.max(base.highest_modseq.0);
+                    slot.dirty = true;
+                }
+            }
+        }
+    }
+
+    fn place_message(&mut self, lsn: Lsn, head: &MessageHead, location: Location) {
+        let head_bytes = head_bytes(head);
+        for (number, placement) in head.placements.iter().enumerate() {
+            let message = Message {
+                uid: placement.uid,
+                prefix_of: number as u16,
+                zone_minutes: placement.zone_minutes,
+                modseq: placement.modseq,
+                id: head.id,
+                location,
+                head_bytes,
+                size: placement.prefix.len() as u64 + head.rest_octets,
+                internal_date: placement.internal_date,
+                save_date: placement.save_date,
+            };
+            self.change_mailbox(lsn, placement.mailbox, [Change::Place { message, flags: placement.flags }]);
+        }
+    }
+
+    fn change_mailbox(&mut self, lsn: Lsn, mailbox: MailboxId, changes: impl IntoIterator<Item = Change>) {
+        // A change of a mailbox that has been deleted since finds nothing to change.
+        let Some(slot) = self.slots.get_mut(&mailbox) else { return };
+        // A checkpoint's counters may be newer than its pages.
+        let (counted, paged) = (lsn <= slot.meta.as_of, lsn <= slot.page_as_of);
+        if counted && paged {
+            return;
+        }
+        for change in changes {
+            if !counted {
+                slot.count(&change);
+            }
+            if !paged {
+                if let Some(index) = &mut slot.index {
+                    index.apply(&change);
+                }
+                slot.delta.push((lsn, change));
+            }
+        }
+        slot.meta.as_of = slot.meta.as_of.max(lsn);
+        slot.dirty = true;
+        slot.wake_watchers();
+    }
+
+    fn change_structure(&mut self, lsn: Lsn, change: MailboxChange) {
+        match change {
+            MailboxChange::Create { mailbox, account, name, uid_validity, special_use } => {
+                let state = self.accounts.entry(account).or_default();
+                state.uid_validity_next = state.uid_validity_next.max(uid_validity.saturating_add(1));
+                state.as_of = state.as_of.max(lsn);
+                state.dirty = true;
+                if self.slots.contains_key(&mailbox) || self.deleted.contains_key(&mailbox) {
+                    return;
+                }
+                state.mailboxes.insert(name.clone(), mailbox);
+                let meta = Meta {
+                    mailbox,
+                    account,
+                    as_of: lsn,
+                    special_use,
+                    name,
+                    uid_validity,
+                    uid_next: 1,
+                    recent_below: 1,
+                    highest_modseq: 1,
+                    ..Meta::default()
+                };
+                self.slots.insert(mailbox, Slot { meta, dirty: true, ..Slot::default() });
+            }
+            MailboxChange::Rename { mailbox, name } => {
+                let Some(slot) = self.slots.get_mut(&mailbox) else { return };
+                if lsn <= slot.meta.as_of {
+                    return;
+                }
+                if let Some(account) = self.accounts.get_mut(&slot.meta.account) {
+                    if account.mailboxes.get(&slot.meta.name) == Some(&mailbox) {
+                        account.mailboxes.remove(&slot.meta.name);
+                    }
+                    account.mailboxes.insert(name.clone(), mailbox);
+                }
+                slot.meta.name = name;
+                slot.meta.as_of = lsn;
+                slot.dirty = true;
+            }
+            MailboxChange::Delete { mailbox } => {
+                let Some(mut slot) = self.slots.remove(&mailbox) else { return };
+                slot.wake_watchers();
+                if let Some(account) = self.accounts.get_mut(&slot.meta.account)
+                    && account.mailboxes.get(&slot.meta.name) == Some(&mailbox)
+                {
+                    account.mailboxes.remove(&slot.meta.name);
+                    account.as_of = account.as_of.max(lsn);
+                    account.dirty = true;
+                }
+                self.deleted.insert(mailbox, lsn);
+            }
+        }
+    }
+
+    /// Takes in a directory entry of a checkpoint; entries come in the order they were written.
+    pub fn restore_mailbox(&mut self, entry: &DirectoryEntry) {
+        let mailbox = MailboxId(entry.mailbox);
+        if let Some(old) = self.slots.remove(&mailbox)
+            && let Some(account) = self.accounts.get_mut(&old.meta.account)
+        {
+            account.mailboxes.remove(&old.meta.name);
+        }
+        if entry.deleted {
+            self.deleted.insert(mailbox, Lsn(entry.as_of));
+            return;
+        }
+        let account = self.accounts.entry(AccountId(entry.account)).or_default();
+        account.mailboxes.insert(entry.name.clone(), mailbox);
+        account.uid_validity_next = account.uid_validity_next.max(entry.uid_validity.saturating_add(1));
+        self.slots.insert(mailbox, Slot::from_entry(entry));
+    }
+
+    pub fn restore_account(&mut self, entry: &AccountEntry) {
+        let account = self.accounts.entry(AccountId(entry.account)).or_default();
+        account.as_of = Lsn(entry.as_of);
+        account.uid_validity_next = account.uid_validity_next.max(entry.uid_validity_next);
+        account.subscriptions = entry.subscriptions.iter().cloned().collect();
+        account.attributes = entry
+            .attributes
+            .iter()
+            .map(|(mailbox, name, value)| ((MailboxId(*mailbox), name.clone()), value.clone()))
+            .collect();
+    }
+
+    pub fn restore_directory(&mut self, entry: &DirectoryAccount) {
+        let record = AccountRecord {
+            account: AccountId(entry.account),
+            name: entry.name.clone(),
+            shard: ShardId(entry.shard),
+            password: entry.password.clone(),
+            deleted: entry.deleted,
+            uid_validity_floor: entry.uid_validity_floor,
+        };
+        self.directory_as_of.insert(record.account, Lsn(entry.as_of));
+        self.directory.insert(record.account, record);
+    }
+
+    /// Forgets everything that was promised: the log failed before it became durable.
+    pub fn discard_tips(&mut self) {
+        for slot in self.slots.values_mut() {
+            slot.tip = None;
+        }
+    }
+}
+
+/// Bytes of a message record up to the end of its header frame.
+pub fn head_bytes(head: &MessageHead) -> u32 {
+    let frames = head.digest.stored_len + head.digest_overflow.stored_len + head.header.stored_len;
+    (crate::format::record::RECORD_HEADER_BYTES + head.sealed_bytes()) as u32 + frames
+}
+
+/// Whether `watcher` has anything to look at, and clears it.
+pub fn take_change(watcher: &Rc<Watcher>) -> bool {
+    watcher.changed.replace(false)
+}

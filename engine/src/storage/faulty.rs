@@ -1,0 +1,1 @@
+//! Storage that is slow, fails, and gives ambiguous results, around any other: the engine must behave on it.

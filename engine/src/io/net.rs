@@ -8,7 +8,11 @@
 //!   receive returns `TimedOut`. So do [`Socket::cancel_all`] and [`Socket::shutdown`].
 //! - **A send is awaited to its end** too; after a dropped one it is unknown how much was sent.
 //! - One task receives and one sends at any time; they may be two tasks.
-//! - A connection that waits needs no buffer: wait in [`Socket::readable`], then take one.
+//! - A connection that waits needs no buffer: wait in [`Socket::readable`], then take one. Receiving at once costs a
+//!   tenth less than waiting first, so do that while requests keep coming.
+//!
+//! Sends try the plain system call first and go to the ring only when the socket is full: a queued send would leave
+//! only when every ready task has run, which under load is long after the reply was made.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -460,7 +464,8 @@ impl Acceptor {
     /// The next connection. The future may be dropped at any time.
     ///
     /// # Errors
-    /// ECANCELED after [`Acceptor::stop`]; otherwise, as with EMFILE, a later call may succeed.
+    /// ECANCELED after [`Acceptor::stop`]. After any other error, such as EMFILE, a later call may succeed; sleep before
+    /// it, as the connection is still waiting and the call returns at once.
     pub async fn accept(&self) -> io::Result<OwnedFd> {
         loop {
             if self.stopped.get() {

@@ -113,7 +113,7 @@ pub(super) fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     Ok(fd.map(|fd| unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).expect("descriptors are ints")) }))
 }
 
-/// Which directions [`shutdown`] ends.
+/// Which directions of a connection to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shutdown {
     /// What arrives from now on is lost; a waiting read sees the end of the stream.

@@ -9,7 +9,13 @@
 //! - A future of a *file* operation may be dropped: the operation then runs to its end unobserved.
 //! - Nothing is durable before [`File::sync_data`] (file contents and size) or [`Io::sync_dir`] (names) has returned.
 
+mod epoll;
+pub mod net;
+mod pool;
+pub mod real;
 pub mod sim;
+mod sys;
+mod uring;
 
 use std::future::Future;
 use std::io;
@@ -85,6 +91,7 @@ pub trait Io: Runtime {
 }
 
 /// An open file. Clones share the open file.
+#[expect(clippy::len_without_is_empty, reason = "nobody asks a file whether it is empty")]
 pub trait File: Clone + 'static {
     /// Reads `len` bytes at `offset`; fewer only where the file ends.
     fn read_at(&self, offset: u64, len: usize) -> impl Future<Output = io::Result<Vec<u8>>>;

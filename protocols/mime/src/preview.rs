@@ -27,7 +27,14 @@ pub(crate) fn preview(text: TextPart<'_>) -> String {
         std::borrow::Cow::Borrowed(body)
     };
     let characters = to_utf8(&decoded, text.charset);
-    if text.is_html { squeeze(&strip_tags(&characters)) } else { squeeze(&without_quotes(&characters)) }
+    let mut squeezer = Squeezer::default();
+    // Both stop as soon as the preview is full.
+    if text.is_html {
+        push_without_tags(&mut squeezer, &characters)
+    } else {
+        push_without_quotes(&mut squeezer, &characters)
+    };
+    squeezer.out
 }
 
 fn to_utf8<'a>(bytes: &'a [u8], charset: &[u8]) -> std::borrow::Cow<'a, str> {
@@ -87,31 +94,26 @@ fn decode_quoted_printable(body: &[u8]) -> std::borrow::Cow<'static, [u8]> {
     out.into()
 }
 
-/// Leaves out lines that quote, and what follows a signature mark.
-fn without_quotes(text: &str) -> String {
-    let mut out = String::with_capacity(text.len().min(PREVIEW_CHARS_MAX * 4));
-    for line in text.lines() {
-        if line == "-- " || out.len() > PREVIEW_CHARS_MAX * 4 {
+/// Leaves out lines that quote, and what follows a signature mark. `None` once the preview is full.
+fn push_without_quotes(out: &mut Squeezer, text: &str) -> Option<()> {
+    for line in text.split_inclusive('\n') {
+        if line.trim_end_matches(['\r', '\n']) == "-- " {
             break;
         }
         if !line.starts_with('>') {
-            out.push_str(line);
-            out.push(' ');
+            out.push(line)?;
         }
     }
-    out
+    Some(())
 }
 
-/// Leaves out tags and what is within style and script. Entities of a few kinds become their characters.
-fn strip_tags(html: &str) -> String {
-    let mut out = String::with_capacity(html.len().min(PREVIEW_CHARS_MAX * 4));
+/// Leaves out tags and what is within style and script. Entities of a few kinds become their characters. `None` once the
+/// preview is full.
+fn push_without_tags(out: &mut Squeezer, html: &str) -> Option<()> {
     let mut rest = html;
     while let Some(start) = rest.find('<') {
-        push_text(&mut out, &rest[..start]);
+        push_text(out, &rest[..start])?;
         rest = &rest[start..];
-        if out.len() > PREVIEW_CHARS_MAX * 4 {
-            return out;
-        }
         let opens = |name: &str| rest.get(1..=name.len()).is_some_and(|tag| tag.eq_ignore_ascii_case(name));
         let end = if rest.starts_with("<!--") {
             rest.find("-->").map(|end| end + 3)
@@ -120,11 +122,10 @@ fn strip_tags(html: &str) -> String {
         } else {
             rest.find('>').map(|end| end + 1)
         };
-        out.push(' ');
+        out.push(" ")?;
         rest = &rest[end.unwrap_or(rest.len())..];
     }
-    push_text(&mut out, rest);
-    out
+    push_text(out, rest)
 }
 
 /// The end of `</name ...>` in `html`.
@@ -139,42 +140,63 @@ fn find_end_tag(html: &str, name: &str) -> Option<usize> {
     None
 }
 
-fn push_text(out: &mut String, text: &str) {
+fn push_text(out: &mut Squeezer, text: &str) -> Option<()> {
     const ENTITIES: [(&str, &str); 7] =
         [("nbsp;", " "), ("amp;", "&"), ("lt;", "<"), ("gt;", ">"), ("quot;", "\""), ("#39;", "'"), ("zwnj;", "")];
     let mut rest = text;
     while let Some(start) = rest.find('&') {
-        out.push_str(&rest[..start]);
+        out.push(&rest[..start])?;
         rest = &rest[start + 1..];
         match ENTITIES.iter().find(|(name, _)| rest.starts_with(name)) {
             Some((name, value)) => {
-                out.push_str(value);
+                out.push(value)?;
                 rest = &rest[name.len()..];
             }
-            None => out.push('&'),
+            None => out.push("&")?,
         }
     }
-    out.push_str(rest);
+    out.push(rest)
 }
 
 /// One space between words, no control characters, and at most the length of a preview.
-fn squeeze(text: &str) -> String {
-    let mut out = String::new();
-    let mut count = 0;
-    for word in text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
-        for c in std::iter::once(' ').skip(usize::from(out.is_empty())).chain(word.chars()) {
-            if count == PREVIEW_CHARS_MAX {
-                return out;
+#[derive(Default)]
+struct Squeezer {
+    out: String,
+    count: usize,
+    space: bool,
+}
+
+impl Squeezer {
+    /// `None` once the preview is full.
+    fn push(&mut self, text: &str) -> Option<()> {
+        for c in text.chars() {
+            match c {
+                '!'..='~' => {}
+                ' ' => {
+                    self.space = true;
+                    continue;
+                }
+                c if c.is_whitespace() || c.is_control() => {
+                    self.space = true;
+                    continue;
+                }
+                // Characters that pad the previews of bulk mail.
+                '\u{200b}'..='\u{200f}' | '\u{feff}' | '\u{34f}' | '\u{ad}' => continue,
+                _ => {}
             }
-            // Characters that pad the previews of bulk mail.
-            if matches!(c, '\u{200b}'..='\u{200f}' | '\u{feff}' | '\u{34f}' | '\u{ad}') {
-                continue;
+            let space = std::mem::take(&mut self.space) && self.count > 0;
+            if self.count + usize::from(space) >= PREVIEW_CHARS_MAX {
+                return None;
             }
-            out.push(c);
-            count += 1;
+            if space {
+                self.out.push(' ');
+                self.count += 1;
+            }
+            self.out.push(c);
+            self.count += 1;
         }
+        Some(())
     }
-    out
 }
 
 #[cfg(test)]

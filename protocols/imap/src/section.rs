@@ -3,8 +3,33 @@
 use std::ops::Range;
 
 use memchr::memchr;
+use posthaste_mime::ArchivedDigest;
 
-use crate::command::fetch::Partial;
+use crate::command::fetch::{Partial, Section, SectionText};
+
+/// Where the text of a section is in the raw message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Extent {
+    /// These octets. A partial applies to them directly.
+    Octets(Range<u64>),
+    /// What [`header_fields`] leaves of the header in these octets; a partial applies to what is left.
+    HeaderFields(Range<u64>),
+}
+
+/// Finds a section by the digest alone (RFC 3501, 6.4.5). `None` where the message has no such part: the value is NIL.
+///
+/// In a message whose digest is marked `overflow`, only sections without part numbers can be found by the short archive.
+pub fn extent(section: &Section, digest: &ArchivedDigest) -> Option<Extent> {
+    let numbers = &section.part[..];
+    Some(match &section.text {
+        SectionText::Whole if numbers.is_empty() => Extent::Octets(0..u64::from(digest.message_bytes.to_native())),
+        SectionText::Whole => Extent::Octets(digest.part(numbers)?.1.body_range()),
+        SectionText::Mime => Extent::Octets(digest.part(numbers)?.1.header_range()),
+        SectionText::Header => Extent::Octets(digest.message_in(numbers)?.header_range()),
+        SectionText::HeaderFields { .. } => Extent::HeaderFields(digest.message_in(numbers)?.header_range()),
+        SectionText::Text => Extent::Octets(digest.message_in(numbers)?.body_range()),
+    })
+}
 
 /// The range of a text of `len` octets that a partial means: empty beyond the end, cut at the end.
 pub fn partial_range(partial: Option<Partial>, len: u64) -> Range<u64> {
@@ -74,6 +99,43 @@ mod tests {
     fn header_without_blank_line() {
         assert_eq!(header_fields(b"A: b\r\nC: d", &["C".into()], false), b"C: d");
         assert_eq!(header_fields(b"", &["C".into()], true), b"");
+    }
+
+    /// RFC 3501, 6.4.5: the sections of its complex message, in small.
+    #[test]
+    fn sections_by_digest() {
+        use crate::command::Command;
+        use crate::command::fetch::FetchItem;
+        use posthaste_mime::{Digest, digest::DigestBytes};
+        let message = "S: root\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nA: 1\r\n\r\none\r\n--b\r\n\
+            Content-Type: message/rfc822\r\n\r\nS: in\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n\r\ninner\r\n\
+            --c--\r\n--b\r\nContent-Type: message/rfc822\r\n\r\nS: plain\r\n\r\ntext\r\n--b--\r\n";
+        let bytes = DigestBytes::from_aligned(Digest::of(message.as_bytes()).archives().0).unwrap();
+        let digest = bytes.digest().unwrap();
+        let find = |text: &str| {
+            let Ok(Command::Fetch(fetch)) = crate::command::tests::parse_line(&format!("FETCH 1 BODY[{text}]")) else {
+                panic!("{text}")
+            };
+            let FetchItem::BodySection(section) = &fetch.items[0] else { panic!("{text}") };
+            extent(&section.section, digest).map(|extent| {
+                let (Extent::Octets(range) | Extent::HeaderFields(range)) = extent;
+                &message[range.start as usize..range.end as usize]
+            })
+        };
+        assert_eq!(find(""), Some(message));
+        assert_eq!(find("HEADER"), Some("S: root\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n"));
+        assert_eq!(find("HEADER.FIELDS (S)"), find("HEADER"));
+        assert_eq!(find("TEXT").map(|t| &t[..9]), Some("--b\r\nA: 1"));
+        assert_eq!(find("1"), Some("one"));
+        assert_eq!(find("1.MIME"), Some("A: 1\r\n\r\n"));
+        assert_eq!(find("1.HEADER"), None, "no message");
+        assert_eq!(find("2.HEADER"), Some("S: in\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n"));
+        assert_eq!(find("2.1"), Some("inner"));
+        assert_eq!(find("2.1.MIME"), Some("\r\n"));
+        assert_eq!(find("3.TEXT"), Some("text"));
+        assert_eq!(find("3.1"), Some("text"));
+        assert_eq!(find("3.2"), None);
+        assert_eq!(find("4"), None);
     }
 
     #[test]

@@ -280,12 +280,12 @@ impl Command {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
     /// Parses a line, with literals already inline as `{n+}` CRLF.
-    pub(super) fn parse_line(line: &str) -> Result<Command, String> {
+    pub(crate) fn parse_line(line: &str) -> Result<Command, String> {
         parse_with(line, ParseOptions::default())
     }
 

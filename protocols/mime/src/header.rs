@@ -157,6 +157,15 @@ impl<'a> Tokens<'a> {
         self.at += 1;
     }
 
+    /// Takes octets that `accept` likes, and a sign at the beginning. Passes over one `separator` that follows.
+    pub fn take_while(&mut self, accept: impl Fn(u8) -> bool, separator: u8) -> &'a [u8] {
+        let rest = &self.value[self.at..];
+        let sign = usize::from(rest.first() == Some(&b'-'));
+        let end = rest.iter().skip(sign).position(|&b| !accept(b)).map_or(rest.len(), |end| end + sign);
+        self.at += end + usize::from(end > 0 && rest.get(end) == Some(&separator));
+        &rest[..end]
+    }
+
     /// Takes `b` and the space before it, if it is next.
     pub fn eat(&mut self, b: u8) -> bool {
         self.skip_cfws();

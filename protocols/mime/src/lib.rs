@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod date;
 pub mod digest;
 pub mod header;
 mod preview;

@@ -126,3 +126,23 @@ fn speed() {
         );
     }
 }
+
+/// Trap 33: time is bounded too: a nest of multiparts over a body that is all dashes at line starts.
+#[test]
+fn trap_33_hostile_nesting_takes_bounded_time() {
+    let mut message = String::new();
+    for i in 0..200 {
+        message.push_str(&format!(
+            "Content-Type: multipart/mixed; boundary=\"-{}{i}\"\r\n\r\n---{}{i}\r\n",
+            "-".repeat(60),
+            "-".repeat(60)
+        ));
+    }
+    message.push_str(&"--------------------------------------------------------------------\n".repeat(100_000));
+    let start = Instant::now();
+    let digest = Digest::of(message.as_bytes());
+    let (small, _) = digest.archives();
+    println!("{} bytes, {:?}", message.len(), start.elapsed());
+    assert!(small.len() <= ARCHIVE_BYTES_MAX);
+    assert!(start.elapsed().as_secs() < 10);
+}

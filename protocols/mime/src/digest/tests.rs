@@ -36,6 +36,7 @@ fn envelope_and_preview() {
     let sender = &digest.addresses(&envelope.sender)[0];
     assert_eq!(string(digest, &sender.mailbox).as_deref(), Some("gray"), "as From");
     assert_eq!(digest.preview(), "Hello world");
+    assert_eq!(digest.sent_date().map(|date| (date.unix_seconds, date.local_day)), Some((837_595_405, 9694)));
 }
 
 #[test]

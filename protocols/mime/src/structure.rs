@@ -182,9 +182,13 @@ fn kind_of(message: &[u8], fields: &FieldIndex, in_digest: bool) -> (Kind, Vec<u
     }
     let mut boundary = None;
     for_each_parameter(&mut tokens, |name, tokens| {
-        if boundary.is_none() && name.eq_ignore_ascii_case(b"boundary") {
+        let plain = name.eq_ignore_ascii_case(b"boundary");
+        if boundary.is_none() && (plain || name.eq_ignore_ascii_case(b"boundary*")) {
             let mut value = Vec::new();
             tokens.push_parameter_value(&mut value);
+            if !plain {
+                value = decode_extended(&value);
+            }
             value.truncate(value.trim_ascii_end().len());
             boundary = Some(value);
         }
@@ -193,6 +197,28 @@ fn kind_of(message: &[u8], fields: &FieldIndex, in_digest: bool) -> (Kind, Vec<u
         Some(boundary) if !boundary.is_empty() => (Kind::Multipart, boundary, subtype.eq_ignore_ascii_case(b"digest")),
         _ => leaf,
     }
+}
+
+/// `extended-value = charset "'" language "'" *( ext-octet / attribute-char )`, `ext-octet = "%" 2(DIGIT / "A"-"F")`
+/// (RFC 2231, 7). A boundary is ASCII, so the charset does not matter.
+fn decode_extended(value: &[u8]) -> Vec<u8> {
+    let value = value.splitn(3, |b| *b == b'\'').nth(2).unwrap_or(value);
+    let hex = |b: Option<&u8>| b.and_then(|b| char::from(*b).to_digit(16)).map(|digit| digit as u8);
+    let mut out = Vec::with_capacity(value.len());
+    let mut at = 0;
+    while let Some(&b) = value.get(at) {
+        match (b, hex(value.get(at + 1)), hex(value.get(at + 2))) {
+            (b'%', Some(high), Some(low)) => {
+                out.push(high << 4 | low);
+                at += 3;
+            }
+            _ => {
+                out.push(b);
+                at += 1;
+            }
+        }
+    }
+    out
 }
 
 /// The next delimiter line of an open multipart at or after `from`.
@@ -305,6 +331,13 @@ mod tests {
         assert_eq!(tree("Content-Type: multipart/mixed\r\n\r\n--\r\n"), ["0 Leaf \"--\\r\\n\""]);
         let lf = "Content-Type: multipart/mixed; boundary=\"b\"\n\n--b\n\none\n--b--\n";
         assert_eq!(tree(lf), ["0 Multipart \"\"", "1 Leaf \"one\""]);
+    }
+
+    #[test]
+    fn extended_boundary() {
+        let message =
+            "Content-Type: multipart/mixed; boundary*=us-ascii'en'a%20b%\r\n\r\n--a b%\r\n\r\none\r\n--a b%--\r\n";
+        assert_eq!(tree(message), ["0 Multipart \"\"", "1 Leaf \"one\""]);
     }
 
     #[test]

@@ -139,20 +139,22 @@ impl<'m> Builder<'m> {
     }
 
     /// The type as the header has it, or the default where there is none or a broken one (RFC 2045, 5.2). A part whose
-    /// type promises parts that were not looked for is given as octets, so that BODYSTRUCTURE stays well formed.
+    /// type promises parts that were not looked for is given as octets, so that BODYSTRUCTURE stays well formed; but a
+    /// multipart without a boundary is text that somebody can read.
     fn push_content_type(&mut self, part: &structure::Part) -> (Text, Text, Run) {
         let value = part.fields.value(self.message, Known::ContentType).unwrap_or_default();
         let mut tokens = Tokens::new(value);
         let media_type = tokens.token();
         let subtype = if tokens.eat(b'/') { tokens.token() } else { b"" };
-        let promises_parts = media_type.eq_ignore_ascii_case(b"multipart")
-            || (media_type.eq_ignore_ascii_case(b"message")
-                && (subtype.eq_ignore_ascii_case(b"rfc822") || subtype.eq_ignore_ascii_case(b"global")));
-        if part.kind == Kind::Leaf && (promises_parts || part.is_cut) {
+        let is_leaf = part.kind == Kind::Leaf;
+        let no_boundary = is_leaf && !part.is_cut && media_type.eq_ignore_ascii_case(b"multipart");
+        let encoded_message = media_type.eq_ignore_ascii_case(b"message")
+            && (subtype.eq_ignore_ascii_case(b"rfc822") || subtype.eq_ignore_ascii_case(b"global"));
+        if is_leaf && (encoded_message || part.is_cut) {
             let digest = &mut self.digest;
             return (digest.push_text(b"application"), digest.push_text(b"octet-stream"), Run::default());
         }
-        if media_type.is_empty() || subtype.is_empty() {
+        if media_type.is_empty() || subtype.is_empty() || no_boundary {
             if part.kind == Kind::Message {
                 return (self.digest.push_text(b"message"), self.digest.push_text(b"rfc822"), Run::default());
             }

@@ -164,6 +164,11 @@ impl Framer {
         self.frame.text.capacity() + self.frame.literals.iter().map(|l| l.bytes.capacity()).sum::<usize>()
     }
 
+    /// The lines of the command so far: what a caller that is asked about a literal may look at.
+    pub fn text(&self) -> &[u8] {
+        &self.frame.text
+    }
+
     /// Takes input until the caller has to do something: gives how many octets were taken, and what to do. Continuation
     /// requests for literals are appended to `output`. Input that was not taken is given again at the next step.
     pub fn step(&mut self, input: &[u8], expect: Expect, output: &mut Vec<u8>) -> (usize, Event) {

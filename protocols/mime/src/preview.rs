@@ -2,9 +2,10 @@
 
 /// Characters of a preview (RFC 8970, 3.1 asks for at most 256, and 200 as a rule).
 const PREVIEW_CHARS_MAX: usize = 200;
-/// Octets of the encoded body that are looked at: HTML begins with much that is no text.
-const READ_PLAIN_BYTES_MAX: usize = 2 * 1024;
-const READ_HTML_BYTES_MAX: usize = 8 * 1024;
+/// Octets of the encoded body that are looked at: the second number only where the first did not fill the preview, because
+/// text may begin with quotes, and HTML begins with much that is no text.
+const READ_PLAIN_BYTES: [usize; 2] = [512, 4 * 1024];
+const READ_HTML_BYTES: [usize; 2] = [2 * 1024, 16 * 1024];
 
 /// How a text part is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,8 +18,13 @@ pub(crate) struct TextPart<'a> {
 
 /// The preview of a text: one line, quotes left out. Charsets other than UTF-8 and ISO 8859-1 give what is ASCII in them.
 pub(crate) fn preview(text: TextPart<'_>) -> String {
-    let read_bytes_max = if text.is_html { READ_HTML_BYTES_MAX } else { READ_PLAIN_BYTES_MAX };
-    let body = &text.body[..text.body.len().min(read_bytes_max)];
+    let [first, last] = if text.is_html { READ_HTML_BYTES } else { READ_PLAIN_BYTES };
+    let squeezer = squeezed(text, first);
+    if squeezer.is_full() || text.body.len() <= first { squeezer.out } else { squeezed(text, last).out }
+}
+
+fn squeezed(text: TextPart<'_>, read_bytes: usize) -> Squeezer {
+    let body = &text.body[..text.body.len().min(read_bytes)];
     let decoded = if text.encoding.eq_ignore_ascii_case(b"base64") {
         decode_base64(body)
     } else if text.encoding.eq_ignore_ascii_case(b"quoted-printable") {
@@ -30,11 +36,11 @@ pub(crate) fn preview(text: TextPart<'_>) -> String {
     let mut squeezer = Squeezer::default();
     // Both stop as soon as the preview is full.
     if text.is_html {
-        push_without_tags(&mut squeezer, &characters)
+        push_without_tags(&mut squeezer, &characters);
     } else {
-        push_without_quotes(&mut squeezer, &characters)
-    };
-    squeezer.out
+        push_without_quotes(&mut squeezer, &characters);
+    }
+    squeezer
 }
 
 fn to_utf8<'a>(bytes: &'a [u8], charset: &[u8]) -> std::borrow::Cow<'a, str> {
@@ -46,7 +52,14 @@ fn to_utf8<'a>(bytes: &'a [u8], charset: &[u8]) -> std::borrow::Cow<'a, str> {
     if unknown && !bytes.is_ascii() {
         return bytes.iter().filter(|b| b.is_ascii()).map(|&b| char::from(b)).collect::<String>().into();
     }
-    String::from_utf8_lossy(bytes)
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        // Cut within a character, by us or by the sender.
+        Err(error) if error.error_len().is_none() => {
+            std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default().into()
+        }
+        Err(_) => String::from_utf8_lossy(bytes),
+    }
 }
 
 fn decode_base64(body: &[u8]) -> std::borrow::Cow<'static, [u8]> {
@@ -96,7 +109,11 @@ fn decode_quoted_printable(body: &[u8]) -> std::borrow::Cow<'static, [u8]> {
 
 /// Leaves out lines that quote, and what follows a signature mark. `None` once the preview is full.
 fn push_without_quotes(out: &mut Squeezer, text: &str) -> Option<()> {
-    for line in text.split_inclusive('\n') {
+    let mut rest = text;
+    while !rest.is_empty() {
+        let end = memchr::memchr(b'\n', rest.as_bytes()).map_or(rest.len(), |end| end + 1);
+        let (line, after) = rest.split_at(end);
+        rest = after;
         if line.trim_end_matches(['\r', '\n']) == "-- " {
             break;
         }
@@ -111,16 +128,18 @@ fn push_without_quotes(out: &mut Squeezer, text: &str) -> Option<()> {
 /// preview is full.
 fn push_without_tags(out: &mut Squeezer, html: &str) -> Option<()> {
     let mut rest = html;
-    while let Some(start) = rest.find('<') {
+    while let Some(start) = memchr::memchr(b'<', rest.as_bytes()) {
         push_text(out, &rest[..start])?;
         rest = &rest[start..];
         let opens = |name: &str| rest.get(1..=name.len()).is_some_and(|tag| tag.eq_ignore_ascii_case(name));
         let end = if rest.starts_with("<!--") {
             rest.find("-->").map(|end| end + 3)
-        } else if let Some(name) = ["style", "script", "title", "head"].into_iter().find(|name| opens(name)) {
+        } else if matches!(rest.as_bytes().get(1), Some(b's' | b'S' | b't' | b'T' | b'h' | b'H'))
+            && let Some(name) = ["style", "script", "title", "head"].into_iter().find(|name| opens(name))
+        {
             find_end_tag(rest, name)
         } else {
-            rest.find('>').map(|end| end + 1)
+            memchr::memchr(b'>', rest.as_bytes()).map(|end| end + 1)
         };
         out.push(" ")?;
         rest = &rest[end.unwrap_or(rest.len())..];
@@ -144,7 +163,7 @@ fn push_text(out: &mut Squeezer, text: &str) -> Option<()> {
     const ENTITIES: [(&str, &str); 7] =
         [("nbsp;", " "), ("amp;", "&"), ("lt;", "<"), ("gt;", ">"), ("quot;", "\""), ("#39;", "'"), ("zwnj;", "")];
     let mut rest = text;
-    while let Some(start) = rest.find('&') {
+    while let Some(start) = memchr::memchr(b'&', rest.as_bytes()) {
         out.push(&rest[..start])?;
         rest = &rest[start + 1..];
         match ENTITIES.iter().find(|(name, _)| rest.starts_with(name)) {
@@ -167,6 +186,10 @@ struct Squeezer {
 }
 
 impl Squeezer {
+    fn is_full(&self) -> bool {
+        self.count >= PREVIEW_CHARS_MAX - 1 // a space that would be the last character is not pushed
+    }
+
     /// `None` once the preview is full.
     fn push(&mut self, text: &str) -> Option<()> {
         for c in text.chars() {
@@ -228,7 +251,8 @@ mod tests {
     #[test]
     fn trap_35_bounded_and_truncated() {
         assert_eq!(of(b"", "base64", "utf-8", true), "");
-        assert_eq!(of(b"a\xc3", "8bit", "utf-8", false), "a\u{fffd}");
+        assert_eq!(of(b"a\xc3", "8bit", "utf-8", false), "a");
+        assert_eq!(of(b"a\xc3b", "8bit", "utf-8", false), "a\u{fffd}b");
         assert_eq!(of("é".repeat(100_000).as_bytes(), "8bit", "utf-8", false).chars().count(), PREVIEW_CHARS_MAX);
         assert_eq!(of("<".repeat(1_000_000).as_bytes(), "8bit", "utf-8", true), "");
         of("</style<style".repeat(100_000).as_bytes(), "8bit", "utf-8", true);

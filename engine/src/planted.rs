@@ -26,8 +26,6 @@ pub enum Bug {
     ApplyTornBatch,
     /// The mod-sequence of an expunge is not remembered.
     ForgetExpungeModSeq,
-    /// The checkpoint's manifest is committed before its pages are synced.
-    ManifestBeforePages,
     /// A checkpoint includes what is pending, not only what is published.
     CheckpointPendingTip,
     /// A move marks the source as expunged but forgets the copy when both fall into one batch with another change.

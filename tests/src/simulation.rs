@@ -19,12 +19,14 @@ use posthaste_engine::io::sim::{FaultRates, Sim, SimIo};
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Superblock, Worker, open_superblock};
 use posthaste_engine::read::Part;
 use posthaste_engine::shard::{Shard, ShardConfig};
+use posthaste_engine::storage::faulty::{Faulty, Policy, SharedPolicy};
 use posthaste_engine::storage::local::Local;
 use posthaste_engine::storage::{Storage, StorageError};
 
 use crate::oracle::{Oracle, Shown, Violation};
 
-type Store = Local<SimIo>;
+/// Every run is on storage that can be bad; whether it is, its policy says.
+type Store = Faulty<Local<SimIo>>;
 
 const SHARDS: u32 = 5;
 const ACCOUNTS: usize = 6;
@@ -39,6 +41,11 @@ pub struct Plan {
     pub rounds: u32,
     /// Let the device fail now and then.
     pub faults: bool,
+    /// Let storage be far away: slow, failing, and ambiguous about what it did.
+    pub remote: bool,
+    /// Check the store after each start, and count what recovery reports as damage. Planted bugs are to be caught
+    /// without: by acknowledgements and views alone.
+    pub check: bool,
 }
 
 /// What a run has done.
@@ -87,6 +94,8 @@ pub fn run(plan: Plan) -> Result<Outcome, Violation> {
             io: sim.io(),
             oracle: Rc::clone(&oracle),
             next_token: Rc::clone(&next_token),
+            policy: SharedPolicy::default(),
+            remote: plan.remote,
             config: config(&sim),
             workers,
             faults: plan.faults && ending == 3,
@@ -97,7 +106,9 @@ pub fn run(plan: Plan) -> Result<Outcome, Violation> {
             None => outcome.crashes += 1,
             Some(Ok(reports)) => {
                 outcome.torn_tails += reports.iter().filter(|report| report.torn_tail.is_some()).count() as u32;
-                if let Some(damage) = reports.iter().flat_map(|report| &report.damage).next() {
+                if plan.check
+                    && let Some(damage) = reports.iter().flat_map(|report| &report.damage).next()
+                {
                     let what = format!("{} at offset {}: {}", damage.file, damage.offset, damage.what);
                     oracle.borrow_mut().fail(format!("damage was reported on a disk without any: {what}"));
                 }
@@ -112,7 +123,9 @@ pub fn run(plan: Plan) -> Result<Outcome, Violation> {
             return Err(violation);
         }
         sim.crash_after(None);
-        check_everything(&sim)?;
+        if plan.check {
+            check_everything(&sim)?;
+        }
     }
     let oracle = oracle.borrow();
     outcome.acknowledged = oracle.acknowledged;
@@ -157,6 +170,8 @@ struct Node {
     io: SimIo,
     oracle: Rc<RefCell<Oracle>>,
     next_token: Rc<Cell<u64>>,
+    policy: SharedPolicy,
+    remote: bool,
     config: StoreConfig,
     workers: usize,
     faults: bool,
@@ -176,15 +191,19 @@ struct Session {
 
 impl Node {
     async fn live(self) -> Result<Vec<RecoveryReport>, EngineError> {
-        let storage = Local::new(self.io.clone());
+        if self.remote {
+            self.policy.set(Policy { delay_max: Duration::from_millis(100), ..Policy::default() });
+        }
+        let storage = Faulty::new(Local::new(self.io.clone()), self.policy.clone());
         let superblock = open_superblock(&storage, SHARDS).await?;
         let (cluster, seats) = Cluster::new(superblock, self.workers);
         let mut opening = Vec::new();
         for seat in seats {
             let (sender, receiver) = tokio::sync::oneshot::channel();
-            let (io, cluster, config) = (self.io.clone(), Arc::clone(&cluster), self.config.clone());
+            let storage = Faulty::new(Local::new(self.io.clone()), self.policy.clone());
+            let (cluster, config) = (Arc::clone(&cluster), self.config.clone());
             self.io.spawn(async move {
-                let _ = sender.send(Worker::open(Local::new(io), cluster, seat, config).await);
+                let _ = sender.send(Worker::open(storage, cluster, seat, config).await);
             });
             opening.push(receiver);
         }
@@ -201,6 +220,16 @@ impl Node {
         let accounts = self.accounts(&workers).await?;
         if self.faults {
             self.sim.set_faults(FaultRates { read_errors: 20, write_errors: 60, sync_errors: 120, no_space: 60 });
+        }
+        if self.faults && self.remote {
+            self.policy.set(Policy {
+                delay_max: Duration::from_millis(100),
+                failed_appends: 200,
+                ambiguous_appends: 400,
+                failed_puts: 1000,
+                ambiguous_puts: 1000,
+                failed_reads: 500,
+            });
         }
         let ended = Rc::new(Cell::new(0));
         for _ in 0..SESSIONS {
@@ -233,6 +262,7 @@ impl Node {
             self.io.sleep(Duration::from_millis(5)).await;
         }
         self.sim.set_faults(FaultRates::default());
+        self.policy.set(Policy::default());
         if !self.faults {
             self.look_at_everything(&workers).await?;
         }

@@ -1,0 +1,539 @@
+//! Finds the bounds of a command: its lines and literals (RFC 3501, 2.2.1 and 4.3; RFC 7888).
+//!
+//! A line that ends with `{n}`, `{n+}`, `~{n}` or `~{n+}` is followed by n octets and another line of the same command.
+//! Nothing else needs to be understood to find the end of a command, so nothing else is looked at here. Everything is
+//! capped, and tighter before the client has authenticated: the line length, the number of literals, the size of each and
+//! of all together. What breaks a cap is answered once, dropped to its end, and the connection lives on; only a
+//! non-synchronizing literal too large to be worth reading ends it (RFC 7888, 4).
+//!
+//! A large literal goes from the input into a buffer of its own, which the parsed command then owns.
+
+use memchr::memchr;
+
+use crate::response::{Code, Refusal, Status, write_continuation};
+
+/// What a client may send. Sizes in octets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// All lines of one command together, literals left out.
+    pub line_bytes_max: usize,
+    pub literals_max: usize,
+    /// Any literal but the ones of APPEND.
+    pub literal_bytes_max: u64,
+    /// One literal of APPEND; 0 where there is no APPEND.
+    pub append_bytes_max: u64,
+    /// All literals of one command together.
+    pub command_bytes_max: u64,
+    /// Literals larger than this are the caller's decision: see [`Event::Literal`].
+    pub ask_above_bytes: u64,
+    /// A non-synchronizing literal that is refused is read and dropped up to this size; a larger one ends the connection.
+    pub drop_bytes_max: u64,
+    /// LITERAL-: non-synchronizing literals over 4096 octets are refused (RFC 7888, 5).
+    pub literal_minus: bool,
+}
+
+impl Limits {
+    /// Before authentication: nothing that a client may send then is long.
+    pub const fn not_authenticated() -> Self {
+        Self {
+            line_bytes_max: 8 * 1024,
+            literals_max: 4,
+            literal_bytes_max: 1024,
+            append_bytes_max: 0,
+            command_bytes_max: 4 * 1024,
+            ask_above_bytes: u64::MAX,
+            drop_bytes_max: 64 * 1024,
+            literal_minus: false,
+        }
+    }
+
+    /// After authentication, for messages of up to `append_bytes_max`.
+    pub const fn authenticated(append_bytes_max: u64) -> Self {
+        Self {
+            line_bytes_max: 64 * 1024,
+            literals_max: 256,
+            literal_bytes_max: 64 * 1024,
+            append_bytes_max,
+            command_bytes_max: append_bytes_max.saturating_mul(2),
+            ask_above_bytes: 64 * 1024,
+            drop_bytes_max: append_bytes_max.saturating_mul(4),
+            literal_minus: false,
+        }
+    }
+}
+
+/// A literal: its octets, apart from the line that announced it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Literal {
+    pub bytes: Vec<u8>,
+    /// `~{n}`: NUL is allowed in it (RFC 3516, 4.3).
+    pub is_literal8: bool,
+}
+
+/// A complete command, not yet understood.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Frame {
+    /// The lines. Each but the last keeps its CRLF, so a literal stands here as `{n}` CRLF.
+    pub text: Vec<u8>,
+    /// The literals, in order of appearance.
+    pub literals: Vec<Literal>,
+}
+
+/// What [`Framer::step`] stopped for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// All input was taken. Send the output, then read more.
+    NeedInput,
+    Command(Frame),
+    /// A literal above [`Limits::ask_above_bytes`], and within the other limits, is announced: answer with
+    /// [`Framer::accept_literal`] or [`Framer::refuse_literal`].
+    Literal {
+        bytes: u64,
+    },
+    /// Answer with this; the bad command is dropped.
+    Refused(Refusal),
+    /// Answer with BYE and this text, then close.
+    Fatal(Refusal),
+    /// The caller has not answered [`Event::Literal`].
+    AnswerOwed,
+}
+
+/// What the client is expected to send next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    Command,
+    /// A single line: a SASL response, or DONE. It announces no literals.
+    Line,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Announced {
+    bytes: u64,
+    synchronizing: bool,
+    is_literal8: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Line,
+    Asked(Announced),
+    Literal {
+        missing: u64,
+    },
+    /// The command was answered already: skip to the end of its current line.
+    DropLine,
+    DropLiteral {
+        missing: u64,
+    },
+    Closed,
+}
+
+/// Cuts the input into commands.
+#[derive(Debug)]
+pub struct Framer {
+    limits: Limits,
+    state: State,
+    frame: Frame,
+    literal_bytes: u64,
+    /// The end of a line that is being dropped: as much as the announcement of a literal takes.
+    tail: Vec<u8>,
+}
+
+/// The longest announcement that matters: `~{18446744073709551615+}` CRLF, and room for leading zeros.
+const TAIL_BYTES_MAX: usize = 64;
+/// Longer tags are not repeated.
+const TAG_BYTES_MAX: usize = 256;
+
+impl Framer {
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, state: State::Line, frame: Frame::default(), literal_bytes: 0, tail: Vec::new() }
+    }
+
+    /// Between commands only, as after a login.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// Whether nothing of a next command has come yet.
+    pub fn is_idle(&self) -> bool {
+        self.state == State::Line && self.frame.text.is_empty()
+    }
+
+    /// Octets of the client's held in memory.
+    pub fn held_bytes(&self) -> usize {
+        self.frame.text.capacity() + self.frame.literals.iter().map(|l| l.bytes.capacity()).sum::<usize>()
+    }
+
+    /// Takes input until the caller has to do something: gives how many octets were taken, and what to do. Continuation
+    /// requests for literals are appended to `output`. Input that was not taken is given again at the next step.
+    pub fn step(&mut self, input: &[u8], expect: Expect, output: &mut Vec<u8>) -> (usize, Event) {
+        let mut at = 0;
+        loop {
+            let rest = &input[at..];
+            match self.state {
+                State::Line => {
+                    let (taken, event) = self.take_line(rest, expect, output);
+                    at += taken;
+                    if let Some(event) = event {
+                        return (at, event);
+                    }
+                }
+                State::Literal { missing } => {
+                    let taken = rest.len().min(usize::try_from(missing).unwrap_or(usize::MAX));
+                    if let Some(literal) = self.frame.literals.last_mut() {
+                        literal.bytes.extend_from_slice(&rest[..taken]);
+                    }
+                    at += taken;
+                    let missing = missing - taken as u64;
+                    if missing > 0 {
+                        self.state = State::Literal { missing };
+                        return (at, Event::NeedInput);
+                    }
+                    self.state = State::Line;
+                }
+                State::DropLine => {
+                    let taken = memchr(b'\n', rest).map_or(rest.len(), |i| i + 1);
+                    at += taken;
+                    self.keep_tail(&rest[..taken]);
+                    if self.tail.last() != Some(&b'\n') {
+                        return (at, Event::NeedInput);
+                    }
+                    let tail = std::mem::take(&mut self.tail);
+                    let announced = tail.strip_suffix(b"\r\n").and_then(announced_literal);
+                    if let Some(event) = self.drop_what_follows(announced) {
+                        return (at, event);
+                    }
+                }
+                State::DropLiteral { missing } => {
+                    let taken = rest.len().min(usize::try_from(missing).unwrap_or(usize::MAX));
+                    at += taken;
+                    let missing = missing - taken as u64;
+                    if missing > 0 {
+                        self.state = State::DropLiteral { missing };
+                        return (at, Event::NeedInput);
+                    }
+                    self.state = State::DropLine;
+                }
+                State::Asked(_) => return (at, Event::AnswerOwed),
+                State::Closed => return (input.len(), Event::NeedInput),
+            }
+        }
+    }
+
+    /// The answer yes to [`Event::Literal`].
+    pub fn accept_literal(&mut self, output: &mut Vec<u8>) {
+        let State::Asked(announced) = self.state else { return };
+        // The size is the client's claim. It is believed as far as a modest first allocation.
+        const FIRST_ALLOCATION_BYTES_MAX: u64 = 256 * 1024;
+        let bytes = Vec::with_capacity(announced.bytes.min(FIRST_ALLOCATION_BYTES_MAX) as usize);
+        self.frame.literals.push(Literal { bytes, is_literal8: announced.is_literal8 });
+        self.literal_bytes += announced.bytes;
+        self.state = State::Literal { missing: announced.bytes };
+        if announced.synchronizing {
+            write_continuation(output, "Ready for literal data");
+        }
+    }
+
+    /// The answer no to [`Event::Literal`]: the command is answered with NO, `code` and `text`, and dropped. Gives the
+    /// response, or a fatal one where too much would have to be read in vain.
+    pub fn refuse_literal(&mut self, code: Option<Code<'static>>, text: &'static str) -> Event {
+        let State::Asked(announced) = self.state else { return Event::AnswerOwed };
+        let refusal = Refusal { tag: self.tag(), status: Status::No, code, text: text.into() };
+        self.refuse(announced, refusal)
+    }
+
+    /// Takes a line, or the beginning of one.
+    fn take_line(&mut self, input: &[u8], expect: Expect, output: &mut Vec<u8>) -> (usize, Option<Event>) {
+        let (taken, complete) = memchr(b'\n', input).map_or((input.len(), false), |i| (i + 1, true));
+        let line = &input[..taken];
+        if self.frame.text.len() + taken > self.limits.line_bytes_max {
+            let mut start = std::mem::take(&mut self.frame.text);
+            self.keep_tail(&start);
+            start.extend_from_slice(&line[..line.len().min(TAG_BYTES_MAX)]);
+            self.reset();
+            self.state = State::DropLine; // from here on: nothing of `line` is taken yet
+            return (0, Some(Event::Refused(Refusal::bad(tag_of(&start), "Command line too long"))));
+        }
+        self.frame.text.extend_from_slice(line);
+        if !complete {
+            return (taken, Some(Event::NeedInput));
+        }
+        let Some(text) = self.frame.text.strip_suffix(b"\r\n") else {
+            let refusal = Refusal::bad(self.tag(), "Line must end with CRLF");
+            self.reset();
+            return (taken, Some(Event::Refused(refusal)));
+        };
+        let announced = if expect == Expect::Command { announced_literal(text) } else { None };
+        let Some(announced) = announced else {
+            let end = text.len();
+            self.frame.text.truncate(end);
+            let frame = std::mem::take(&mut self.frame);
+            self.reset();
+            return (taken, Some(Event::Command(frame)));
+        };
+        (taken, self.announce(announced, output))
+    }
+
+    /// Accepts a literal, asks the caller, or refuses it.
+    fn announce(&mut self, announced: Announced, output: &mut Vec<u8>) -> Option<Event> {
+        const LITERAL_MINUS_BYTES_MAX: u64 = 4096;
+        let bytes = announced.bytes;
+        let is_append = self.is_append();
+        let limit = if is_append { self.limits.append_bytes_max } else { self.limits.literal_bytes_max };
+        let too_big = bytes > limit || self.literal_bytes.saturating_add(bytes) > self.limits.command_bytes_max;
+        let not_minus = self.limits.literal_minus && !announced.synchronizing && bytes > LITERAL_MINUS_BYTES_MAX;
+        if self.frame.literals.len() >= self.limits.literals_max {
+            let refusal = Refusal::bad(self.tag(), "Too many literals in one command");
+            return Some(self.refuse(announced, refusal));
+        }
+        if not_minus || too_big {
+            // TOOBIG belongs to APPEND (RFC 4469, 4.2; RFC 7889, 4); BAD only where RFC 7888, 5 asks for it.
+            let status = if is_append && !not_minus { Status::No } else { Status::Bad };
+            let code = is_append.then_some(Code::TooBig);
+            let text = if not_minus { "Non-synchronizing literal over 4096 octets" } else { "Literal too large" };
+            let refusal = Refusal { tag: self.tag(), status, code, text: text.into() };
+            return Some(self.refuse(announced, refusal));
+        }
+        self.state = State::Asked(announced);
+        if bytes > self.limits.ask_above_bytes {
+            return Some(Event::Literal { bytes });
+        }
+        self.accept_literal(output);
+        None
+    }
+
+    fn refuse(&mut self, announced: Announced, refusal: Refusal) -> Event {
+        self.reset();
+        if announced.synchronizing {
+            return Event::Refused(refusal); // the client will not send it
+        }
+        self.drop_what_follows(Some(announced)).unwrap_or(Event::Refused(refusal))
+    }
+
+    /// Decides what still has to be dropped after a line of a command that was answered already.
+    fn drop_what_follows(&mut self, announced: Option<Announced>) -> Option<Event> {
+        self.state = match announced {
+            Some(Announced { synchronizing: false, bytes, .. }) if bytes > self.limits.drop_bytes_max => {
+                self.state = State::Closed;
+                let code = Some(Code::TooBig);
+                let text = "Literal too large".into();
+                return Some(Event::Fatal(Refusal { tag: None, status: Status::Bye, code, text }));
+            }
+            Some(Announced { synchronizing: false, bytes, .. }) => State::DropLiteral { missing: bytes },
+            // A client that waits for a continuation reads the tagged response instead: the command is over.
+            _ => State::Line,
+        };
+        None
+    }
+
+    fn keep_tail(&mut self, line: &[u8]) {
+        self.tail.extend_from_slice(&line[line.len().saturating_sub(TAIL_BYTES_MAX)..]);
+        let excess = self.tail.len().saturating_sub(TAIL_BYTES_MAX);
+        self.tail.drain(..excess);
+    }
+
+    fn reset(&mut self) {
+        self.state = State::Line;
+        self.frame.text.clear();
+        self.frame.literals.clear();
+        self.literal_bytes = 0;
+    }
+
+    fn tag(&self) -> Option<String> {
+        tag_of(&self.frame.text)
+    }
+
+    fn is_append(&self) -> bool {
+        let mut words = self.frame.text.split(|&b| b == b' ');
+        words.nth(1).is_some_and(|word| word.eq_ignore_ascii_case(b"APPEND"))
+    }
+}
+
+/// The tag at the beginning of a command, if there is one that can be repeated.
+pub(crate) fn tag_of(text: &[u8]) -> Option<String> {
+    let end = text.iter().take(TAG_BYTES_MAX).position(|&b| b == b' ' || b == b'\r')?;
+    let tag = &text[..end];
+    let ok = !tag.is_empty() && tag.iter().all(|&b| crate::command::is_astring_char(b) && b != b'+');
+    ok.then(|| String::from_utf8_lossy(tag).into_owned())
+}
+
+/// The literal that a line, without its CRLF, announces at its end.
+/// `literal = "{" number64 ["+"] "}" CRLF *CHAR8`, `literal8 = "~{" number ["+"] "}" CRLF *OCTET`
+fn announced_literal(line: &[u8]) -> Option<Announced> {
+    let inner = line.strip_suffix(b"}")?;
+    let (inner, synchronizing) = match inner.strip_suffix(b"+") {
+        Some(inner) => (inner, false),
+        None => (inner, true),
+    };
+    let digits = inner.iter().rev().take_while(|b| b.is_ascii_digit()).count();
+    let (before, digits) = inner.split_at(inner.len() - digits);
+    let before = before.strip_suffix(b"{")?;
+    if digits.is_empty() {
+        return None;
+    }
+    // A number past u64 is past every limit, and its octets may follow all the same.
+    let bytes = digits.iter().fold(0u64, |n, d| n.saturating_mul(10).saturating_add(u64::from(d - b'0')));
+    Some(Announced { bytes, synchronizing, is_literal8: before.ends_with(b"~") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn limits() -> Limits {
+        Limits {
+            line_bytes_max: 100,
+            literals_max: 3,
+            literal_bytes_max: 20,
+            append_bytes_max: 1000,
+            command_bytes_max: 1500,
+            ask_above_bytes: 500,
+            drop_bytes_max: 5000,
+            literal_minus: false,
+        }
+    }
+
+    fn text(event: &Event) -> String {
+        match event {
+            Event::Command(frame) => {
+                let literals = frame.literals.iter().map(|l| format!("<{}>", String::from_utf8_lossy(&l.bytes)));
+                format!("{}{}", String::from_utf8_lossy(&frame.text).replace("\r\n", "~"), literals.collect::<String>())
+            }
+            Event::Refused(refusal) | Event::Fatal(refusal) => {
+                let mut out = Vec::new();
+                refusal.write(&mut out);
+                String::from_utf8_lossy(&out).trim_end().to_owned()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn drive(limits: Limits, chunks: &[&[u8]]) -> (Vec<String>, String) {
+        let mut framer = Framer::new(limits);
+        let (mut events, mut output, mut input) = (Vec::new(), Vec::new(), Vec::new());
+        for chunk in chunks {
+            input.extend_from_slice(chunk);
+            loop {
+                let (taken, event) = framer.step(&input, Expect::Command, &mut output);
+                input.drain(..taken);
+                match event {
+                    Event::NeedInput => break,
+                    Event::Literal { bytes: 666 } => events.push(text(&framer.refuse_literal(None, "no"))),
+                    Event::Literal { .. } => framer.accept_literal(&mut output),
+                    Event::AnswerOwed => panic!("answered"),
+                    event => events.push(text(&event)),
+                }
+            }
+            assert!(framer.held_bytes() < 4000, "{}", framer.held_bytes());
+        }
+        (events, String::from_utf8(output).unwrap())
+    }
+
+    fn run(input: &str) -> Vec<String> {
+        drive(limits(), &[input.as_bytes()]).0
+    }
+
+    #[test]
+    fn lines_and_literals() {
+        assert_eq!(run("a NOOP\r\nb NOOP\r\nc NO"), ["a NOOP", "b NOOP"]);
+        // RFC 7888, 3
+        assert_eq!(
+            run("A001 LOGIN {11+}\r\nFRED FOOBAR {7+}\r\nfat man\r\n"),
+            ["A001 LOGIN {11+}~ {7+}~<FRED FOOBAR><fat man>"]
+        );
+        assert_eq!(run("a X {0}\r\n\r\n"), ["a X {0}~<>"]);
+        assert_eq!(run("a X ~{2+}\r\n\0\n\r\n"), ["a X ~{2+}~<\0\n>"]);
+        assert_eq!(run("a X {}\r\na {+}\r\na {x}\r\na 5}\r\n"), ["a X {}", "a {+}", "a {x}", "a 5}"]);
+    }
+
+    #[test]
+    fn continuations_only_for_synchronizing_literals() {
+        let (events, output) = drive(limits(), &[b"a X {3}\r\nabc {2+}\r\nde {1}\r\nf\r\n"]);
+        assert_eq!(events, ["a X {3}~ {2+}~ {1}~<abc><de><f>"]);
+        assert_eq!(output, "+ Ready for literal data\r\n".repeat(2));
+    }
+
+    /// Traps 5 and 16: caps on the line, the count of literals, and their size; one answer each, and life goes on.
+    #[test]
+    fn trap_5_and_16_caps() {
+        let long = "x".repeat(5000);
+        assert_eq!(run(&format!("a {long}\r\nb NOOP\r\n")), ["a BAD Command line too long", "b NOOP"]);
+        assert_eq!(run(&format!("{long}\r\nb NOOP\r\n")), ["* BAD Command line too long", "b NOOP"]);
+        assert_eq!(
+            run(&format!("a {long}{{3+}}\r\nabc{{2}}\r\nb NOOP\r\n")),
+            ["a BAD Command line too long", "b NOOP"],
+            "the literal of a dropped line is no command"
+        );
+        assert_eq!(run("a X {21}\r\nb NOOP\r\n"), ["a BAD Literal too large", "b NOOP"]);
+        assert_eq!(
+            run(&format!("a X {{21+}}\r\n{} {{1+}}\r\n\n y\r\nb NOOP\r\n", "\n".repeat(21))),
+            ["a BAD Literal too large", "b NOOP"]
+        );
+        assert_eq!(
+            run("a X {1+}\r\na{1+}\r\nb{1+}\r\nc{1+}\r\nd e\r\nb NOOP\r\n"),
+            ["a BAD Too many literals in one command", "b NOOP"]
+        );
+        assert_eq!(run("a X {9999+}\r\nb NOOP\r\n"), ["* BYE [TOOBIG] Literal too large"]);
+        assert_eq!(run("a X {99999999999999999999999+}\r\n"), ["* BYE [TOOBIG] Literal too large"]);
+        let before_login = Limits::not_authenticated();
+        assert_eq!(
+            drive(before_login, &[b"a APPEND x {1}\r\nb NOOP\r\n"]).0,
+            ["a NO [TOOBIG] Literal too large", "b NOOP"]
+        );
+    }
+
+    #[test]
+    fn append_has_its_own_limits() {
+        assert_eq!(run(&format!("a append x {{600+}}\r\n{}\r\n", "y".repeat(600))).len(), 1);
+        assert_eq!(run("a APPEND x {1001}\r\nb NOOP\r\n"), ["a NO [TOOBIG] Literal too large", "b NOOP"]);
+        assert_eq!(run("a APPEND x {666}\r\nb NOOP\r\n"), ["a NO no", "b NOOP"]);
+        assert_eq!(run(&format!("a APPEND x {{666+}}\r\n{}\r\nb NOOP\r\n", "y".repeat(666))), ["a NO no", "b NOOP"]);
+        let two = format!("a APPEND x {{900+}}\r\n{} {{900+}}\r\n{}\r\n", "y".repeat(900), "y".repeat(900));
+        assert_eq!(run(&two), ["a NO [TOOBIG] Literal too large"]);
+    }
+
+    #[test]
+    fn literal_minus() {
+        let limits = Limits { literal_minus: true, ..Limits::authenticated(10_000) };
+        let input = format!("a APPEND x {{4097+}}\r\n{}\r\nb NOOP\r\n", "y".repeat(4097));
+        let expected = ["a BAD [TOOBIG] Non-synchronizing literal over 4096 octets", "b NOOP"];
+        let mut framer = Framer::new(limits);
+        let (mut at, mut events) = (0, Vec::new());
+        while events.len() < 2 {
+            let (taken, event) = framer.step(&input.as_bytes()[at..], Expect::Command, &mut Vec::new());
+            at += taken;
+            events.push(text(&event));
+        }
+        assert_eq!(events, expected);
+    }
+
+    #[test]
+    fn bare_lf_and_plain_lines() {
+        assert_eq!(run("a NOOP\nb NOOP\r\n"), ["a BAD Line must end with CRLF", "b NOOP"]);
+        let mut framer = Framer::new(limits());
+        let (_, event) = framer.step(b"{5}\r\n", Expect::Line, &mut Vec::new());
+        assert_eq!(text(&event), "{5}");
+    }
+
+    proptest! {
+        #[test]
+        fn every_split_gives_the_same(
+            pieces in prop::collection::vec(prop::sample::select(vec![
+                "a NOOP\r\n", "b APPEND x ", "{3}\r\n", "{3+}\r\n", "{21+}\r\n", "{21}\r\n", "~{1+}\r\n", "{6000+}\r\n", "\r\n", "\r",
+                "\n", "xyz", " ", "{666+}\r\n", "{1}", "long long long long long long long long long long long long long"]), 0..20))
+        {
+            let input = pieces.concat();
+            let whole = drive(limits(), &[input.as_bytes()]);
+            for split in 0..=input.len() {
+                let (a, b) = input.as_bytes().split_at(split);
+                prop_assert_eq!(drive(limits(), &[a, b]), whole.clone());
+            }
+        }
+
+        #[test]
+        fn random_bytes_never_panic(input in prop::collection::vec(any::<u8>(), 0..400)) {
+            drive(limits(), &[&input]);
+        }
+    }
+}

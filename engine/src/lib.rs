@@ -3,15 +3,21 @@
 //! This crate knows mailboxes, UIDs, flags, mod-sequences and segments. It knows no protocol and opens no socket.
 //! The format on disk is described in `docs/format.md`, what an acknowledgement means in `docs/durability.md`.
 
+pub mod changes;
 mod checkpoint;
+pub mod deliver;
 pub mod error;
 pub mod flags;
 pub mod format;
 pub mod ids;
 pub mod index;
 pub mod io;
+pub mod mailboxes;
+pub mod node;
 pub mod planted;
+pub mod read;
 pub mod recovery;
 pub mod shard;
 pub mod state;
 pub mod storage;
+pub mod view;

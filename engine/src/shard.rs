@@ -23,7 +23,6 @@ use crate::format::manifest::{Manifest, SegmentEntry};
 use crate::format::record::{Commit, Record, RecordHeader, kind};
 use crate::format::segment::{Footer, FooterEntry, SegmentHeader};
 use crate::ids::{AccountId, Epoch, Location, Lsn, MailboxId, MessageId, Position, SegmentId, ShardId};
-use crate::io::Runtime;
 use crate::planted::{self, Bug};
 use crate::state::State;
 use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, StorageError, Wal};
@@ -404,7 +403,7 @@ impl<S: Storage> Shard<S> {
             } else if self.0.log.borrow().stopping {
                 break;
             } else {
-                self.0.log.borrow_mut().building.wanted = false;
+                self.answer_barriers();
             }
             if self.0.log.borrow().bytes_since_checkpoint >= self.0.config.checkpoint_bytes
                 && !self.0.checkpoint_runs.get()
@@ -418,6 +417,20 @@ impl<S: Storage> Shard<S> {
         }
         self.0.committer_ended.set(true);
         self.0.ended.notify_waiters();
+    }
+
+    /// Answers those who wait for nothing but what went before.
+    fn answer_barriers(&self) {
+        let (waiters, committed) = {
+            let mut log = self.0.log.borrow_mut();
+            log.building.wanted = false;
+            let committed =
+                Committed { segment: log.position.segment, records_offset: log.position.offset, first_ordinal: 0 };
+            (std::mem::take(&mut log.building.waiters), committed)
+        };
+        for waiter in waiters {
+            let _ = waiter.send(Ok(committed));
+        }
     }
 
     /// Lets further deliveries join the batch: as long as each round of the other tasks brings some, and not for long.

@@ -122,6 +122,8 @@ pub struct Slot {
     pub dirty: bool,
     /// When it was last used, for eviction of the index.
     pub used: u64,
+    /// UIDs below this are claimed as `\Recent` by some session of this start, durably or not.
+    pub recent_claimed: u32,
 }
 
 impl Slot {
@@ -229,6 +231,8 @@ pub struct AccountState {
     pub uid_validity_next: u32,
     pub attributes: BTreeMap<(MailboxId, String), Vec<u8>>,
     pub dirty: bool,
+    /// The account is being deleted: it makes no more mailboxes. Not stored; deleting it again is harmless.
+    pub closed: bool,
 }
 
 /// The published state of a shard.
@@ -241,6 +245,8 @@ pub struct State {
     pub accounts: BTreeMap<AccountId, AccountState>,
     /// Mailboxes deleted since the last checkpoint's full directory: entries that say so must follow older ones.
     pub deleted: BTreeMap<MailboxId, Lsn>,
+    /// UIDVALIDITY floors that account records give; those of accounts without any mailbox yet.
+    pub uid_validity_floors: BTreeMap<AccountId, u32>,
     /// Shard 0 only: account records.
     pub directory: BTreeMap<AccountId, AccountRecord>,
     pub directory_as_of: BTreeMap<AccountId, Lsn>,

@@ -1,0 +1,322 @@
+//! Changes of messages: flags, expunge, copy, move. Each validates against the pending tip and returns durable.
+
+use roaring::RoaringBitmap;
+
+use crate::deliver::{FlagName, has_keyword};
+use crate::error::{EngineError, Refusal};
+use crate::flags::{Flags, UidSet};
+use crate::format::record::{Expunge, FlagChange, PlacedMessage, Placements, Record};
+use crate::ids::{MailboxId, ModSeq, Uid};
+use crate::index::MailboxIndex;
+use crate::shard::{Log, Shard, Ticket};
+use crate::state::{State, Tip};
+use crate::storage::Storage;
+
+/// How STORE combines flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlagOp {
+    Add,
+    Remove,
+    Replace,
+}
+
+/// What STORE did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stored {
+    /// The mod-sequence of the change; `None` if nothing changed.
+    pub modseq: Option<ModSeq>,
+    pub changed: UidSet,
+    /// Messages that have changed since `unchanged_since` (RFC 7162, 3.1.3).
+    pub refused: UidSet,
+}
+
+/// What COPY or MOVE did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    pub uid_validity: u32,
+    /// UIDs at the source and at the target, ascending.
+    pub pairs: Vec<(Uid, Uid)>,
+}
+
+/// The UIDs among `uids` that have a flag at the tip.
+fn having(index: &MailboxIndex, tip: &Tip, bit: u8, uids: &RoaringBitmap) -> RoaringBitmap {
+    let mut having = index.with_flag(bit).map(|with| with & uids).unwrap_or_default();
+    if let Some((on, off)) = tip.flags.get(&bit) {
+        having -= off;
+        having |= on & uids;
+    }
+    having
+}
+
+/// The UIDs of `uids` that exist at the tip.
+fn existing(index: &MailboxIndex, tip: &Tip, uids: &UidSet) -> RoaringBitmap {
+    let mut existing = RoaringBitmap::new();
+    for (first, last) in uids.runs() {
+        let start = index.position(Uid(first)).unwrap_or_else(|at| at);
+        let run = index.messages[start..].iter().map(|message| message.uid.0).take_while(|&uid| uid <= last);
+        // Runs ascend, and so do UIDs.
+        existing.extend(run);
+    }
+    existing -= &tip.expunged;
+    existing
+}
+
+impl<S: Storage> Shard<S> {
+    /// Runs `submit` in one turn with the index of `mailbox` loaded, and waits for its commit if it made one.
+    async fn change<T>(
+        &self,
+        mailboxes: &[MailboxId],
+        mut submit: impl FnMut(&mut State, &mut Log) -> Result<(T, Option<Ticket>), EngineError>,
+    ) -> Result<T, EngineError> {
+        self.admit().await?;
+        let (value, ticket) = loop {
+            for &mailbox in mailboxes {
+                self.load_index(mailbox).await?;
+            }
+            let mut state = self.0.state.borrow_mut();
+            let mut log = self.0.log.borrow_mut();
+            log.check_open(self.0.id)?;
+            let mut loaded = true;
+            for mailbox in mailboxes {
+                let slot = state.slots.get_mut(mailbox).ok_or(Refusal::NoSuchMailbox)?;
+                if slot.tip().deleted {
+                    return Err(Refusal::NoSuchMailbox.into());
+                }
+                loaded &= slot.index.is_some();
+                drop_idle_tip(slot);
+            }
+            if loaded {
+                break submit(&mut state, &mut log)?;
+            }
+        };
+        if let Some(ticket) = ticket {
+            ticket.committed().await?;
+        }
+        Ok(value)
+    }
+
+    /// Changes flags. Durable on return, also where nothing changed because somebody else's change was on its way.
+    pub async fn store_flags(
+        &self,
+        mailbox: MailboxId,
+        uids: UidSet,
+        op: FlagOp,
+        flags: Vec<FlagName>,
+        unchanged_since: Option<ModSeq>,
+    ) -> Result<Stored, EngineError> {
+        self.change(&[mailbox], |state, log| {
+            let slot = state.slots.get_mut(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
+            let bits = self.flag_bits(slot, log, &flags, op != FlagOp::Remove)?;
+            slot.tip();
+            let (Some(index), Some(tip)) = (&slot.index, &slot.tip) else {
+                return Err(Refusal::NoSuchMailbox.into());
+            };
+            let mut uids = existing(index, tip, &uids);
+            let mut refused = UidSet::default();
+            if let Some(unchanged_since) = unchanged_since {
+                let changed = uids.iter().filter(|&uid| {
+                    let published = index.message(Uid(uid)).map_or(ModSeq(0), |message| message.modseq);
+                    tip.modseq_of(Uid(uid), published) > unchanged_since
+                });
+                refused.0 = changed.collect();
+                uids -= &refused.0;
+            }
+            let known =
+                (0..Flags::BITS as u8).filter(|bit| index.with_flag(*bit).is_some() || tip.flags.contains_key(bit));
+            let known = known.fold(Flags::NONE, |flags, bit| flags.with(Flags(1 << bit)));
+            let (set, clear) = match op {
+                FlagOp::Add => (bits, Flags::NONE),
+                FlagOp::Remove => (Flags::NONE, bits),
+                FlagOp::Replace => (bits, known.without(bits)),
+            };
+            let mut changed = RoaringBitmap::new();
+            for bit in set.bits() {
+                changed |= &uids - having(index, tip, bit as u8, &uids);
+            }
+            for bit in clear.bits() {
+                changed |= having(index, tip, bit as u8, &uids);
+            }
+            if changed.is_empty() {
+                // What it would have changed may be pending: the answer waits for that.
+                let ticket = (tip.pending > 0).then(|| self.ticket(log));
+                drop_idle_tip(slot);
+                return Ok((Stored { refused, ..Stored::default() }, ticket));
+            }
+            let seen = having(index, tip, 0, &changed).len() as i64;
+            let unseen_change = if set.contains(Flags::SEEN) {
+                seen - changed.len() as i64
+            } else if clear.contains(Flags::SEEN) {
+                seen
+            } else {
+                0
+            };
+            let changed = UidSet(changed);
+            let tip = slot.tip();
+            tip.highest_modseq += 1;
+            tip.pending += 1;
+            let modseq = ModSeq(tip.highest_modseq);
+            tip.change_flags(&changed, set, clear);
+            tip.modified.push((modseq, changed.clone()));
+            log.touched(mailbox);
+            let lsn = log.next_lsn(self.0.epoch);
+            let unseen_change = unseen_change as i32;
+            let record = FlagChange { mailbox, modseq, uids: changed.clone(), set, clear, unseen_change };
+            log.push(lsn, 0, Record::Flags(record), &[]);
+            Ok((Stored { modseq: Some(modseq), changed, refused }, Some(self.ticket(log))))
+        })
+        .await
+    }
+
+    /// Expunges the messages that have `\Deleted`, of `among` if given. Durable on return.
+    pub async fn expunge(&self, mailbox: MailboxId, among: Option<UidSet>) -> Result<UidSet, EngineError> {
+        self.change(&[mailbox], |state, log| {
+            let slot = state.slots.get_mut(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
+            slot.tip();
+            let (Some(index), Some(tip)) = (&slot.index, &slot.tip) else {
+                return Err(Refusal::NoSuchMailbox.into());
+            };
+            let all = UidSet::range(1..=u32::MAX);
+            let candidates = existing(index, tip, among.as_ref().unwrap_or(&all));
+            let gone = UidSet(having(index, tip, 3, &candidates));
+            if gone.is_empty() {
+                let ticket = (tip.pending > 0).then(|| self.ticket(log));
+                drop_idle_tip(slot);
+                return Ok((gone, ticket));
+            }
+            self.push_expunge(slot, log, &gone, 0);
+            Ok((gone, Some(self.ticket(log))))
+        })
+        .await
+    }
+
+    /// Appends the record that expunges `gone`, all of which exist at the tip.
+    fn push_expunge(&self, slot: &mut crate::state::Slot, log: &mut Log, gone: &UidSet, transaction: u64) {
+        let mailbox = slot.meta.mailbox;
+        let (mut unseen, mut size) = (0, 0);
+        if let (Some(index), Some(tip)) = (&slot.index, &slot.tip) {
+            unseen = (gone.len() - having(index, tip, 0, &gone.0).len()) as u32;
+            size = gone.iter().filter_map(|uid| index.message(uid)).map(|message| message.size).sum();
+        }
+        let tip = slot.tip();
+        tip.highest_modseq += 1;
+        tip.pending += 1;
+        tip.expunged |= &gone.0;
+        let modseq = ModSeq(tip.highest_modseq);
+        log.touched(mailbox);
+        let lsn = log.next_lsn(self.0.epoch);
+        let record = Expunge { mailbox, modseq, uids: gone.clone(), unseen, size };
+        log.push(lsn, transaction, Record::Expunge(record), &[]);
+    }
+
+    /// Copies messages by reference to a mailbox of the same shard: those of `uids` that exist. Durable on return.
+    pub async fn copy(&self, from: MailboxId, uids: UidSet, to: MailboxId) -> Result<Copied, EngineError> {
+        self.transfer(from, uids, to, false).await
+    }
+
+    /// Moves messages to a mailbox of the same shard in one transaction: they appear there and vanish here in one step.
+    /// Durable on return. Of two that move the same message one finds it gone.
+    pub async fn move_messages(&self, from: MailboxId, uids: UidSet, to: MailboxId) -> Result<Copied, EngineError> {
+        self.transfer(from, uids, to, true).await
+    }
+
+    async fn transfer(
+        &self,
+        from: MailboxId,
+        uids: UidSet,
+        to: MailboxId,
+        expunge: bool,
+    ) -> Result<Copied, EngineError> {
+        let now_s = (self.0.storage.wall_clock_ms() / 1000) as i64;
+        self.change(&[from, to], |state, log| {
+            let slot = state.slots.get_mut(&from).ok_or(Refusal::NoSuchMailbox)?;
+            slot.tip();
+            let (Some(index), Some(tip)) = (&slot.index, &slot.tip) else {
+                return Err(Refusal::NoSuchMailbox.into());
+            };
+            let uids = existing(index, tip, &uids);
+            let mut items: Vec<PlacedMessage> = Vec::with_capacity(uids.len() as usize);
+            let mut sources = Vec::with_capacity(uids.len() as usize);
+            let mut keywords = std::collections::BTreeSet::new();
+            for message in uids.iter().filter_map(|uid| index.message(Uid(uid))) {
+                let flags = tip.flags_of(message.uid, index.flags_of(message.uid));
+                keywords.extend(flags.keywords());
+                sources.push(message.uid);
+                items.push(PlacedMessage {
+                    uid: Uid(0),
+                    message: message.id,
+                    location: message.location,
+                    prefix_of: message.prefix_of,
+                    head_bytes: message.head_bytes,
+                    size: message.size,
+                    flags,
+                    internal_date: message.internal_date,
+                    zone_minutes: message.zone_minutes,
+                    save_date: now_s,
+                });
+            }
+            // Keyword numbers are each mailbox's own.
+            let names: Vec<(usize, String)> = keywords
+                .into_iter()
+                .filter_map(|number| {
+                    let published = index.keywords.get(number).filter(|name| !name.is_empty()).cloned();
+                    let pending =
+                        || tip.keywords.iter().find(|(n, _)| *n as usize == number).map(|(_, name)| name.clone());
+                    Some((number, published.or_else(pending)?))
+                })
+                .collect();
+            drop_idle_tip(slot);
+            let target = state.slots.get_mut(&to).ok_or(Refusal::NoSuchMailbox)?;
+            let uid_validity = target.meta.uid_validity;
+            if items.is_empty() {
+                return Ok((Copied { uid_validity, pairs: Vec::new() }, None));
+            }
+            if u64::from(target.tip().uid_next) + items.len() as u64 > u64::from(u32::MAX) {
+                drop_idle_tip(target);
+                return Err(Refusal::UidsExhausted.into());
+            }
+            let mut bits = Vec::with_capacity(names.len());
+            for (number, name) in names {
+                let name = [FlagName::Keyword(name)];
+                debug_assert!(has_keyword(&name));
+                bits.push((Flags::keyword(number), self.flag_bits(target, log, &name, true)?));
+            }
+            let tip = target.tip();
+            tip.highest_modseq += 1;
+            tip.pending += 1;
+            let modseq = ModSeq(tip.highest_modseq);
+            let mut pairs = Vec::with_capacity(items.len());
+            for (item, source) in items.iter_mut().zip(&sources) {
+                item.uid = Uid(tip.uid_next);
+                tip.uid_next += 1;
+                let mut flags = Flags(item.flags.0 & 0xff);
+                for (old, new) in &bits {
+                    if item.flags.contains(*old) {
+                        flags = flags.with(*new);
+                    }
+                }
+                item.flags = flags;
+                pairs.push((*source, item.uid));
+            }
+            log.touched(to);
+            let lsn = log.next_lsn(self.0.epoch);
+            let transaction = if expunge { lsn.0 } else { 0 };
+            log.push(lsn, transaction, Record::Placements(Placements { mailbox: to, modseq, items }), &[]);
+            if expunge {
+                let gone: UidSet = sources.into_iter().collect();
+                let slot = state.slots.get_mut(&from).ok_or(Refusal::NoSuchMailbox)?;
+                slot.tip();
+                self.push_expunge(slot, log, &gone, transaction);
+                log.push_commit(self.0.epoch, transaction, 2);
+            }
+            Ok((Copied { uid_validity, pairs }, Some(self.ticket(log))))
+        })
+        .await
+    }
+}
+
+/// Drops a tip that promises nothing.
+fn drop_idle_tip(slot: &mut crate::state::Slot) {
+    if slot.tip.as_ref().is_some_and(|tip| tip.pending == 0) {
+        slot.tip = None;
+    }
+}

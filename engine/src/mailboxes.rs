@@ -1,0 +1,440 @@
+//! Mailboxes as a whole: create, rename, delete, subscribe, list.
+//!
+//! Changes of one account's structure go one after another, each waiting for the commit of the one before: they are rare,
+//! and names then need no pending tip.
+
+use crate::error::{EngineError, Refusal};
+use crate::flags::UidSet;
+use crate::format::record::{Expunge, MailboxChange, PlacedMessage, Placements, Record, Subscription};
+use crate::ids::{AccountId, MailboxId, ModSeq, Uid};
+use crate::shard::{Log, Shard};
+use crate::storage::Storage;
+
+pub const INBOX: &str = "INBOX";
+/// Between the levels of a name.
+pub const SEPARATOR: char = '/';
+/// Octets of a mailbox name, UTF-8.
+pub const NAME_BYTES_MAX: usize = 1000;
+/// Levels of a mailbox name.
+pub const NAME_LEVELS_MAX: usize = 50;
+
+/// What STATUS answers, without a read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    pub exists: u32,
+    pub unseen: u32,
+    pub recent: u32,
+    pub uid_next: u32,
+    pub uid_validity: u32,
+    pub highest_modseq: u64,
+    /// Octets of all messages.
+    pub size: u64,
+}
+
+/// A mailbox in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MailboxInfo {
+    pub mailbox: MailboxId,
+    pub name: String,
+    pub special_use: u16,
+    pub subscribed: bool,
+    pub status: Status,
+}
+
+/// Checks a name and gives its one spelling: INBOX is not case-sensitive (RFC 3501, 5.1).
+pub fn normalise_name(name: &str) -> Result<String, Refusal> {
+    if name.is_empty() {
+        return Err(Refusal::BadName("it is empty"));
+    }
+    if name.len() > NAME_BYTES_MAX {
+        return Err(Refusal::BadName("it is longer than 1,000 octets"));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(Refusal::BadName("it has control characters"));
+    }
+    let mut levels = 0;
+    for level in name.split(SEPARATOR) {
+        levels += 1;
+        if level.is_empty() {
+            return Err(Refusal::BadName("a level of it is empty"));
+        }
+    }
+    if levels > NAME_LEVELS_MAX {
+        return Err(Refusal::BadName("it has more than 50 levels"));
+    }
+    let (first, rest) = name.split_once(SEPARATOR).map_or((name, None), |(first, rest)| (first, Some(rest)));
+    if first.eq_ignore_ascii_case(INBOX) {
+        return Ok(rest.map_or_else(|| INBOX.to_owned(), |rest| format!("{INBOX}/{rest}")));
+    }
+    Ok(name.to_owned())
+}
+
+impl<S: Storage> Shard<S> {
+    /// The mailbox of a name, which need not be normalised.
+    pub fn mailbox(&self, account: AccountId, name: &str) -> Option<MailboxId> {
+        let state = self.0.state.borrow();
+        let mailboxes = &state.accounts.get(&account)?.mailboxes;
+        match mailboxes.get(name) {
+            Some(mailbox) => Some(*mailbox),
+            None => mailboxes.get(&normalise_name(name).ok()?).copied(),
+        }
+    }
+
+    /// All mailboxes of an account, by name.
+    pub fn mailboxes(&self, account: AccountId) -> Vec<MailboxInfo> {
+        let state = self.0.state.borrow();
+        let Some(account) = state.accounts.get(&account) else { return Vec::new() };
+        let infos = account.mailboxes.iter().filter_map(|(name, mailbox)| {
+            let slot = state.slots.get(mailbox)?;
+            Some(MailboxInfo {
+                mailbox: *mailbox,
+                name: name.clone(),
+                special_use: slot.meta.special_use,
+                subscribed: account.subscriptions.contains(name),
+                status: status_of(&slot.meta),
+            })
+        });
+        infos.collect()
+    }
+
+    /// The names an account is subscribed to; they need not exist.
+    pub fn subscriptions(&self, account: AccountId) -> Vec<String> {
+        let state = self.0.state.borrow();
+        state.accounts.get(&account).map(|account| account.subscriptions.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    /// `None` if the mailbox is gone.
+    pub fn status(&self, mailbox: MailboxId) -> Option<Status> {
+        self.0.state.borrow().slots.get(&mailbox).map(|slot| status_of(&slot.meta))
+    }
+
+    /// Creates a mailbox, and the levels above it that do not exist. Durable on return.
+    pub async fn create_mailbox(
+        &self,
+        account: AccountId,
+        name: &str,
+        special_use: u16,
+    ) -> Result<MailboxId, EngineError> {
+        let name = normalise_name(name)?;
+        let lock = self.account_lock(account);
+        let _one_at_a_time = lock.lock().await;
+        let (mailbox, ticket) = {
+            let state = self.0.state.borrow();
+            let mut log = self.0.log.borrow_mut();
+            log.check_open(self.0.id)?;
+            let (mut next, existing) = match state.accounts.get(&account) {
+                Some(account) if account.closed => return Err(Refusal::NoSuchAccount.into()),
+                Some(account) => (account.uid_validity_next.max(1), Some(&account.mailboxes)),
+                None => (1, None),
+            };
+            let exists = |name: &str| existing.is_some_and(|mailboxes| mailboxes.contains_key(name));
+            if exists(&name) {
+                return Err(Refusal::MailboxExists.into());
+            }
+            let mut levels: Vec<&str> =
+                name.match_indices(SEPARATOR).map(|(at, _)| &name[..at]).filter(|level| !exists(level)).collect();
+            levels.push(&name);
+            next = next.max(state.uid_validity_floors.get(&account).copied().unwrap_or(1));
+            let mailbox = self.push_creations(&mut log, account, &levels, next, special_use);
+            (mailbox, self.ticket(&mut log))
+        };
+        ticket.committed().await?;
+        Ok(mailbox)
+    }
+
+    /// Records for new mailboxes, in one transaction; the last is returned and has the special use.
+    fn push_creations(
+        &self,
+        log: &mut Log,
+        account: AccountId,
+        names: &[&str],
+        first_uid_validity: u32,
+        special_use: u16,
+    ) -> MailboxId {
+        let mut mailbox = MailboxId::default();
+        let mut transaction = 0;
+        for (number, name) in names.iter().enumerate() {
+            let lsn = log.next_lsn(self.0.epoch);
+            if names.len() > 1 && transaction == 0 {
+                transaction = lsn.0;
+            }
+            mailbox = MailboxId(lsn.0);
+            let change = MailboxChange::Create {
+                mailbox,
+                account,
+                name: (*name).to_owned(),
+                uid_validity: first_uid_validity.saturating_add(number as u32),
+                special_use: if number + 1 == names.len() { special_use } else { 0 },
+            };
+            log.push(lsn, transaction, Record::Mailbox(change), &[]);
+        }
+        if transaction != 0 {
+            log.push_commit(self.0.epoch, transaction, names.len() as u32);
+        }
+        mailbox
+    }
+
+    /// Renames a mailbox and those below it, in one transaction. Renaming INBOX moves its messages to a new mailbox and
+    /// leaves it empty (RFC 3501, 6.3.5). Durable on return.
+    pub async fn rename_mailbox(&self, account: AccountId, from: &str, to: &str) -> Result<(), EngineError> {
+        let (from, to) = (normalise_name(from)?, normalise_name(to)?);
+        let lock = self.account_lock(account);
+        let _one_at_a_time = lock.lock().await;
+        if from == INBOX {
+            return self.rename_inbox(account, &to).await;
+        }
+        if to.strip_prefix(&from).is_some_and(|rest| rest.starts_with(SEPARATOR)) {
+            return Err(Refusal::IntoItself.into());
+        }
+        let ticket = {
+            let state = self.0.state.borrow();
+            let mut log = self.0.log.borrow_mut();
+            log.check_open(self.0.id)?;
+            let account_state = state.accounts.get(&account).ok_or(Refusal::NoSuchMailbox)?;
+            let mailboxes = &account_state.mailboxes;
+            let below = format!("{from}{SEPARATOR}");
+            let moved: Vec<(MailboxId, String)> = mailboxes
+                .iter()
+                .filter(|(name, _)| **name == from || name.starts_with(&below))
+                .map(|(name, mailbox)| (*mailbox, format!("{to}{}", &name[from.len()..])))
+                .collect();
+            if !mailboxes.contains_key(&from) {
+                return Err(Refusal::NoSuchMailbox.into());
+            }
+            for (_, name) in &moved {
+                let name = normalise_name(name)?;
+                if mailboxes.contains_key(&name) {
+                    return Err(Refusal::MailboxExists.into());
+                }
+            }
+            let parents: Vec<&str> = to
+                .match_indices(SEPARATOR)
+                .map(|(at, _)| &to[..at])
+                .filter(|level| !mailboxes.contains_key(*level))
+                .collect();
+            let mut transaction = 0;
+            let mut count = 0;
+            let mut push = |log: &mut Log, change: &mut dyn FnMut(u64) -> MailboxChange| {
+                let lsn = log.next_lsn(self.0.epoch);
+                if transaction == 0 {
+                    transaction = lsn.0;
+                }
+                count += 1;
+                log.push(lsn, transaction, Record::Mailbox(change(lsn.0)), &[]);
+            };
+            let first_uid_validity = account_state.uid_validity_next.max(1);
+            for (number, parent) in parents.iter().enumerate() {
+                push(&mut log, &mut |lsn| MailboxChange::Create {
+                    mailbox: MailboxId(lsn),
+                    account,
+                    name: (*parent).to_owned(),
+                    uid_validity: first_uid_validity.saturating_add(number as u32),
+                    special_use: 0,
+                });
+            }
+            for (mailbox, name) in &moved {
+                push(&mut log, &mut |_| MailboxChange::Rename { mailbox: *mailbox, name: name.clone() });
+            }
+            log.push_commit(self.0.epoch, transaction, count);
+            self.ticket(&mut log)
+        };
+        ticket.committed().await?;
+        Ok(())
+    }
+
+    async fn rename_inbox(&self, account: AccountId, to: &str) -> Result<(), EngineError> {
+        let inbox = self.mailbox(account, INBOX).ok_or(Refusal::NoSuchMailbox)?;
+        let ticket = loop {
+            self.load_index(inbox).await?;
+            let mut state = self.0.state.borrow_mut();
+            let mut log = self.0.log.borrow_mut();
+            log.check_open(self.0.id)?;
+            let account_state = state.accounts.get(&account).ok_or(Refusal::NoSuchMailbox)?;
+            if account_state.mailboxes.contains_key(to) {
+                return Err(Refusal::MailboxExists.into());
+            }
+            let first_uid_validity = account_state.uid_validity_next.max(1);
+            let mut levels: Vec<&str> = to
+                .match_indices(SEPARATOR)
+                .map(|(at, _)| &to[..at])
+                .filter(|level| !account_state.mailboxes.contains_key(*level))
+                .collect();
+            levels.push(to);
+            let slot = state.slots.get_mut(&inbox).ok_or(Refusal::NoSuchMailbox)?;
+            if slot.index.is_none() {
+                continue;
+            }
+            slot.tip();
+            let (Some(index), Some(tip)) = (&slot.index, &slot.tip) else { continue };
+            let mut transaction = 0;
+            let mut target = MailboxId::default();
+            for (number, level) in levels.iter().enumerate() {
+                let lsn = log.next_lsn(self.0.epoch);
+                transaction = if transaction == 0 { lsn.0 } else { transaction };
+                target = MailboxId(lsn.0);
+                let change = MailboxChange::Create {
+                    mailbox: target,
+                    account,
+                    name: (*level).to_owned(),
+                    uid_validity: first_uid_validity.saturating_add(number as u32),
+                    special_use: 0,
+                };
+                log.push(lsn, transaction, Record::Mailbox(change), &[]);
+            }
+            let mut records = levels.len() as u32;
+            for (number, name) in index.keywords.iter().enumerate() {
+                let lsn = log.next_lsn(self.0.epoch);
+                let keyword =
+                    crate::format::record::Keyword { mailbox: target, number: number as u16, name: name.clone() };
+                log.push(lsn, transaction, Record::Keyword(keyword), &[]);
+                records += 1;
+            }
+            let moved: Vec<_> = index.messages.iter().filter(|message| !tip.expunged.contains(message.uid.0)).collect();
+            let uids: UidSet = moved.iter().map(|message| message.uid).collect();
+            let size = moved.iter().map(|message| message.size).sum();
+            let mut unseen = 0;
+            let now_s = (self.0.storage.wall_clock_ms() / 1000) as i64;
+            let items: Vec<PlacedMessage> = moved
+                .iter()
+                .enumerate()
+                .map(|(number, message)| {
+                    let flags = tip.flags_of(message.uid, index.flags_of(message.uid));
+                    unseen += u32::from(!flags.contains(crate::flags::Flags::SEEN));
+                    PlacedMessage {
+                        uid: Uid(number as u32 + 1),
+                        message: message.id,
+                        location: message.location,
+                        prefix_of: message.prefix_of,
+                        head_bytes: message.head_bytes,
+                        size: message.size,
+                        flags,
+                        internal_date: message.internal_date,
+                        zone_minutes: message.zone_minutes,
+                        save_date: now_s,
+                    }
+                })
+                .collect();
+            if !items.is_empty() {
+                let lsn = log.next_lsn(self.0.epoch);
+                let placements = Placements { mailbox: target, modseq: ModSeq(2), items };
+                log.push(lsn, transaction, Record::Placements(placements), &[]);
+                let tip = slot.tip();
+                tip.highest_modseq += 1;
+                tip.pending += 1;
+                tip.expunged |= &uids.0;
+                let modseq = ModSeq(tip.highest_modseq);
+                let lsn = log.next_lsn(self.0.epoch);
+                let expunge = Expunge { mailbox: inbox, modseq, uids, unseen, size };
+                log.push(lsn, transaction, Record::Expunge(expunge), &[]);
+                log.touched(inbox);
+                records += 2;
+            }
+            log.push_commit(self.0.epoch, transaction, records);
+            break self.ticket(&mut log);
+        };
+        ticket.committed().await?;
+        Ok(())
+    }
+
+    /// Deletes a mailbox and its messages; mailboxes below it stay. Durable on return.
+    pub async fn delete_mailbox(&self, account: AccountId, name: &str) -> Result<(), EngineError> {
+        let name = normalise_name(name)?;
+        if name == INBOX {
+            return Err(Refusal::InboxStays.into());
+        }
+        let lock = self.account_lock(account);
+        let _one_at_a_time = lock.lock().await;
+        let mailbox = self.mailbox(account, &name).ok_or(Refusal::NoSuchMailbox)?;
+        self.delete_mailboxes(&[mailbox]).await
+    }
+
+    /// Deletes mailboxes in one transaction. The account's lock is held.
+    async fn delete_mailboxes(&self, mailboxes: &[MailboxId]) -> Result<(), EngineError> {
+        if mailboxes.is_empty() {
+            return Ok(());
+        }
+        let ticket = {
+            let mut state = self.0.state.borrow_mut();
+            let mut log = self.0.log.borrow_mut();
+            log.check_open(self.0.id)?;
+            let mut transaction = 0;
+            for &mailbox in mailboxes {
+                let slot = state.slots.get_mut(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
+                let tip = slot.tip();
+                tip.deleted = true;
+                tip.pending += 1;
+                log.touched(mailbox);
+                let lsn = log.next_lsn(self.0.epoch);
+                transaction = if transaction == 0 { lsn.0 } else { transaction };
+                log.push(lsn, transaction, Record::Mailbox(MailboxChange::Delete { mailbox }), &[]);
+            }
+            log.push_commit(self.0.epoch, transaction, mailboxes.len() as u32);
+            self.ticket(&mut log)
+        };
+        ticket.committed().await?;
+        Ok(())
+    }
+
+    /// Deletes all mailboxes of an account and lets it make no more; returns a UIDVALIDITY above all it ever had.
+    pub(crate) async fn close_account(&self, account: AccountId) -> Result<u32, EngineError> {
+        let lock = self.account_lock(account);
+        let _one_at_a_time = lock.lock().await;
+        let mailboxes: Vec<MailboxId> = {
+            let mut state = self.0.state.borrow_mut();
+            let account = state.accounts.entry(account).or_default();
+            account.closed = true;
+            account.mailboxes.values().copied().collect()
+        };
+        self.delete_mailboxes(&mailboxes).await?;
+        let state = self.0.state.borrow();
+        Ok(state.accounts.get(&account).map_or(1, |account| account.uid_validity_next.max(1)))
+    }
+
+    /// Subscribes an account to a name, or unsubscribes it; the name need not exist. Durable on return.
+    pub async fn subscribe(&self, account: AccountId, name: &str, subscribed: bool) -> Result<(), EngineError> {
+        let name = normalise_name(name)?;
+        let lock = self.account_lock(account);
+        let _one_at_a_time = lock.lock().await;
+        let ticket = {
+            let mut log = self.0.log.borrow_mut();
+            log.check_open(self.0.id)?;
+            let lsn = log.next_lsn(self.0.epoch);
+            log.push(lsn, 0, Record::Subscription(Subscription { account, name, subscribed }), &[]);
+            self.ticket(&mut log)
+        };
+        ticket.committed().await?;
+        Ok(())
+    }
+
+    /// Every UIDVALIDITY that an account gets from here on is at least `floor`.
+    pub(crate) fn raise_uid_validity(&self, account: AccountId, floor: u32) {
+        self.0.state.borrow_mut().uid_validity_floors.insert(account, floor);
+    }
+}
+
+fn status_of(meta: &crate::state::Meta) -> Status {
+    Status {
+        exists: meta.exists,
+        unseen: meta.unseen,
+        recent: meta.uid_next.saturating_sub(meta.recent_below).min(meta.exists),
+        uid_next: meta.uid_next,
+        uid_validity: meta.uid_validity,
+        highest_modseq: meta.highest_modseq,
+        size: meta.size,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_one_spelling_and_bad_ones_are_refused() {
+        assert_eq!(normalise_name("inBox").as_deref(), Ok("INBOX"));
+        assert_eq!(normalise_name("inbox/Work").as_deref(), Ok("INBOX/Work"));
+        assert_eq!(normalise_name("Inboxes").as_deref(), Ok("Inboxes"));
+        for bad in ["", "/", "a//b", "/a", "a/", "a\0b", "a\nb", &"x".repeat(1001), &"x/".repeat(60)] {
+            assert!(matches!(normalise_name(bad), Err(Refusal::BadName(_))), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,467 @@
+//! A node: workers, each with its shards, and what they share.
+//!
+//! Workers share no state but channels and the account directory, an immutable snapshot. An operation on a shard runs on
+//! its owner: directly, or as a message that takes and gives owned values.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error::{Damage, EngineError, RecoveryReport, Refusal};
+use crate::format::codec::{Input, Wire};
+use crate::format::record::{AccountRecord, Record};
+use crate::format::{FORMAT_VERSION, FormatError, checksum, verify_checksum};
+use crate::ids::{AccountId, ShardId};
+use crate::shard::{Shard, ShardConfig};
+use crate::storage::{Storage, StorageError};
+
+/// Shards that a store can have.
+pub const SHARDS_MAX: u32 = 1024;
+/// The shard whose system space holds the account records.
+const SYSTEM_SHARD: ShardId = ShardId(0);
+const SUPERBLOCK_MAGIC: [u8; 8] = *b"PHSTORE1";
+
+/// Configuration of the store.
+#[derive(Clone, Debug, Default)]
+pub struct StoreConfig {
+    pub shard: ShardConfig,
+}
+
+/// What a store says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    pub store: u128,
+    pub shards: u32,
+}
+
+impl Superblock {
+    /// Magic, version, checksum, store id, shards.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = SUPERBLOCK_MAGIC.to_vec();
+        FORMAT_VERSION.put(&mut out);
+        0_u32.put(&mut out);
+        self.store.put(&mut out);
+        self.shards.put(&mut out);
+        let crc = checksum(&out[16..]);
+        out[12..16].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        const WHAT: &str = "store file";
+        if bytes.len() != 36 {
+            return Err(FormatError::Short { what: WHAT, needed: 36, available: bytes.len() as u64 });
+        }
+        if bytes[..8] != SUPERBLOCK_MAGIC {
+            return Err(FormatError::Magic(WHAT));
+        }
+        let decode = |source| FormatError::Decode { what: WHAT, source };
+        let mut input = Input(&bytes[8..]);
+        let version = u32::take(&mut input).map_err(decode)?;
+        if version != FORMAT_VERSION {
+            return Err(FormatError::Version { what: WHAT, found: version });
+        }
+        verify_checksum(WHAT, u32::take(&mut input).map_err(decode)?, &bytes[16..])?;
+        let store = u128::take(&mut input).map_err(decode)?;
+        let shards = u32::take(&mut input).map_err(decode)?;
+        if shards == 0 || shards > SHARDS_MAX {
+            return Err(FormatError::Misplaced { what: WHAT, detail: format!("{shards} shards") });
+        }
+        Ok(Self { store, shards })
+    }
+}
+
+/// Reads the store's description, or creates a store with `shards_at_creation` shards. Durable on return.
+///
+/// # Errors
+/// Storage that fails; a description that is damaged or of another version.
+pub async fn open_superblock<S: Storage>(storage: &S, shards_at_creation: u32) -> Result<Superblock, EngineError> {
+    if let Some(bytes) = storage.read_superblock().await? {
+        return Superblock::decode(&bytes).map_err(|error| Damage { place: "store".to_owned(), error }.into());
+    }
+    let store = u128::from(storage.random()) << 64 | u128::from(storage.random());
+    let superblock = Superblock { store, shards: shards_at_creation.clamp(1, SHARDS_MAX) };
+    match storage.create_superblock(superblock.encode()).await {
+        Ok(()) => Ok(superblock),
+        Err(StorageError::AlreadyExists(_)) => Box::pin(open_superblock(storage, shards_at_creation)).await,
+        Err(error) => Err(error.into()),
+    }
+}
+
+const BUCKETS: usize = 256;
+type Bucket = Arc<HashMap<Box<str>, Arc<AccountRecord>>>;
+
+/// The accounts of the store by name: an immutable snapshot. A change copies one bucket.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    buckets: Vec<Bucket>,
+}
+
+impl Default for Directory {
+    fn default() -> Self {
+        Self { buckets: vec![Bucket::default(); BUCKETS] }
+    }
+}
+
+impl Directory {
+    fn bucket_of(name: &str) -> usize {
+        crc32fast::hash(name.as_bytes()) as usize % BUCKETS
+    }
+
+    /// The living account of a name.
+    pub fn find(&self, name: &str) -> Option<Arc<AccountRecord>> {
+        self.buckets[Self::bucket_of(name)].get(name).filter(|account| !account.deleted).cloned()
+    }
+
+    /// The record of a name, deleted or not.
+    fn find_any(&self, name: &str) -> Option<Arc<AccountRecord>> {
+        self.buckets[Self::bucket_of(name)].get(name).cloned()
+    }
+
+    /// The living accounts, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = Arc<AccountRecord>> + '_ {
+        self.buckets.iter().flat_map(|bucket| bucket.values()).filter(|account| !account.deleted).cloned()
+    }
+
+    pub fn len(&self) -> usize {
+        self.iter().count()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.iter().next().is_none()
+    }
+
+    fn put(&mut self, record: AccountRecord) {
+        let bucket = Arc::make_mut(&mut self.buckets[Self::bucket_of(&record.name)]);
+        match bucket.get(record.name.as_str()) {
+            // An account that was made again: the deleted one's record has an older id.
+            Some(old) if old.account > record.account => {}
+            _ => {
+                bucket.insert(record.name.clone().into(), Arc::new(record));
+            }
+        }
+    }
+}
+
+/// A message to a worker.
+pub type Job<S> = Box<dyn FnOnce(&Worker<S>) + Send>;
+
+/// What the workers of a node share.
+pub struct Cluster<S: Storage> {
+    pub superblock: Superblock,
+    workers: Vec<mpsc::UnboundedSender<Job<S>>>,
+    directory: ArcSwap<Directory>,
+}
+
+/// A worker's end of the cluster, to be opened on its thread.
+pub struct WorkerSeat<S: Storage> {
+    index: usize,
+    jobs: mpsc::UnboundedReceiver<Job<S>>,
+}
+
+impl<S: Storage> Cluster<S> {
+    /// Seats for `workers` workers. Shard n belongs to worker n modulo their number.
+    pub fn new(superblock: Superblock, workers: usize) -> (Arc<Self>, Vec<WorkerSeat<S>>) {
+        let (senders, receivers): (Vec<_>, Vec<_>) = (0..workers.max(1)).map(|_| mpsc::unbounded_channel()).unzip();
+        let seats = receivers.into_iter().enumerate().map(|(index, jobs)| WorkerSeat { index, jobs }).collect();
+        (Arc::new(Self { superblock, workers: senders, directory: ArcSwap::default() }), seats)
+    }
+
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// The worker that owns a shard.
+    pub fn owner(&self, shard: ShardId) -> usize {
+        shard.0 as usize % self.workers.len()
+    }
+
+    pub fn directory(&self) -> Arc<Directory> {
+        self.directory.load_full()
+    }
+
+    /// Sends a worker something to do. It is dropped if the worker has ended.
+    pub fn send(&self, worker: usize, job: Job<S>) {
+        let _ = self.workers[worker].send(job);
+    }
+
+    /// The shard for a new account.
+    fn shard_for(&self, name: &str) -> ShardId {
+        ShardId(crc32fast::hash(name.as_bytes()) % self.superblock.shards)
+    }
+}
+
+impl<S: Storage> WorkerSeat<S> {
+    pub fn index(&self) -> usize {
+        self.index
+    }
+}
+
+struct WorkerInner<S: Storage> {
+    storage: S,
+    cluster: Arc<Cluster<S>>,
+    index: usize,
+    shards: RefCell<BTreeMap<ShardId, Shard<S>>>,
+}
+
+/// A worker on its own thread.
+pub struct Worker<S: Storage>(Rc<WorkerInner<S>>);
+
+impl<S: Storage> Clone for Worker<S> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+/// An account to be made.
+#[derive(Clone, Debug)]
+pub struct NewAccount {
+    /// An address in its one spelling.
+    pub name: String,
+    /// A password hash in its own text form, or empty for none.
+    pub password: String,
+}
+
+impl<S: Storage> Worker<S> {
+    /// Opens this worker's shards and begins to take jobs. Wait for all workers before sessions start.
+    ///
+    /// # Errors
+    /// As [`Shard::open`].
+    pub async fn open(
+        storage: S,
+        cluster: Arc<Cluster<S>>,
+        mut seat: WorkerSeat<S>,
+        config: StoreConfig,
+    ) -> Result<(Self, Vec<RecoveryReport>), EngineError> {
+        let worker = Self(Rc::new(WorkerInner {
+            storage: storage.clone(),
+            cluster: Arc::clone(&cluster),
+            index: seat.index,
+            shards: RefCell::default(),
+        }));
+        let mut reports = Vec::new();
+        for shard in (0..cluster.superblock.shards).map(ShardId).filter(|&shard| cluster.owner(shard) == seat.index) {
+            let (opened, report) =
+                Shard::open(storage.clone(), shard, cluster.superblock.store, config.shard.clone()).await?;
+            reports.push(report);
+            worker.0.shards.borrow_mut().insert(shard, opened);
+        }
+        if let Some(system) = worker.local(SYSTEM_SHARD) {
+            let mut directory = Directory::default();
+            for record in system.0.state.borrow().directory.values() {
+                directory.put(record.clone());
+            }
+            cluster.directory.store(Arc::new(directory));
+        }
+        let jobs_worker = Rc::downgrade(&worker.0);
+        storage.spawn(async move {
+            while let Some(job) = seat.jobs.recv().await {
+                let Some(worker) = jobs_worker.upgrade() else { break };
+                job(&Self(worker));
+            }
+        });
+        Ok((worker, reports))
+    }
+
+    pub fn storage(&self) -> &S {
+        &self.0.storage
+    }
+
+    pub fn index(&self) -> usize {
+        self.0.index
+    }
+
+    pub fn cluster(&self) -> &Arc<Cluster<S>> {
+        &self.0.cluster
+    }
+
+    /// A shard of this worker.
+    pub fn local(&self, shard: ShardId) -> Option<Shard<S>> {
+        self.0.shards.borrow().get(&shard).cloned()
+    }
+
+    /// The shards of this worker.
+    pub fn shards(&self) -> Vec<Shard<S>> {
+        self.0.shards.borrow().values().cloned().collect()
+    }
+
+    /// Runs an operation on a shard's owner. If this future is dropped the operation still runs to its end.
+    ///
+    /// # Errors
+    /// The owner is stopping; whether the operation has run is then unknown.
+    pub async fn call<T, F>(
+        &self,
+        shard: ShardId,
+        operation: impl FnOnce(Shard<S>) -> F + Send + 'static,
+    ) -> Result<T, EngineError>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + 'static,
+    {
+        if let Some(local) = self.local(shard) {
+            return Ok(operation(local).await);
+        }
+        let (sender, receiver) = oneshot::channel();
+        let job: Job<S> = Box::new(move |worker| {
+            let Some(local) = worker.local(shard) else { return };
+            let running = operation(local);
+            worker.0.storage.spawn(async move {
+                // Whoever asked may have gone.
+                let _ = sender.send(running.await);
+            });
+        });
+        self.0.cluster.send(self.0.cluster.owner(shard), job);
+        receiver.await.map_err(|_| EngineError::Stopping(shard))
+    }
+
+    /// Stops this worker's shards: see [`Shard::stop`].
+    pub async fn stop(&self) -> Result<(), EngineError> {
+        let mut result = Ok(());
+        for shard in self.shards() {
+            result = result.and(shard.stop().await);
+        }
+        self.0.shards.borrow_mut().clear();
+        result
+    }
+
+    /// Makes accounts, all in one commit, each with an INBOX: they can receive when this returns.
+    ///
+    /// # Errors
+    /// Per account, [`Refusal::AccountExists`]; or storage that fails.
+    pub async fn add_accounts(
+        &self,
+        accounts: Vec<NewAccount>,
+    ) -> Result<Vec<Result<AccountRecord, Refusal>>, EngineError> {
+        let cluster = Arc::clone(&self.0.cluster);
+        let results = self
+            .call(SYSTEM_SHARD, move |system| async move { system.put_accounts(&cluster, accounts).await })
+            .await??;
+        // INBOXes are made at once where they can be, so that a client's first LIST shows them.
+        let mut by_shard: BTreeMap<ShardId, Vec<(AccountId, u32)>> = BTreeMap::new();
+        for account in results.iter().flatten() {
+            by_shard.entry(account.shard).or_default().push((account.account, account.uid_validity_floor));
+        }
+        for (shard, accounts) in by_shard {
+            self.call(shard, move |shard| async move { shard.make_inboxes(accounts).await }).await??;
+        }
+        Ok(results)
+    }
+
+    /// Replaces the stored hash of an account's password. Durable on return.
+    pub async fn set_password(&self, name: &str, password: String) -> Result<(), EngineError> {
+        self.change_account(name, move |record| record.password = password).await
+    }
+
+    /// Deletes an account with its mail. Its name can be used again; UIDVALIDITY goes on from where it was.
+    pub async fn delete_account(&self, name: &str) -> Result<(), EngineError> {
+        let account = self.0.cluster.directory().find(name).ok_or(Refusal::NoSuchAccount)?;
+        let id = account.account;
+        let floor = self.call(account.shard, move |shard| async move { shard.close_account(id).await }).await??;
+        self.change_account(name, move |record| {
+            record.deleted = true;
+            record.uid_validity_floor = record.uid_validity_floor.max(floor);
+        })
+        .await
+    }
+
+    async fn change_account(
+        &self,
+        name: &str,
+        edit: impl FnOnce(&mut AccountRecord) + Send + 'static,
+    ) -> Result<(), EngineError> {
+        let cluster = Arc::clone(&self.0.cluster);
+        let name = name.to_owned();
+        self.call(SYSTEM_SHARD, move |system| async move { system.edit_account(&cluster, &name, edit).await }).await?
+    }
+}
+
+impl<S: Storage> Shard<S> {
+    async fn put_accounts(
+        &self,
+        cluster: &Cluster<S>,
+        accounts: Vec<NewAccount>,
+    ) -> Result<Vec<Result<AccountRecord, Refusal>>, EngineError> {
+        let _one_at_a_time = self.0.directory_lock.lock().await;
+        self.admit().await?;
+        let directory = cluster.directory();
+        let mut results = Vec::with_capacity(accounts.len());
+        let mut names = std::collections::BTreeSet::new();
+        let ticket = {
+            let mut log = self.0.log.borrow_mut();
+            log.check_open(self.0.id)?;
+            for account in accounts {
+                let old = directory.find_any(&account.name);
+                if old.as_ref().is_some_and(|old| !old.deleted) || !names.insert(account.name.clone()) {
+                    results.push(Err(Refusal::AccountExists));
+                    continue;
+                }
+                let lsn = log.next_lsn(self.0.epoch);
+                let record = AccountRecord {
+                    account: AccountId(lsn.0),
+                    shard: cluster.shard_for(&account.name),
+                    name: account.name,
+                    password: account.password,
+                    deleted: false,
+                    uid_validity_floor: old.map_or(1, |old| old.uid_validity_floor),
+                };
+                log.push(lsn, 0, Record::Account(record.clone()), &[]);
+                results.push(Ok(record));
+            }
+            self.ticket(&mut log)
+        };
+        ticket.committed().await?;
+        let mut directory = Directory::clone(&cluster.directory());
+        for record in results.iter().flatten() {
+            directory.put(record.clone());
+        }
+        cluster.directory.store(Arc::new(directory));
+        Ok(results)
+    }
+
+    async fn edit_account(
+        &self,
+        cluster: &Cluster<S>,
+        name: &str,
+        edit: impl FnOnce(&mut AccountRecord),
+    ) -> Result<(), EngineError> {
+        let _one_at_a_time = self.0.directory_lock.lock().await;
+        self.admit().await?;
+        let mut record = AccountRecord::clone(&*cluster.directory().find(name).ok_or(Refusal::NoSuchAccount)?);
+        edit(&mut record);
+        let ticket = {
+            let mut log = self.0.log.borrow_mut();
+            log.check_open(self.0.id)?;
+            let lsn = log.next_lsn(self.0.epoch);
+            log.push(lsn, 0, Record::Account(record.clone()), &[]);
+            self.ticket(&mut log)
+        };
+        ticket.committed().await?;
+        let mut directory = Directory::clone(&cluster.directory());
+        directory.put(record);
+        cluster.directory.store(Arc::new(directory));
+        Ok(())
+    }
+
+    /// INBOXes of new accounts, committed together.
+    async fn make_inboxes(&self, accounts: Vec<(AccountId, u32)>) -> Result<(), EngineError> {
+        let mut waiting = Vec::with_capacity(accounts.len());
+        for (account, floor) in accounts {
+            self.raise_uid_validity(account, floor);
+            let shard = self.clone();
+            let (sender, receiver) = oneshot::channel();
+            self.0.storage.spawn(async move {
+                let _ = sender.send(shard.inbox(account).await);
+            });
+            waiting.push(receiver);
+        }
+        for receiver in waiting {
+            receiver.await.map_err(|_| EngineError::Stopping(self.id()))??;
+        }
+        Ok(())
+    }
+}

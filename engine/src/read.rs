@@ -1,0 +1,175 @@
+//! Reading messages: the index tells where a record lies, the record holds the bytes, and every byte that goes out has
+//! been checked against its checksum.
+
+use crate::error::{Damage, EngineError, Refusal};
+use crate::flags::{Flags, UidSet};
+use crate::format::FormatError;
+use crate::format::codec::{Input, Wire};
+use crate::format::frame::FrameInfo;
+use crate::format::message::MessageReader;
+use crate::format::record::{RECORD_HEADER_BYTES, RecordHeader, kind};
+use crate::ids::{Location, MailboxId, Position, Uid};
+use crate::index::Message;
+use crate::shard::Shard;
+use crate::storage::Storage;
+
+/// What to read of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Prefix and header; the body is not touched.
+    Header,
+    /// Prefix, header and body.
+    Whole,
+    /// The digest only.
+    Digest,
+}
+
+/// The bytes of a message. BODY[] is prefix, header and body, one after another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MessageBytes {
+    pub prefix: Vec<u8>,
+    pub header: Vec<u8>,
+    pub body: Vec<u8>,
+    pub digest: Vec<u8>,
+}
+
+/// A message with its flags.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MessageInfo {
+    pub message: Message,
+    pub flags: Flags,
+}
+
+impl<S: Storage> Shard<S> {
+    /// The messages of `uids` that exist, in order. Ask for some hundreds at a time: the answer is a copy.
+    pub async fn messages(&self, mailbox: MailboxId, uids: UidSet) -> Result<Vec<MessageInfo>, EngineError> {
+        loop {
+            self.load_index(mailbox).await?;
+            let state = self.0.state.borrow();
+            let slot = state.slots.get(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
+            let Some(index) = &slot.index else { continue };
+            let mut infos = Vec::new();
+            for (first, last) in uids.runs() {
+                let start = index.position(Uid(first)).unwrap_or_else(|at| at);
+                let run = index.messages[start..].iter().take_while(|message| message.uid.0 <= last);
+                infos.extend(run.map(|&message| MessageInfo { message, flags: index.flags_of(message.uid) }));
+            }
+            return Ok(infos);
+        }
+    }
+
+    /// The keywords of a mailbox by their numbers; an empty name is a number that is not in use.
+    pub async fn keywords(&self, mailbox: MailboxId) -> Result<Vec<String>, EngineError> {
+        loop {
+            self.load_index(mailbox).await?;
+            let state = self.0.state.borrow();
+            let slot = state.slots.get(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
+            if let Some(index) = &slot.index {
+                return Ok(index.keywords.clone());
+            }
+        }
+    }
+
+    /// The damage at a record, named for people.
+    pub(crate) fn damaged(&self, location: Location, what: &str, error: FormatError) -> EngineError {
+        let position = Position { segment: location.segment, offset: location.offset() };
+        Damage { place: format!("{} ({what})", self.describe(position)), error }.into()
+    }
+
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// [`EngineError::Damaged`] with file, offset, mailbox and UID where the bytes are not those that were written.
+    pub async fn read_message(
+        &self,
+        message: &Message,
+        mailbox: MailboxId,
+        part: Part,
+    ) -> Result<MessageBytes, EngineError> {
+        let location = message.location;
+        let what = format!("mailbox {mailbox} UID {}", message.uid);
+        let damaged = |error| self.damaged(location, &what, error);
+        let whole = part == Part::Whole;
+        let len = if whole { location.len } else { message.head_bytes.min(location.len) };
+        let bytes = self.read_segment(location.segment, location.offset(), len as usize).await?;
+        let payload = if whole {
+            let (header, payload) = RecordHeader::decode(&bytes).map_err(damaged)?;
+            if header.kind != kind::MESSAGE {
+                let detail = format!("a record of kind {}", header.kind);
+                return Err(damaged(FormatError::Misplaced { what: "message record", detail }));
+            }
+            payload
+        } else {
+            // The checksums of head and frames guard what is read; the record's own would need all of it.
+            bytes.get(RECORD_HEADER_BYTES..).ok_or_else(|| {
+                damaged(FormatError::Short {
+                    what: "message record",
+                    needed: u64::from(len),
+                    available: bytes.len() as u64,
+                })
+            })?
+        };
+        let reader = MessageReader::new(payload).map_err(damaged)?;
+        if reader.head.id != message.id {
+            let detail = format!("message {}", reader.head.id);
+            return Err(damaged(FormatError::Misplaced { what: "message record", detail }));
+        }
+        let mut out = MessageBytes::default();
+        {
+            let mut unpacker = self.0.unpacker.borrow_mut();
+            if part == Part::Digest {
+                reader.digest(&mut unpacker, &mut out.digest).map_err(damaged)?;
+                return Ok(out);
+            }
+            if let Some(placement) = reader.head.placements.get(message.prefix_of as usize) {
+                out.prefix.clone_from(&placement.prefix);
+            }
+            reader.header(&mut unpacker, &mut out.header).map_err(damaged)?;
+            if whole {
+                reader.body(&mut unpacker, &mut out.body).map_err(damaged)?;
+            }
+        }
+        if whole {
+            for block in &reader.head.blocks {
+                self.read_block(block.location, block.lsn, &what, &mut out.body).await?;
+            }
+            let octets = (out.header.len() + out.body.len()) as u64;
+            if octets != reader.head.rest_octets {
+                let (needed, available) = (reader.head.rest_octets, octets);
+                return Err(damaged(FormatError::Short { what: "message", needed, available }));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Appends a block of a large body.
+    pub(crate) async fn read_block(
+        &self,
+        location: Location,
+        lsn: crate::ids::Lsn,
+        what: &str,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EngineError> {
+        let bytes = self.read_segment(location.segment, location.offset(), location.len as usize).await?;
+        let mut unpacker = self.0.unpacker.borrow_mut();
+        unpack_block(&bytes, lsn, &mut unpacker, out).map_err(|error| self.damaged(location, what, error))
+    }
+}
+
+/// Verifies a block record and appends its raw bytes.
+pub(crate) fn unpack_block(
+    record: &[u8],
+    lsn: crate::ids::Lsn,
+    unpacker: &mut crate::format::frame::Unpacker,
+    out: &mut Vec<u8>,
+) -> Result<(), FormatError> {
+    const WHAT: &str = "block record";
+    let (header, payload) = RecordHeader::decode(record)?;
+    if header.kind != kind::BLOCK || header.lsn != lsn {
+        let detail = format!("kind {} with LSN {}", header.kind, header.lsn);
+        return Err(FormatError::Misplaced { what: WHAT, detail });
+    }
+    let mut input = Input(payload);
+    let info = FrameInfo::take(&mut input).map_err(|source| FormatError::Decode { what: WHAT, source })?;
+    info.unpack("block", input.0, unpacker, out)
+}

@@ -1,0 +1,357 @@
+//! A session's view of a mailbox: what it has been shown, and how to bring that up to date.
+//!
+//! A view is small: the UIDs as runs, and the mod-sequences up to which it has been brought. The published state is
+//! shared by all sessions; nothing in a view moves until [`View::sync`].
+
+use std::rc::Rc;
+
+use roaring::RoaringBitmap;
+
+use crate::error::{EngineError, Refusal};
+use crate::flags::{Flags, UidSet};
+use crate::format::record::{Recent, Record};
+use crate::ids::{MailboxId, ModSeq, Uid};
+use crate::shard::Shard;
+use crate::state::{Watcher, take_change};
+use crate::storage::Storage;
+
+/// UIDs one after another, and how many come before them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    first: u32,
+    last: u32,
+    before: u32,
+}
+
+/// A set of UIDs with ranks, small where UIDs are dense.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Runs(Vec<Run>);
+
+impl Runs {
+    fn from_uids(uids: impl Iterator<Item = u32>) -> Self {
+        let mut runs = Self::default();
+        uids.for_each(|uid| runs.push(uid));
+        runs.0.shrink_to_fit();
+        runs
+    }
+
+    fn len(&self) -> u32 {
+        self.0.last().map_or(0, |run| run.before + (run.last - run.first) + 1)
+    }
+
+    /// Appends a UID above all others.
+    fn push(&mut self, uid: u32) {
+        let before = self.len();
+        match self.0.last_mut() {
+            Some(run) if run.last + 1 == uid => run.last = uid,
+            _ => self.0.push(Run { first: uid, last: uid, before }),
+        }
+    }
+
+    fn uid_of(&self, sequence: u32) -> Option<u32> {
+        let index = sequence.checked_sub(1)?;
+        let at = self.0.partition_point(|run| run.before <= index).checked_sub(1)?;
+        let run = self.0[at];
+        let uid = run.first + (index - run.before);
+        (uid <= run.last).then_some(uid)
+    }
+
+    fn sequence_of(&self, uid: u32) -> Option<u32> {
+        let at = self.0.partition_point(|run| run.first <= uid).checked_sub(1)?;
+        let run = self.0[at];
+        (uid <= run.last).then(|| run.before + (uid - run.first) + 1)
+    }
+
+    fn to_bitmap(&self) -> RoaringBitmap {
+        let mut bitmap = RoaringBitmap::new();
+        for run in &self.0 {
+            bitmap.insert_range(run.first..=run.last);
+        }
+        bitmap
+    }
+
+    fn last(&self) -> Option<u32> {
+        self.0.last().map(|run| run.last)
+    }
+
+    /// Removes UIDs that are in the set.
+    fn remove(&mut self, gone: &RoaringBitmap) {
+        let left = self.to_bitmap() - gone;
+        *self = Self::from_uids(left.iter());
+    }
+}
+
+/// What has changed since a view was last brought up to date.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Changes {
+    /// Sequence numbers for EXPUNGE responses, in the order to send them: each is right after those before it.
+    pub expunged: Vec<u32>,
+    /// The UIDs of the same.
+    pub expunged_uids: UidSet,
+    /// The number of messages, if new ones came.
+    pub exists: Option<u32>,
+    pub recent: Option<u32>,
+    /// Messages shown before whose flags have changed.
+    pub flags: Vec<(u32, Uid, Flags, ModSeq)>,
+    /// The mailbox has been deleted.
+    pub gone: bool,
+}
+
+/// What a session has been shown of a mailbox.
+pub struct View<S: Storage> {
+    shard: Shard<S>,
+    mailbox: MailboxId,
+    watcher: Rc<Watcher>,
+    uids: Runs,
+    uid_validity: u32,
+    uid_next: u32,
+    /// Flag changes up to here have been shown.
+    modseq: ModSeq,
+    /// Expunges up to here have been shown.
+    expunge_modseq: ModSeq,
+    /// UIDs that are `\Recent` in this session.
+    recent: Runs,
+    claims_recent: bool,
+    first_unseen: Option<u32>,
+    ignored: Vec<ModSeq>,
+}
+
+impl<S: Storage> Shard<S> {
+    /// Opens a view of a mailbox as it is published now. With `claim_recent` (SELECT, not EXAMINE) the session takes
+    /// `\Recent` of the messages that no other has; that is logged but not waited for.
+    ///
+    /// # Errors
+    /// No such mailbox, or an index that cannot be read.
+    pub async fn select(&self, mailbox: MailboxId, claim_recent: bool) -> Result<View<S>, EngineError> {
+        loop {
+            self.load_index(mailbox).await?;
+            let mut state = self.0.state.borrow_mut();
+            let slot = state.slots.get_mut(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
+            let Some(index) = &slot.index else { continue };
+            let uids = Runs::from_uids(index.messages.iter().map(|message| message.uid.0));
+            let unseen = match index.with_flag(0) {
+                Some(seen) => index.messages.iter().position(|message| !seen.contains(message.uid.0)),
+                None => (!index.messages.is_empty()).then_some(0),
+            };
+            let watcher = Rc::new(Watcher::default());
+            slot.watchers.retain(|watcher| watcher.strong_count() > 0);
+            slot.watchers.push(Rc::downgrade(&watcher));
+            let modseq = ModSeq(slot.meta.highest_modseq);
+            let mut view = View {
+                shard: self.clone(),
+                mailbox,
+                watcher,
+                uids,
+                uid_validity: slot.meta.uid_validity,
+                uid_next: slot.meta.uid_next,
+                modseq,
+                expunge_modseq: modseq,
+                recent: Runs::default(),
+                claims_recent: claim_recent,
+                first_unseen: unseen.map(|at| at as u32 + 1),
+                ignored: Vec::new(),
+            };
+            let from = slot.meta.recent_below.max(slot.recent_claimed);
+            view.recent =
+                Runs::from_uids(index.messages.iter().map(|message| message.uid.0).filter(|&uid| uid >= from));
+            if claim_recent {
+                self.claim_recent(slot);
+            }
+            return Ok(view);
+        }
+    }
+
+    /// Notes that everything so far has been shown to a session as `\Recent`.
+    fn claim_recent(&self, slot: &mut crate::state::Slot) {
+        let below = slot.meta.uid_next;
+        if below <= slot.meta.recent_below.max(slot.recent_claimed) {
+            return;
+        }
+        slot.recent_claimed = below;
+        let mut log = self.0.log.borrow_mut();
+        if log.check_open(self.0.id).is_err() {
+            return;
+        }
+        let lsn = log.next_lsn(self.0.epoch);
+        let recent = Recent { mailbox: slot.meta.mailbox, below: Uid(below) };
+        // Nobody waits: the claim goes with the next batch.
+        log.push(lsn, 0, Record::Recent(recent), &[]);
+    }
+}
+
+impl<S: Storage> View<S> {
+    pub fn mailbox(&self) -> MailboxId {
+        self.mailbox
+    }
+
+    pub fn shard(&self) -> &Shard<S> {
+        &self.shard
+    }
+
+    /// The number of messages that the session knows of.
+    pub fn exists(&self) -> u32 {
+        self.uids.len()
+    }
+
+    pub fn uid_validity(&self) -> u32 {
+        self.uid_validity
+    }
+
+    pub fn uid_next(&self) -> u32 {
+        self.uid_next
+    }
+
+    pub fn highest_modseq(&self) -> ModSeq {
+        self.modseq
+    }
+
+    pub fn is_recent(&self, uid: Uid) -> bool {
+        self.recent.sequence_of(uid.0).is_some()
+    }
+
+    pub fn recent(&self) -> u32 {
+        self.recent.len()
+    }
+
+    /// The sequence number of the first message without `\Seen`, as of SELECT.
+    pub fn first_unseen(&self) -> Option<u32> {
+        self.first_unseen
+    }
+
+    pub fn uid_of(&self, sequence: u32) -> Option<Uid> {
+        self.uids.uid_of(sequence).map(Uid)
+    }
+
+    pub fn sequence_of(&self, uid: Uid) -> Option<u32> {
+        self.uids.sequence_of(uid.0)
+    }
+
+    /// The UIDs that the session knows of.
+    pub fn uids(&self) -> UidSet {
+        UidSet(self.uids.to_bitmap())
+    }
+
+    /// The highest UID that the session knows of: `*`.
+    pub fn last_uid(&self) -> Option<Uid> {
+        self.uids.last().map(Uid)
+    }
+
+    pub fn has_changed(&self) -> bool {
+        self.watcher.changed.get()
+    }
+
+    /// Returns when the published state has moved past the view. May be dropped at any time.
+    pub async fn changed(&self) {
+        while !self.watcher.changed.get() {
+            self.watcher.notify.notified().await;
+        }
+    }
+
+    /// The session made this change itself and was told so, or asked not to be.
+    pub fn ignore_modseq(&mut self, modseq: ModSeq) {
+        self.ignored.push(modseq);
+    }
+
+    /// Brings the view up to the published state. Without `allow_expunge` (RFC 3501, 7.4.1: during FETCH, STORE and
+    /// SEARCH) expunges wait for the next call.
+    ///
+    /// # Errors
+    /// An index that cannot be read. The view stays as it was.
+    pub async fn sync(&mut self, allow_expunge: bool) -> Result<Changes, EngineError> {
+        let mut changes = Changes::default();
+        let expunges_wait = self.expunge_modseq < self.modseq;
+        if !self.watcher.changed.get() && !(allow_expunge && expunges_wait) {
+            return Ok(changes);
+        }
+        loop {
+            match self.shard.load_index(self.mailbox).await {
+                Err(EngineError::Refused(Refusal::NoSuchMailbox)) => {
+                    changes.gone = true;
+                    return Ok(changes);
+                }
+                other => other?,
+            }
+            let shard = self.shard.clone();
+            let mut state = shard.0.state.borrow_mut();
+            let Some(slot) = state.slots.get_mut(&self.mailbox) else { continue };
+            let Some(index) = &slot.index else { continue };
+            take_change(&self.watcher);
+            let old_modseq = self.modseq;
+            let modseq = ModSeq(slot.meta.highest_modseq);
+            if allow_expunge {
+                let mine = self.uids.to_bitmap();
+                let gone = match index.expunged_since(self.expunge_modseq) {
+                    Some(gone) => gone.0 & &mine,
+                    None => &mine - index.uids().0,
+                };
+                if !gone.is_empty() {
+                    // Each response counts those sent before it.
+                    for (sent, uid) in gone.iter().enumerate() {
+                        let sequence = self.uids.sequence_of(uid).unwrap_or_default();
+                        changes.expunged.push(sequence - sent as u32);
+                    }
+                    self.uids.remove(&gone);
+                    self.recent.remove(&gone);
+                    changes.expunged_uids = UidSet(gone);
+                }
+                self.expunge_modseq = modseq;
+            }
+            let known_below = self.uid_next;
+            if modseq > old_modseq {
+                for message in index.messages.iter().filter(|message| {
+                    message.uid.0 < known_below
+                        && message.modseq > old_modseq
+                        && !self.ignored.contains(&message.modseq)
+                }) {
+                    if let Some(sequence) = self.uids.sequence_of(message.uid.0) {
+                        let flags = index.flags_of(message.uid);
+                        changes.flags.push((sequence, message.uid, flags, message.modseq));
+                    }
+                }
+                self.ignored.clear();
+            }
+            let start = index.position(Uid(known_below)).unwrap_or_else(|at| at);
+            let recent_from = slot.meta.recent_below.max(slot.recent_claimed);
+            let (old_exists, old_recent) = (self.uids.len(), self.recent.len());
+            for message in &index.messages[start..] {
+                self.uids.push(message.uid.0);
+                if message.uid.0 >= recent_from {
+                    self.recent.push(message.uid.0);
+                }
+            }
+            self.uid_next = slot.meta.uid_next;
+            self.modseq = modseq;
+            if self.uids.len() != old_exists {
+                changes.exists = Some(self.uids.len());
+                if self.claims_recent {
+                    shard.claim_recent(slot);
+                }
+            }
+            if changes.exists.is_some() || self.recent.len() != old_recent {
+                changes.recent = Some(self.recent.len());
+            }
+            return Ok(changes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_rank_and_find() {
+        let mut runs = Runs::from_uids([1, 2, 3, 7, 8, 20].into_iter());
+        assert_eq!((runs.0.len(), runs.len()), (3, 6));
+        let by_sequence: Vec<_> = (0..=7).map(|sequence| runs.uid_of(sequence)).collect();
+        assert_eq!(by_sequence, [None, Some(1), Some(2), Some(3), Some(7), Some(8), Some(20), None]);
+        for sequence in 1..=6 {
+            assert_eq!(runs.sequence_of(runs.uid_of(sequence).unwrap()), Some(sequence));
+        }
+        assert_eq!((runs.sequence_of(4), runs.sequence_of(0), runs.sequence_of(21)), (None, None, None));
+        runs.remove(&RoaringBitmap::from_iter([2, 20]));
+        assert_eq!(runs.to_bitmap().iter().collect::<Vec<_>>(), [1, 3, 7, 8]);
+        runs.push(u32::MAX);
+        assert_eq!(runs.uid_of(5), Some(u32::MAX));
+    }
+}

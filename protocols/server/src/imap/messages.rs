@@ -2,7 +2,7 @@
 
 use posthaste_engine::changes::{Copied, FlagOp};
 use posthaste_engine::deliver::{FlagName, Target, TargetMailbox};
-use posthaste_engine::flags::UidSet;
+use posthaste_engine::flags::{Flags, UidSet};
 use posthaste_engine::ids::{ModSeq, Uid};
 use posthaste_engine::io::Runtime;
 use posthaste_imap::command::{Append, Store, StoreAction};
@@ -47,6 +47,9 @@ impl Session {
             && !self.condstore
         {
             self.selected_mut()?.view.ignore_modseq(modseq);
+        }
+        if store.flags.iter().any(|flag| matches!(flag, Flag::Keyword(_))) {
+            self.learn_keywords(Flags::ALL).await?;
         }
         // The client knows its own change. With CONDSTORE it is told the new mod-sequences all the same (RFC 7162, 3.1.3).
         self.sync(store.uid).await?;

@@ -64,7 +64,10 @@ impl Session {
         if search.returns.is_some_and(|returns| returns.save) {
             return Ok(Answer::bad("SAVE is not supported"));
         }
-        let asks_modseq = mentions_modseq(&search.key);
+        let asks_modseq = mentions(&search.key, |key| matches!(key, SearchKey::ModSeq(_)));
+        if mentions(&search.key, |key| matches!(key, SearchKey::Keyword(_))) {
+            self.learn_keywords(Flags::ALL).await?;
+        }
         self.condstore |= asks_modseq;
         let now = i64::try_from(self.context.io.wall_clock_ms() / 1000).unwrap_or(i64::MAX);
         let test = self.test_of(&search.key, now)?;
@@ -156,12 +159,11 @@ fn ago(now: i64, seconds: u64) -> i64 {
     now.saturating_sub(i64::try_from(seconds).unwrap_or(i64::MAX))
 }
 
-fn mentions_modseq(key: &SearchKey) -> bool {
+fn mentions(key: &SearchKey, what: fn(&SearchKey) -> bool) -> bool {
     match key {
-        SearchKey::ModSeq(_) => true,
-        SearchKey::And(keys) => keys.iter().any(mentions_modseq),
-        SearchKey::Or(keys) => mentions_modseq(&keys.0) || mentions_modseq(&keys.1),
-        SearchKey::Not(key) => mentions_modseq(key),
-        _ => false,
+        SearchKey::And(keys) => keys.iter().any(|key| mentions(key, what)),
+        SearchKey::Or(keys) => mentions(&keys.0, what) || mentions(&keys.1, what),
+        SearchKey::Not(key) => mentions(key, what),
+        key => what(key),
     }
 }

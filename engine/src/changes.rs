@@ -175,8 +175,10 @@ impl<S: Storage> Shard<S> {
             let (Some(index), Some(tip)) = (&slot.index, &slot.tip) else {
                 return Err(Refusal::NoSuchMailbox.into());
             };
-            let all = UidSet::range(1..=u32::MAX);
-            let candidates = existing(index, tip, among.as_ref().unwrap_or(&all));
+            let candidates = match &among {
+                Some(among) => existing(index, tip, among),
+                None => index.uids().0 - &tip.expunged,
+            };
             let gone = UidSet(having(index, tip, 3, &candidates));
             if gone.is_empty() {
                 let ticket = (tip.pending > 0).then(|| self.ticket(log));

@@ -29,6 +29,9 @@ const ENTRIES_PER_PAGE: usize = 512;
 /// A checkpoint lets other tasks run after so many mailboxes.
 const MAILBOXES_PER_TURN: usize = 16;
 
+/// The most recently used indexes, which are never dropped.
+const INDEXES_KEPT: usize = 8;
+
 /// Pages being put together in parts.
 struct Pages {
     parts: Vec<Vec<u8>>,
@@ -443,7 +446,7 @@ impl<S: Storage> Shard<S> {
                 slot.index = Some(Box::new(index));
                 self.count(|stats| stats.index_loads += 1);
                 drop(state);
-                self.evict_indexes(mailbox);
+                self.evict_indexes();
             }
             return Ok(());
         }
@@ -472,7 +475,7 @@ impl<S: Storage> Shard<S> {
     }
 
     /// Drops indexes, least recently used first, while there are more than the configured bytes of them.
-    fn evict_indexes(&self, keep: MailboxId) {
+    fn evict_indexes(&self) {
         let limit = self.0.config.index_cache_bytes;
         if self.0.cached_index_bytes.get() <= limit {
             return;
@@ -485,14 +488,14 @@ impl<S: Storage> Shard<S> {
             .collect();
         loaded.sort_unstable();
         let mut total: usize = loaded.iter().map(|(_, _, bytes)| bytes).sum();
-        for (_, mailbox, bytes) in loaded {
+        // An operation on several mailboxes needs all their indexes at once.
+        let evictable = loaded.len().saturating_sub(INDEXES_KEPT);
+        for (_, mailbox, bytes) in loaded.into_iter().take(evictable) {
             // Down to three quarters, so that not every load has to look through all slots.
             if total <= limit - limit / 4 {
                 break;
             }
-            if mailbox != keep
-                && let Some(slot) = state.slots.get_mut(&mailbox)
-            {
+            if let Some(slot) = state.slots.get_mut(&mailbox) {
                 slot.index = None;
                 total -= bytes;
             }

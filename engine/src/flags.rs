@@ -137,10 +137,12 @@ impl UidSet {
     /// The set as ascending runs, first and last included.
     pub fn runs(&self) -> Vec<(u32, u32)> {
         let mut runs: Vec<(u32, u32)> = Vec::new();
-        for uid in &self.0 {
+        let mut iterator = self.0.iter();
+        // Ranges end at the bitmap's inner borders: join those that touch.
+        while let Some(range) = iterator.next_range() {
             match runs.last_mut() {
-                Some((_, last)) if *last + 1 == uid => *last = uid,
-                _ => runs.push((uid, uid)),
+                Some((_, last)) if last.checked_add(1) == Some(*range.start()) => *last = *range.end(),
+                _ => runs.push((*range.start(), *range.end())),
             }
         }
         runs
@@ -211,6 +213,7 @@ mod tests {
     fn uid_sets_round_trip_in_both_forms() {
         let runs = UidSet::range(1..=1_000_000);
         assert!(runs.encode().len() < 20);
+        assert_eq!(UidSet::range(1..=u32::MAX).runs(), [(1, u32::MAX)]);
         let scattered = UidSet((0..100_000).map(|uid| uid * 2 + 1).collect());
         assert!(scattered.encode().len() < 30_000);
         for set in [UidSet::default(), UidSet::one(Uid(u32::MAX)), runs, scattered] {

@@ -369,7 +369,8 @@ impl State {
 
     fn place_message(&mut self, lsn: Lsn, head: &MessageHead, location: Location) {
         let head_bytes = head_bytes(head);
-        for (number, placement) in head.placements.iter().enumerate() {
+        let change_of = |number: usize| {
+            let placement = &head.placements[number];
             let message = Message {
                 uid: placement.uid,
                 prefix_of: number as u16,
@@ -382,7 +383,14 @@ impl State {
                 internal_date: placement.internal_date,
                 save_date: placement.save_date,
             };
-            self.change_mailbox(lsn, placement.mailbox, [Change::Place { message, flags: placement.flags }]);
+            Change::Place { message, flags: placement.flags }
+        };
+        // All changes that a record makes to one mailbox go together: they have one LSN.
+        let mut order: Vec<usize> = (0..head.placements.len()).collect();
+        order.sort_by_key(|&number| head.placements[number].mailbox);
+        for group in order.chunk_by(|&a, &b| head.placements[a].mailbox == head.placements[b].mailbox) {
+            let mailbox = head.placements[group[0]].mailbox;
+            self.change_mailbox(lsn, mailbox, group.iter().map(|&number| change_of(number)));
         }
     }
 
@@ -470,7 +478,9 @@ impl State {
         let mailbox = MailboxId(entry.mailbox);
         if let Some(old) = self.slots.remove(&mailbox)
             && let Some(account) = self.accounts.get_mut(&old.meta.account)
+            && account.mailboxes.get(&old.meta.name) == Some(&mailbox)
         {
+            // Another mailbox may have taken the name in the same checkpoint.
             account.mailboxes.remove(&old.meta.name);
         }
         if entry.deleted {

@@ -260,7 +260,8 @@ impl<S: Storage> View<S> {
     pub async fn sync(&mut self, allow_expunge: bool) -> Result<Changes, EngineError> {
         let mut changes = Changes::default();
         let expunges_wait = self.expunge_modseq < self.modseq;
-        if !self.watcher.changed.get() && !(allow_expunge && expunges_wait) {
+        let nothing_waits = !(allow_expunge && expunges_wait);
+        if nothing_waits && !self.watcher.changed.get() {
             return Ok(changes);
         }
         loop {

@@ -1,1 +1,5 @@
-//! Tests through public faces.
+//! The proofs: a simulated node under random load and crashes, watched by an oracle that knows only what was
+//! acknowledged and what sessions were shown.
+
+pub mod oracle;
+pub mod simulation;

@@ -25,6 +25,9 @@ const BLOCK_BYTES: usize = 4096;
 /// The unit that a device writes atomically.
 const SECTOR_BYTES: usize = 512;
 
+/// A run that takes longer, in virtual time, is stuck.
+const LONGEST_RUN: Duration = Duration::from_secs(3600);
+
 /// How often operations fail, in parts of 65,536.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FaultRates {
@@ -282,11 +285,12 @@ impl Sim {
     /// in its state after the crash and the next `run` is the machine's next start.
     ///
     /// # Panics
-    /// If nothing can run any more although `main` has not ended: a lost wake-up.
+    /// If nothing can run any more although `main` has not ended, or an hour of virtual time passes: a lost wake-up.
     pub fn run<T: 'static>(&self, main: impl Future<Output = T> + 'static) -> Option<T> {
         let result: Rc<RefCell<Option<T>>> = Rc::default();
         let slot = Rc::clone(&result);
         let world = &self.world;
+        let deadline = world.now.get() + LONGEST_RUN;
         world.crashed.set(false);
         self.io().spawn(async move {
             let value = main.await;
@@ -318,6 +322,7 @@ impl Sim {
                     let timer = world.timers.borrow_mut().pop();
                     let timer = timer.expect("the simulated machine is stuck: no task is ready and no timer is set");
                     world.now.set(world.now.get().max(timer.due));
+                    assert!(world.now.get() < deadline, "the simulated machine gets nowhere: an hour has passed");
                     timer.waker.wake();
                 }
             }

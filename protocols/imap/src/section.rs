@@ -3,8 +3,33 @@
 use std::ops::Range;
 
 use memchr::memchr;
+use posthaste_mime::ArchivedDigest;
 
-use crate::command::fetch::Partial;
+use crate::command::fetch::{Partial, Section, SectionText};
+
+/// Where the text of a section is in the raw message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Extent {
+    /// These octets. A partial applies to them directly.
+    Octets(Range<u64>),
+    /// What [`header_fields`] leaves of the header in these octets; a partial applies to what is left.
+    HeaderFields(Range<u64>),
+}
+
+/// Finds a section by the digest alone (RFC 3501, 6.4.5). `None` where the message has no such part: the value is NIL.
+///
+/// In a message whose digest is marked `overflow`, only sections without part numbers can be found by the short archive.
+pub fn extent(section: &Section, digest: &ArchivedDigest) -> Option<Extent> {
+    let numbers = &section.part[..];
+    Some(match &section.text {
+        SectionText::Whole if numbers.is_empty() => Extent::Octets(0..u64::from(digest.message_bytes.to_native())),
+        SectionText::Whole => Extent::Octets(digest.part(numbers)?.1.body_range()),
+        SectionText::Mime => Extent::Octets(digest.part(numbers)?.1.header_range()),
+        SectionText::Header => Extent::Octets(digest.message_in(numbers)?.header_range()),
+        SectionText::HeaderFields { .. } => Extent::HeaderFields(digest.message_in(numbers)?.header_range()),
+        SectionText::Text => Extent::Octets(digest.message_in(numbers)?.body_range()),
+    })
+}
 
 /// The range of a text of `len` octets that a partial means: empty beyond the end, cut at the end.
 pub fn partial_range(partial: Option<Partial>, len: u64) -> Range<u64> {
@@ -14,10 +39,14 @@ pub fn partial_range(partial: Option<Partial>, len: u64) -> Range<u64> {
 }
 
 /// The fields of `header` that are named, or those that are not, each with its continuation lines, and the blank line if
-/// there is one. Names match in any case, "but otherwise exact". The time is one pass over the header, plus the names once
-/// per field.
+/// there is one. Names match in any case, "but otherwise exact". The names are sorted first, so that many names over many
+/// short fields cost no product of the two.
 pub fn header_fields(header: &[u8], names: &[String], not: bool) -> Vec<u8> {
     let mut out = Vec::with_capacity(header.len().min(4096));
+    let mut wanted: Vec<Vec<u8>> = names.iter().map(|name| name.to_ascii_lowercase().into_bytes()).collect();
+    wanted.sort_unstable();
+    let longest = wanted.iter().map(Vec::len).max().unwrap_or(0);
+    let mut lower = Vec::with_capacity(longest);
     let mut at = 0;
     while at < header.len() {
         if header[at..].starts_with(b"\r\n") || header[at] == b'\n' {
@@ -28,7 +57,9 @@ pub fn header_fields(header: &[u8], names: &[String], not: bool) -> Vec<u8> {
         let field = &header[at..end];
         let name_end = memchr(b':', field).unwrap_or(0);
         let name = field[..name_end].trim_ascii_end(); // obs-fields allow white space before the colon (RFC 5322, 4.5)
-        let named = !name.is_empty() && names.iter().any(|n| n.as_bytes().eq_ignore_ascii_case(name));
+        lower.clear();
+        lower.extend(name.iter().take(longest + 1).map(u8::to_ascii_lowercase));
+        let named = !name.is_empty() && wanted.binary_search(&lower).is_ok();
         if named != not {
             out.extend_from_slice(field);
         }
@@ -70,10 +101,57 @@ mod tests {
         assert_eq!(fields(&["date", "FROM"], true), "To: c\r\nX-From: d\r\nno colon\r\n\r\n");
     }
 
+    /// Trap 33: many names over many fields.
+    #[test]
+    fn trap_33_many_names_over_many_fields() {
+        let names: Vec<String> = (0..500).map(|i| format!("x{i:03}")).collect();
+        let header = "x999: y\r\n".repeat(300_000);
+        let start = std::time::Instant::now();
+        assert_eq!(header_fields(header.as_bytes(), &names, true).len(), header.len());
+        assert!(start.elapsed().as_secs() < 5);
+    }
+
     #[test]
     fn header_without_blank_line() {
         assert_eq!(header_fields(b"A: b\r\nC: d", &["C".into()], false), b"C: d");
         assert_eq!(header_fields(b"", &["C".into()], true), b"");
+    }
+
+    /// RFC 3501, 6.4.5: the sections of its complex message, in small.
+    #[test]
+    fn sections_by_digest() {
+        use crate::command::Command;
+        use crate::command::fetch::FetchItem;
+        use posthaste_mime::{Digest, digest::DigestBytes};
+        let message = "S: root\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nA: 1\r\n\r\none\r\n--b\r\n\
+            Content-Type: message/rfc822\r\n\r\nS: in\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n\r\ninner\r\n\
+            --c--\r\n--b\r\nContent-Type: message/rfc822\r\n\r\nS: plain\r\n\r\ntext\r\n--b--\r\n";
+        let bytes = DigestBytes::from_aligned(Digest::of(message.as_bytes()).archives().0).unwrap();
+        let digest = bytes.digest().unwrap();
+        let find = |text: &str| {
+            let Ok(Command::Fetch(fetch)) = crate::command::tests::parse_line(&format!("FETCH 1 BODY[{text}]")) else {
+                panic!("{text}")
+            };
+            let FetchItem::BodySection(section) = &fetch.items[0] else { panic!("{text}") };
+            extent(&section.section, digest).map(|extent| {
+                let (Extent::Octets(range) | Extent::HeaderFields(range)) = extent;
+                &message[range.start as usize..range.end as usize]
+            })
+        };
+        assert_eq!(find(""), Some(message));
+        assert_eq!(find("HEADER"), Some("S: root\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n"));
+        assert_eq!(find("HEADER.FIELDS (S)"), find("HEADER"));
+        assert_eq!(find("TEXT").map(|t| &t[..9]), Some("--b\r\nA: 1"));
+        assert_eq!(find("1"), Some("one"));
+        assert_eq!(find("1.MIME"), Some("A: 1\r\n\r\n"));
+        assert_eq!(find("1.HEADER"), None, "no message");
+        assert_eq!(find("2.HEADER"), Some("S: in\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n"));
+        assert_eq!(find("2.1"), Some("inner"));
+        assert_eq!(find("2.1.MIME"), Some("\r\n"));
+        assert_eq!(find("3.TEXT"), Some("text"));
+        assert_eq!(find("3.1"), Some("text"));
+        assert_eq!(find("3.2"), None);
+        assert_eq!(find("4"), None);
     }
 
     #[test]

@@ -5,6 +5,45 @@
 //! protocol's: is this recipient ours ([`Event::Recipient`]), may a message be taken now ([`Event::Data`]), and
 //! was it stored ([`Event::Message`]).
 //!
+//! ```
+//! use posthaste_smtp::{Config, Event, Reply, Session};
+//! use std::sync::Arc;
+//!
+//! // What the server shares; one session per connection, with what the directory finds per recipient (here a number).
+//! let config = Arc::new(Config::lmtp("store.example"));
+//! let mut output = Vec::new();
+//! let mut session = Session::<u64>::new(config, &mut output);
+//! let mut input = b"LHLO mx\r\nMAIL FROM:<a@x>\r\nRCPT TO:<b@y>\r\nDATA\r\nSubject: x\r\n\r\n..\r\n.\r\nQUIT\r\n".to_vec();
+//! let mut at = 0;
+//! let mut stored = Vec::new();
+//! loop {
+//!     let (taken, event) = session.step(&input[at..], &mut output);
+//!     at += taken;
+//!     match event {
+//!         Event::NeedInput => {
+//!             // Send `output` and clear it; keep what is after `at`; receive more into `input`. At its end: stop.
+//!             input.drain(..at);
+//!             at = 0;
+//!             break;
+//!         }
+//!         Event::Recipient(mailbox) if mailbox.local_part() == "b" => session.accept_recipient(17, &mut output),
+//!         Event::Recipient(_) => session.refuse(&Reply::no_such_user(), &mut output),
+//!         Event::Data { declared_bytes: Some(n) } if n > 1_000_000 => session.refuse(&Reply::busy(), &mut output),
+//!         Event::Data { .. } => session.accept_data(&mut output),
+//!         Event::Message(message) => {
+//!             for recipient in &message.recipients {
+//!                 stored.push((recipient.account, message.body.clone())); // durable from here on
+//!                 session.answer_recipient(&Reply::stored(), &mut output);
+//!             }
+//!         }
+//!         Event::AnswerOwed => unreachable!("every event is answered above"),
+//!         Event::Close => break, // send `output`, then close
+//!     }
+//! }
+//! assert_eq!(stored, [(17, b"Subject: x\r\n\r\n.\r\n".to_vec())]);
+//! assert!(output.ends_with(b"250 2.0.0 Stored\r\n221 2.0.0 Closing connection\r\n"));
+//! ```
+//!
 //! Rules that hold everywhere here:
 //!
 //! * A bad line costs one reply, never the connection, until there are too many of them.

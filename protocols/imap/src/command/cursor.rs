@@ -308,6 +308,7 @@ impl<'a> Cursor<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn with<T>(text: &str, parse: impl Fn(&mut Cursor<'_>) -> Parse<T>) -> Parse<T> {
         let mut cursor = Cursor::new(text.as_bytes(), &mut [], ParseOptions::default());
@@ -347,6 +348,26 @@ mod tests {
         assert_eq!(long("9223372036854775808"), None);
         assert_eq!(long("99999999999999999999999999"), None);
         assert_eq!(long(""), None);
+    }
+
+    proptest! {
+        /// Whatever string the encoder writes, as an atom, in quotes or as a literal, reads back.
+        #[test]
+        fn strings_round_trip(bytes in prop::collection::vec(1u8.., 0..30), pad in 0usize..2) {
+            use crate::frame::{Event, Expect, Framer, Limits};
+            let bytes = [bytes, vec![b'x'; pad * 1100]].concat();
+            let mut line = b"t ".to_vec();
+            crate::response::write_astring(&mut line, &bytes);
+            line.extend_from_slice(b"\r\n");
+            let (taken, event) =
+                Framer::new(Limits::authenticated(10_000)).step(&line, Expect::Command, &mut Vec::new());
+            let Event::Command(mut frame) = event else { panic!("{event:?}") };
+            prop_assert_eq!(taken, line.len());
+            let mut cursor = Cursor::new(&frame.text, &mut frame.literals, ParseOptions::default());
+            cursor.skip(2);
+            prop_assert_eq!(cursor.astring("no").map(|s| s.into_owned()), Ok(bytes));
+            prop_assert_eq!(cursor.end(), Ok(()));
+        }
     }
 
     #[test]

@@ -173,6 +173,7 @@ pub fn write_internal_date(out: &mut Vec<u8>, date: DateTime) {
 mod tests {
     use super::*;
     use crate::command::fetch::Partial;
+    use proptest::prelude::*;
 
     #[test]
     fn a_whole_response() {
@@ -208,5 +209,33 @@ mod tests {
              INTERNALDATE \"17-Jul-1996 02:18:42 -0700\" BODY[1.2.HEADER.FIELDS.NOT (DATE \"X (\")]<0> {9}\r\nDate: x\r\n \
              BODY[3] NIL RFC822.HEADER {0}\r\n)\r\n"
         );
+    }
+
+    proptest! {
+        /// What a client asks for is what it is told it gets.
+        #[test]
+        fn section_round_trip(
+            part in prop::collection::vec(1u32.., 0..4), kind in 0u8..6, names in prop::collection::vec("[!-~ ]{0,6}", 1..4),
+            partial in prop::option::of((0u64..1 << 40, 1u64..1 << 40)))
+        {
+            let text = match kind {
+                0 => SectionText::Header,
+                1 => SectionText::Text,
+                2 if !part.is_empty() => SectionText::Mime,
+                3 | 4 => SectionText::HeaderFields { not: kind == 4, names },
+                _ => SectionText::Whole,
+            };
+            let partial = partial.map(|(offset, length)| Partial { offset, length });
+            let section = BodySection { peek: true, section: Section { part, text }, partial };
+            let mut line = b"FETCH 1 BODY.PEEK[".to_vec();
+            write_section(&mut line, &section.section);
+            line.push(b']');
+            if let Some(Partial { offset, length }) = partial {
+                line.extend_from_slice(format!("<{offset}.{length}>").as_bytes());
+            }
+            let parsed = crate::command::tests::parse_line(std::str::from_utf8(&line).unwrap());
+            let Ok(crate::command::Command::Fetch(fetch)) = parsed else { panic!("{parsed:?}") };
+            prop_assert_eq!(&fetch.items[..], &[crate::command::fetch::FetchItem::BodySection(section)]);
+        }
     }
 }

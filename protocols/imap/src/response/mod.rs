@@ -5,6 +5,7 @@
 
 mod fetch;
 mod mailbox;
+mod structure;
 mod text;
 
 pub use fetch::{FetchWriter, write_internal_date};
@@ -13,6 +14,7 @@ pub use mailbox::{
     write_namespace, write_search, write_status, write_vanished,
 };
 
+pub use structure::{write_body, write_body_structure, write_envelope};
 pub use text::{write_astring, write_literal, write_nstring, write_number, write_sequence_set, write_string};
 
 use std::borrow::Cow;

@@ -18,15 +18,24 @@ pub fn write_number(out: &mut Vec<u8>, mut n: u64) {
 /// `string = quoted / literal`: quoted where it is short and 7-bit without CR, LF or NUL.
 pub fn write_string(out: &mut Vec<u8>, bytes: &[u8]) {
     const QUOTED_BYTES_MAX: usize = 1024;
-    if bytes.len() > QUOTED_BYTES_MAX || !bytes.iter().all(|b| matches!(b, 1..=9 | 11 | 12 | 14..=127)) {
+    // Both are found in one pass without branches: most strings are short and need neither.
+    let (needs_literal, needs_escape) = bytes.iter().fold((false, false), |(literal, escape), &b| {
+        (literal | (b == 0) | (b == b'\r') | (b == b'\n') | (b >= 0x80), escape | (b == b'"') | (b == b'\\'))
+    });
+    if needs_literal || bytes.len() > QUOTED_BYTES_MAX {
         return write_literal(out, bytes);
     }
+    out.reserve(bytes.len() + 2);
     out.push(b'"');
-    for &b in bytes {
-        if matches!(b, b'"' | b'\\') {
-            out.push(b'\\');
+    if needs_escape {
+        for &b in bytes {
+            if matches!(b, b'"' | b'\\') {
+                out.push(b'\\');
+            }
+            out.push(b);
         }
-        out.push(b);
+    } else {
+        out.extend_from_slice(bytes);
     }
     out.push(b'"');
 }

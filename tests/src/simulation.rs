@@ -1,0 +1,668 @@
+//! A simulated node: workers, shards and sessions on one seeded executor, over a disk that crashes.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use posthaste_engine::changes::FlagOp;
+use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
+use posthaste_engine::error::{EngineError, RecoveryReport};
+use posthaste_engine::flags::UidSet;
+use posthaste_engine::format::frame::Packer;
+use posthaste_engine::format::record::AccountRecord;
+use posthaste_engine::ids::{MailboxId, ModSeq, ShardId, Uid};
+use posthaste_engine::io::Runtime;
+use posthaste_engine::io::sim::{FaultRates, Sim, SimIo};
+use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
+use posthaste_engine::read::Part;
+use posthaste_engine::shard::{Shard, ShardConfig};
+use posthaste_engine::storage::local::Local;
+
+use crate::oracle::{Oracle, Shown, Violation};
+
+type Store = Local<SimIo>;
+
+const SHARDS: u32 = 5;
+const ACCOUNTS: usize = 6;
+const SESSIONS: usize = 6;
+const OPERATIONS: usize = 30;
+
+/// How a run is made up.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    /// Starts of the node; all but the last end in a crash, a fault or a stop.
+    pub rounds: u32,
+    /// Let the device fail now and then.
+    pub faults: bool,
+}
+
+/// What a run has done.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outcome {
+    pub acknowledged: u64,
+    pub shown: u64,
+    pub crashes: u32,
+    pub torn_tails: u32,
+    pub operations: u64,
+}
+
+fn config(sim: &Sim) -> StoreConfig {
+    StoreConfig {
+        shard: ShardConfig {
+            segment_size_bytes: 32 << (10 + sim.below(3)),
+            checkpoint_bytes: 16 << (10 + sim.below(3)),
+            index_cache_bytes: 4096 << sim.below(4),
+            ..ShardConfig::default()
+        },
+    }
+}
+
+/// Runs a plan.
+///
+/// # Errors
+/// The first broken promise.
+pub fn run(plan: Plan) -> Result<Outcome, Violation> {
+    let sim = Sim::new(plan.seed);
+    let oracle: Rc<RefCell<Oracle>> = Rc::default();
+    let next_token = Rc::new(Cell::new(1));
+    let mut outcome = Outcome::default();
+    for round in 0..plan.rounds {
+        oracle.borrow_mut().sessions_end();
+        let workers = 1 + sim.below(3) as usize;
+        let last = round + 1 == plan.rounds;
+        let ending = if last { 2 } else { sim.below(4) };
+        sim.set_faults(FaultRates::default());
+        match ending {
+            // Anywhere, recovery included.
+            0 | 1 => sim.crash_after(Some(1 + sim.below(if ending == 0 { 60 } else { 1200 }))),
+            _ => sim.crash_after(None),
+        }
+        let node = Node {
+            sim: sim.clone(),
+            io: sim.io(),
+            oracle: Rc::clone(&oracle),
+            next_token: Rc::clone(&next_token),
+            config: config(&sim),
+            workers,
+            faults: plan.faults && ending == 3,
+            stop: ending == 2,
+        };
+        let reports = sim.run(async move { node.live().await });
+        match reports {
+            None => outcome.crashes += 1,
+            Some(Ok(reports)) => {
+                outcome.torn_tails += reports.iter().filter(|report| report.torn_tail.is_some()).count() as u32;
+                if let Some(damage) = reports.iter().flat_map(|report| &report.damage).next() {
+                    let what = format!("{} at offset {}: {}", damage.file, damage.offset, damage.what);
+                    oracle.borrow_mut().fail(format!("damage was reported on a disk without any: {what}"));
+                }
+                if ending == 3 {
+                    sim.crash_now();
+                    outcome.crashes += 1;
+                }
+            }
+            Some(Err(error)) => oracle.borrow_mut().fail(format!("the store did not open: {error}")),
+        }
+        if let Some(violation) = oracle.borrow().violation.clone() {
+            return Err(violation);
+        }
+    }
+    let oracle = oracle.borrow();
+    outcome.acknowledged = oracle.acknowledged;
+    outcome.shown = oracle.shown;
+    outcome.operations = sim.operations();
+    Ok(outcome)
+}
+
+struct Node {
+    sim: Sim,
+    io: SimIo,
+    oracle: Rc<RefCell<Oracle>>,
+    next_token: Rc<Cell<u64>>,
+    config: StoreConfig,
+    workers: usize,
+    faults: bool,
+    stop: bool,
+}
+
+/// What a session needs.
+#[derive(Clone)]
+struct Session {
+    sim: Sim,
+    io: SimIo,
+    oracle: Rc<RefCell<Oracle>>,
+    next_token: Rc<Cell<u64>>,
+    worker: Worker<Store>,
+    account: Arc<AccountRecord>,
+}
+
+impl Node {
+    async fn live(self) -> Result<Vec<RecoveryReport>, EngineError> {
+        let storage = Local::new(self.io.clone());
+        let superblock = open_superblock(&storage, SHARDS).await?;
+        let (cluster, seats) = Cluster::new(superblock, self.workers);
+        let mut opening = Vec::new();
+        for seat in seats {
+            let (sender, receiver) = tokio::sync::oneshot::channel();
+            let (io, cluster, config) = (self.io.clone(), Arc::clone(&cluster), self.config.clone());
+            self.io.spawn(async move {
+                let _ = sender.send(Worker::open(Local::new(io), cluster, seat, config).await);
+            });
+            opening.push(receiver);
+        }
+        let (mut workers, mut reports) = (Vec::new(), Vec::new());
+        for receiver in opening {
+            let (worker, found) = receiver.await.expect("workers open or fail")?;
+            workers.push(worker);
+            reports.extend(found);
+        }
+        self.look_at_everything(&workers).await?;
+        if self.oracle.borrow().violation.is_some() {
+            return Ok(reports);
+        }
+        let accounts = self.accounts(&workers).await?;
+        if self.faults {
+            self.sim.set_faults(FaultRates { read_errors: 20, write_errors: 60, sync_errors: 120, no_space: 60 });
+        }
+        let ended = Rc::new(Cell::new(0));
+        for _ in 0..SESSIONS {
+            let account = Arc::clone(&accounts[self.sim.below(accounts.len() as u64) as usize]);
+            let worker = workers[self.sim.below(workers.len() as u64) as usize].clone();
+            let session = Session {
+                sim: self.sim.clone(),
+                io: self.io.clone(),
+                oracle: Rc::clone(&self.oracle),
+                next_token: Rc::clone(&self.next_token),
+                worker,
+                account: Arc::clone(&account),
+            };
+            let ended_here = Rc::clone(&ended);
+            let watching = {
+                let owner = cluster.owner(account.shard);
+                Session { worker: workers[owner].clone(), ..session.clone() }
+            };
+            self.io.spawn(async move {
+                session.work().await;
+                ended_here.set(ended_here.get() + 1);
+            });
+            let ended_here = Rc::clone(&ended);
+            self.io.spawn(async move {
+                watching.watch().await;
+                ended_here.set(ended_here.get() + 1);
+            });
+        }
+        while ended.get() < 2 * SESSIONS {
+            self.io.sleep(Duration::from_millis(5)).await;
+        }
+        self.sim.set_faults(FaultRates::default());
+        if !self.faults {
+            self.look_at_everything(&workers).await?;
+        }
+        if self.stop {
+            for worker in &workers {
+                worker.stop().await?;
+            }
+        }
+        Ok(reports)
+    }
+
+    async fn accounts(&self, workers: &[Worker<Store>]) -> Result<Vec<Arc<AccountRecord>>, EngineError> {
+        let names = (0..ACCOUNTS).map(|number| format!("user{number}@example.org"));
+        let missing: Vec<NewAccount> = names
+            .clone()
+            .filter(|name| workers[0].cluster().directory().find(name).is_none())
+            .map(|name| NewAccount { name, password: String::new() })
+            .collect();
+        if !missing.is_empty() {
+            workers[0].add_accounts(missing).await?;
+        }
+        let directory = workers[0].cluster().directory();
+        Ok(names.map(|name| directory.find(&name).expect("all accounts exist now")).collect())
+    }
+
+    /// Looks at every mailbox and message, as a client would that syncs everything.
+    async fn look_at_everything(&self, workers: &[Worker<Store>]) -> Result<(), EngineError> {
+        let directory = workers[0].cluster().directory();
+        let mut accounts: Vec<_> = directory.iter().collect();
+        accounts.sort_by_key(|account| account.account);
+        let mut present = BTreeSet::new();
+        let mut counts: BTreeMap<u64, u32> = BTreeMap::new();
+        for account in accounts {
+            let owner = &workers[workers[0].cluster().owner(account.shard)];
+            let shard = owner.local(account.shard).expect("the owner has it");
+            for info in shard.mailboxes(account.account) {
+                let named = name(account.shard, info.mailbox);
+                present.insert(named);
+                self.oracle.borrow_mut().mailbox_exists(named, account.account, info.status.uid_validity);
+                let messages = show(&shard, info.mailbox, &self.oracle).await?;
+                let status = shard.status(info.mailbox).expect("it was just listed");
+                let mut oracle = self.oracle.borrow_mut();
+                if messages.len() != status.exists as usize {
+                    let what = format!("STATUS says {} messages, the index has {}", status.exists, messages.len());
+                    oracle.fail(format!("mailbox {}: {what}", info.mailbox));
+                }
+                let unseen = messages.iter().filter(|message| message.flags & 1 == 0).count();
+                if unseen != status.unseen as usize {
+                    let what = format!("STATUS says {} unseen, the index has {unseen}", status.unseen);
+                    oracle.fail(format!("mailbox {}: {what}", info.mailbox));
+                }
+                oracle.contents(named, &messages);
+                drop(oracle);
+                let all = shard.messages(info.mailbox, UidSet::range(1..=100_000)).await?;
+                for found in all {
+                    match shard.read_message(&found.message, info.mailbox, Part::Whole).await {
+                        Ok(bytes) => match token_of(&bytes.prefix, &bytes.body) {
+                            Some(token) => {
+                                *counts.entry(token).or_default() += 1;
+                                let uid = found.message.uid.0;
+                                self.oracle.borrow_mut().token_read(named, uid, token);
+                            }
+                            None => self.oracle.borrow_mut().fail(format!(
+                                "mailbox {} UID {}: the bytes are not those delivered",
+                                info.mailbox, found.message.uid
+                            )),
+                        },
+                        Err(EngineError::Damaged(damage)) => self.oracle.borrow_mut().fail(damage.to_string()),
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+        }
+        let mut oracle = self.oracle.borrow_mut();
+        oracle.all_mailboxes(&present);
+        oracle.all_tokens(&counts);
+        Ok(())
+    }
+}
+
+/// A mailbox's name in the oracle: its id is one of its shard only.
+fn name(shard: ShardId, mailbox: MailboxId) -> MailboxId {
+    MailboxId(mailbox.0 << 3 | u64::from(shard.0))
+}
+
+/// A body that tells its token, and whose length depends on it: now and then it takes several blocks.
+fn body_of(token: u64) -> Vec<u8> {
+    let mut body = format!("token {token}\r\n").into_bytes();
+    let lines = if token.is_multiple_of(97) { 14_000 } else { 1 + token % 40 };
+    for line in 0..lines {
+        body.extend_from_slice(format!("{token} {line} {}\r\n", line.wrapping_mul(token)).as_bytes());
+    }
+    body
+}
+
+const HEADER: &[u8] = b"From: a@example.org\r\nSubject: s\r\n\r\n";
+
+fn token_of(prefix: &[u8], body: &[u8]) -> Option<u64> {
+    let prefix = str::from_utf8(prefix).ok()?;
+    let token: u64 = prefix.strip_prefix("X-Token: ")?.strip_suffix("\r\n")?.parse().ok()?;
+    let base: u64 = str::from_utf8(body).ok()?.strip_prefix("token ")?.lines().next()?.parse().ok()?;
+    (body == body_of(base)).then_some(token)
+}
+
+async fn show(
+    shard: &Shard<Store>,
+    mailbox: MailboxId,
+    oracle: &Rc<RefCell<Oracle>>,
+) -> Result<Vec<Shown>, EngineError> {
+    let all = shard.messages(mailbox, UidSet::range(1..=100_000)).await?;
+    let status = shard.status(mailbox);
+    if let Some(status) = status {
+        oracle.borrow_mut().counters_shown(name(shard.id(), mailbox), status.uid_next, status.highest_modseq);
+    }
+    let shown = all.iter().map(|found| Shown {
+        uid: found.message.uid.0,
+        message: found.message.id,
+        modseq: found.message.modseq.0,
+        flags: found.flags.0,
+    });
+    Ok(shown.collect())
+}
+
+impl Session {
+    fn below(&self, bound: u64) -> u64 {
+        self.sim.below(bound)
+    }
+
+    fn name(&self, mailbox: MailboxId) -> MailboxId {
+        name(self.account.shard, mailbox)
+    }
+
+    /// Changes things through the handle, from whatever worker it is on.
+    async fn work(self) {
+        for _ in 0..OPERATIONS {
+            if self.oracle.borrow().violation.is_some() {
+                return;
+            }
+            let result = match self.below(40) / 2 {
+                0..=6 => self.deliver().await,
+                7..=9 => self.store().await,
+                10 | 11 => self.expunge().await,
+                12 => self.transfer(false).await,
+                13..=15 => self.transfer(true).await,
+                16 => self.create().await,
+                17 if self.below(3) == 0 => self.delete().await,
+                17 | 18 => self.rename().await,
+                _ => self.subscribe().await,
+            };
+            match result {
+                Ok(()) | Err(EngineError::Refused(_)) => {}
+                Err(EngineError::Damaged(damage)) => self.oracle.borrow_mut().fail(damage.to_string()),
+                // The device failed, as it may: the session's client would try again later.
+                Err(_) => self.io.sleep(Duration::from_millis(1)).await,
+            }
+            self.io.sleep(Duration::from_micros(self.below(2000))).await;
+        }
+    }
+
+    /// Some mailbox of the account.
+    async fn some_mailbox(&self) -> Result<MailboxId, EngineError> {
+        let account = self.account.account;
+        let before = self.oracle.borrow().deletions_so_far(account);
+        let infos = self.worker.call(self.account.shard, move |shard| async move { shard.mailboxes(account) }).await?;
+        for info in &infos {
+            if info.name != "INBOX" && self.oracle.borrow().deletion_overlaps(account, before) {
+                self.oracle.borrow_mut().attempt_deletion(self.name(info.mailbox));
+            }
+            self.oracle.borrow_mut().mailbox_exists(self.name(info.mailbox), account, info.status.uid_validity);
+        }
+        if infos.is_empty() {
+            return self
+                .worker
+                .call(self.account.shard, move |shard| async move { shard.inbox(account).await })
+                .await?;
+        }
+        Ok(infos[self.below(infos.len() as u64) as usize].mailbox)
+    }
+
+    /// Some UIDs of a mailbox that exist.
+    async fn some_uids(&self, mailbox: MailboxId) -> Result<BTreeSet<u32>, EngineError> {
+        let all = UidSet::range(1..=100_000);
+        let found = self
+            .worker
+            .call(self.account.shard, move |shard| async move { shard.messages(mailbox, all).await })
+            .await??;
+        let chance = 1 + self.below(4);
+        Ok(found.iter().map(|found| found.message.uid.0).filter(|_| self.below(4) < chance).collect())
+    }
+
+    async fn deliver(&self) -> Result<(), EngineError> {
+        let base = self.next_token.get();
+        let count = 1 + self.below(3);
+        self.next_token.set(base + count);
+        let mut message = HEADER.to_vec();
+        message.extend_from_slice(&body_of(base));
+        let digest = base.to_le_bytes();
+        let prepared = Prepared::new(&mut Packer::default(), &message, HEADER.len(), &digest, self.io.wall_clock_ms());
+        let mut targets = Vec::new();
+        for token in base..base + count {
+            let mailbox = self.some_mailbox().await?;
+            let mut oracle = self.oracle.borrow_mut();
+            let doomed = oracle.is_doomed(self.name(mailbox));
+            let fact = oracle.token(token);
+            fact.account = self.account.account;
+            fact.may_be_gone |= doomed;
+            drop(oracle);
+            let flags = match self.below(4) {
+                0 => vec![FlagName::Seen],
+                1 => vec![FlagName::Keyword(format!("$k{}", self.below(5)))],
+                _ => Vec::new(),
+            };
+            targets.push(Target {
+                account: self.account.account,
+                mailbox: TargetMailbox::Id(mailbox),
+                prefix: format!("X-Token: {token}\r\n").into_bytes(),
+                flags,
+                internal_date: None,
+            });
+        }
+        let prepared = Arc::new(prepared);
+        let results = self
+            .worker
+            .call(self.account.shard, move |shard| async move { shard.deliver(prepared, targets).await })
+            .await?;
+        let mut result = Ok(());
+        for (token, delivered) in (base..).zip(results) {
+            match delivered {
+                Ok(delivered) => {
+                    let mut oracle = self.oracle.borrow_mut();
+                    oracle.token(token).acknowledged = true;
+                    oracle.placed(self.name(delivered.mailbox), delivered.uid.0, Some(token));
+                }
+                Err(error) => result = Err(error),
+            }
+        }
+        result
+    }
+
+    async fn store(&self) -> Result<(), EngineError> {
+        let mailbox = self.some_mailbox().await?;
+        let uids = self.some_uids(mailbox).await?;
+        let op = [FlagOp::Add, FlagOp::Remove, FlagOp::Replace][self.below(3) as usize];
+        let flags = match self.below(4) {
+            0 => vec![FlagName::Seen],
+            1 => vec![FlagName::Flagged, FlagName::Keyword(format!("$k{}", self.below(5)))],
+            2 => vec![FlagName::Answered],
+            _ => vec![FlagName::Seen, FlagName::Draft],
+        };
+        let unchanged_since = (self.below(4) == 0).then(|| ModSeq(self.below(40)));
+        let set: UidSet = uids.into_iter().map(Uid).collect();
+        let stored = self
+            .worker
+            .call(self.account.shard, move |shard| async move {
+                shard.store_flags(mailbox, set, op, flags, unchanged_since).await
+            })
+            .await??;
+        if let Some(modseq) = stored.modseq {
+            let uids = stored.changed.iter().map(|uid| uid.0);
+            self.oracle.borrow_mut().modseq_acknowledged(self.name(mailbox), uids, modseq.0);
+        }
+        Ok(())
+    }
+
+    async fn expunge(&self) -> Result<(), EngineError> {
+        let mailbox = self.some_mailbox().await?;
+        let uids = self.some_uids(mailbox).await?;
+        self.oracle.borrow_mut().attempt_removal(self.name(mailbox), &uids, false);
+        let set: UidSet = uids.into_iter().map(Uid).collect();
+        let gone = self
+            .worker
+            .call(self.account.shard, move |shard| async move {
+                shard.store_flags(mailbox, set.clone(), FlagOp::Add, vec![FlagName::Deleted], None).await?;
+                shard.expunge(mailbox, Some(set)).await
+            })
+            .await??;
+        self.oracle.borrow_mut().removed(self.name(mailbox), gone.iter().map(|uid| uid.0));
+        self.oracle.borrow_mut().acknowledged += 1;
+        Ok(())
+    }
+
+    async fn transfer(&self, is_move: bool) -> Result<(), EngineError> {
+        let (from, to) = (self.some_mailbox().await?, self.some_mailbox().await?);
+        let uids = self.some_uids(from).await?;
+        let set: UidSet = uids.iter().copied().map(Uid).collect();
+        // Tokens of what is copied are read first, so that the oracle can follow them.
+        let tokens = self.tokens_of(from, &set).await?;
+        {
+            let mut oracle = self.oracle.borrow_mut();
+            let doomed = oracle.is_doomed(self.name(to));
+            for token in tokens.values() {
+                let fact = oracle.token(*token);
+                fact.copied |= !is_move;
+                fact.may_be_gone |= doomed;
+            }
+            if is_move {
+                oracle.attempt_removal(self.name(from), &uids, true);
+            }
+        }
+        let copied = self
+            .worker
+            .call(self.account.shard, move |shard| async move {
+                if is_move { shard.move_messages(from, set, to).await } else { shard.copy(from, set, to).await }
+            })
+            .await??;
+        let mut oracle = self.oracle.borrow_mut();
+        for (source, target) in copied.pairs {
+            oracle.placed(self.name(to), target.0, tokens.get(&source.0).copied());
+            if is_move {
+                oracle.removed(self.name(from), [source.0]);
+            }
+        }
+        Ok(())
+    }
+
+    async fn tokens_of(&self, mailbox: MailboxId, uids: &UidSet) -> Result<BTreeMap<u32, u64>, EngineError> {
+        let uids = uids.clone();
+        let read = self
+            .worker
+            .call(self.account.shard, move |shard| async move {
+                let mut read = Vec::new();
+                for found in shard.messages(mailbox, uids).await? {
+                    let bytes = shard.read_message(&found.message, mailbox, Part::Whole).await?;
+                    read.push((found.message.uid.0, bytes));
+                }
+                Ok::<_, EngineError>(read)
+            })
+            .await??;
+        let mut tokens = BTreeMap::new();
+        for (uid, bytes) in read {
+            let token = token_of(&bytes.prefix, &bytes.body);
+            let mut oracle = self.oracle.borrow_mut();
+            match token {
+                Some(token) => {
+                    oracle.token_read(self.name(mailbox), uid, token);
+                    tokens.insert(uid, token);
+                }
+                None => oracle.fail(format!("mailbox {mailbox} UID {uid}: the bytes are not those delivered")),
+            }
+        }
+        Ok(tokens)
+    }
+
+    fn some_name(&self) -> String {
+        let name = ["Work", "Work/Old", "Lists", "Lists/a/b", "Archive"][self.below(5) as usize];
+        name.to_owned()
+    }
+
+    async fn create(&self) -> Result<(), EngineError> {
+        let (account, name) = (self.account.account, self.some_name());
+        let before = self.oracle.borrow().deletions_so_far(account);
+        let mailbox = self
+            .worker
+            .call(self.account.shard, move |shard| async move {
+                let mailbox = shard.create_mailbox(account, &name, 0).await?;
+                Ok::<_, EngineError>((mailbox, shard.status(mailbox)))
+            })
+            .await??;
+        if let (mailbox, Some(status)) = mailbox {
+            if self.oracle.borrow().deletion_overlaps(account, before) {
+                self.oracle.borrow_mut().attempt_deletion(self.name(mailbox));
+            }
+            self.oracle.borrow_mut().mailbox_exists(self.name(mailbox), account, status.uid_validity);
+        }
+        Ok(())
+    }
+
+    async fn delete(&self) -> Result<(), EngineError> {
+        let (account, name) = (self.account.account, self.some_name());
+        self.oracle.borrow_mut().deletion_begins(account);
+        let names = self.worker.call(self.account.shard, move |shard| async move { shard.mailboxes(account) }).await;
+        let result = match names {
+            Ok(names) => {
+                for info in names.iter().filter(|info| info.name != "INBOX") {
+                    self.oracle.borrow_mut().attempt_deletion(self.name(info.mailbox));
+                }
+                let deletion = move |shard: Shard<Store>| async move { shard.delete_mailbox(account, &name).await };
+                self.worker.call(self.account.shard, deletion).await.and_then(|result| result)
+            }
+            Err(error) => Err(error),
+        };
+        self.oracle.borrow_mut().deletion_ends(account);
+        result
+    }
+
+    async fn rename(&self) -> Result<(), EngineError> {
+        let (account, from, to) = (self.account.account, self.some_name(), self.some_name());
+        self.worker
+            .call(self.account.shard, move |shard| async move { shard.rename_mailbox(account, &from, &to).await })
+            .await?
+    }
+
+    async fn subscribe(&self) -> Result<(), EngineError> {
+        let (account, name, on) = (self.account.account, self.some_name(), self.below(2) == 0);
+        self.worker
+            .call(self.account.shard, move |shard| async move {
+                shard.subscribe(account, &name, on).await?;
+                let listed = shard.subscriptions(account).contains(&name);
+                Ok::<_, EngineError>(listed == on)
+            })
+            .await??;
+        Ok(())
+    }
+
+    /// Watches a mailbox through a view and tells the oracle all it is shown.
+    async fn watch(self) {
+        for _ in 0..4 {
+            let Ok(mailbox) = self.some_mailbox().await else { return };
+            let Some(shard) = self.worker.local(self.account.shard) else { return };
+            let Ok(mut view) = shard.select(mailbox, self.below(2) == 0).await else { continue };
+            for _ in 0..8 {
+                if self.oracle.borrow().violation.is_some() {
+                    return;
+                }
+                let uids = view.uids();
+                let Ok(found) = shard.messages(mailbox, uids).await else { break };
+                for found in found {
+                    let shown = Shown {
+                        uid: found.message.uid.0,
+                        message: found.message.id,
+                        modseq: found.message.modseq.0,
+                        flags: found.flags.0,
+                    };
+                    self.oracle.borrow_mut().message_shown(self.name(mailbox), shown);
+                }
+                let counters = (view.uid_next(), view.highest_modseq().0);
+                let _ = counters;
+                self.io.sleep(Duration::from_micros(self.below(4000))).await;
+                let known = view.uids();
+                let Ok(changes) = view.sync(self.below(2) == 0).await else { break };
+                if changes.gone {
+                    break;
+                }
+                let gone = changes.expunged_uids.iter().map(|uid| uid.0);
+                self.oracle.borrow_mut().removed(self.name(mailbox), gone);
+                self.check_view(&view, &known, &changes);
+            }
+        }
+    }
+
+    /// A view after a sync is the view before it, less what it said was expunged, plus what it said is new.
+    fn check_view(
+        &self,
+        view: &posthaste_engine::view::View<Store>,
+        known: &UidSet,
+        changes: &posthaste_engine::view::Changes,
+    ) {
+        let mut mirror: Vec<u32> = known.iter().map(|uid| uid.0).collect();
+        for &sequence in &changes.expunged {
+            if sequence == 0 || sequence as usize > mirror.len() {
+                return self
+                    .oracle
+                    .borrow_mut()
+                    .fail(format!("EXPUNGE of sequence number {sequence} that is not there"));
+            }
+            mirror.remove(sequence as usize - 1);
+        }
+        let now: Vec<u32> = view.uids().iter().map(|uid| uid.0).collect();
+        if now.len() < mirror.len() || now[..mirror.len()] != mirror[..] {
+            return self.oracle.borrow_mut().fail("a view's numbers do not follow from its responses".to_owned());
+        }
+        let exists = changes.exists.unwrap_or(mirror.len() as u32);
+        if exists as usize != now.len() {
+            let what = format!("EXISTS {exists} for {} messages: {now:?} after {known:?} and {changes:?}", now.len());
+            self.oracle.borrow_mut().fail(what);
+        }
+    }
+}

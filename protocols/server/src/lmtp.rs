@@ -12,10 +12,12 @@ use std::time::Duration;
 use memchr::memmem;
 use posthaste_engine::deliver::{Delivered, Prepared, Target, TargetMailbox};
 use posthaste_engine::error::{EngineError, Refusal};
+use posthaste_engine::format::frame::{FRAME_RAW_BYTES_MAX, Packer};
 use posthaste_engine::format::record::AccountRecord;
 use posthaste_engine::ids::ShardId;
 use posthaste_engine::io::Runtime;
 use posthaste_engine::shard::ExpectedDelivery;
+use posthaste_mime::Digest;
 use posthaste_smtp::{Event, Message, Received, Reply, Session, With, write_received, write_return_path};
 
 use crate::connection::{Connection, End, join_all};
@@ -231,16 +233,22 @@ fn position_of(targets: &[Target], account: &AccountRecord) -> Option<usize> {
     targets.iter().position(|target| target.account == account.account)
 }
 
-/// Compresses a message: here, or elsewhere if it is large.
+/// Parses and compresses a message: here, or elsewhere if it is large.
 pub async fn prepare(context: &Context, message: Vec<u8>, received_ms: u64) -> Arc<Prepared> {
-    let header_octets = header_octets(&message);
     if message.len() > limits::OFFLOAD_BYTES {
-        let prepare = move || Prepared::new(&mut Context::packer(), &message, header_octets, &[], received_ms);
+        let prepare = move || prepare_here(&mut Context::packer(), &message, received_ms);
         return Arc::new(context.io.offload(prepare).await);
     }
     // What follows takes some 3 us per KB: others' replies do not wait for it.
     context.io.submit_sends();
-    Arc::new(Prepared::new(&mut context.packer.borrow_mut(), &message, header_octets, &[], received_ms))
+    Arc::new(prepare_here(&mut context.packer.borrow_mut(), &message, received_ms))
+}
+
+fn prepare_here(packer: &mut Packer, message: &[u8], received_ms: u64) -> Prepared {
+    let (small, whole) = Digest::of(message).archives();
+    // The store keeps what does not fit beside the header in a frame of its own, up to the size of a frame.
+    let digest = whole.filter(|whole| whole.len() <= FRAME_RAW_BYTES_MAX).unwrap_or(small);
+    Prepared::new(packer, message, header_octets(message), &digest, received_ms)
 }
 
 /// The length of a message's header, with the empty line that ends it. A message without one is all header.

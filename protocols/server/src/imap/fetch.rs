@@ -4,20 +4,26 @@
 //! come together. Where fetching a body sets \Seen, the body goes out at once; the FLAGS response and the tagged OK wait
 //! until the flag is durable.
 
+use std::ops::Range;
+
 use posthaste_engine::changes::FlagOp;
 use posthaste_engine::deliver::FlagName;
 use posthaste_engine::error::EngineError;
 use posthaste_engine::flags::{Flags, UidSet};
+use posthaste_engine::ids::MailboxId;
+use posthaste_engine::index::Message;
 use posthaste_engine::read::{MessageBytes, MessageInfo, Part};
 use posthaste_imap::command::fetch::{BodySection, Fetch, FetchItem, SectionText};
-use posthaste_imap::response::{Code, FetchWriter};
-use posthaste_imap::section::{header_fields, partial_range};
+use posthaste_imap::response::{Code, FetchWriter, write_body, write_body_structure, write_envelope, write_nstring};
+use posthaste_imap::section::{Extent, extent, header_fields, partial_range};
 use posthaste_imap::types::DateTime;
+use posthaste_mime::digest::DigestBytes;
+use posthaste_mime::{ArchivedDigest, Digest};
 use roaring::RoaringBitmap;
 
 use super::{Answer, Failure, Outcome, Session, refusal};
 use crate::limits;
-use crate::node::Counters;
+use crate::node::{Counters, Shard};
 
 /// The set in pieces of at most `size`.
 pub(super) fn chunks(uids: &UidSet, size: u64) -> impl Iterator<Item = UidSet> + '_ {
@@ -28,59 +34,111 @@ pub(super) fn chunks(uids: &UidSet, size: u64) -> impl Iterator<Item = UidSet> +
     })
 }
 
-/// What has to be read for the items; `None` if the index has it all. An error names what is not built yet.
-fn part_for(items: &[FetchItem]) -> Result<Option<Part>, Failure> {
-    let later = |what: &'static str| Failure::Answer(Answer::no(Some(Code::Cannot), what));
-    let mut part = None;
-    for item in items {
-        let needed = match item {
-            FetchItem::Flags
-            | FetchItem::Uid
-            | FetchItem::InternalDate
-            | FetchItem::Rfc822Size
-            | FetchItem::ModSeq
-            | FetchItem::EmailId
-            | FetchItem::ThreadId => continue,
-            FetchItem::Rfc822 | FetchItem::Rfc822Text => Part::Whole,
-            FetchItem::Rfc822Header => Part::Header,
-            FetchItem::BodySection(section) if !section.section.part.is_empty() => {
-                return Err(later("Body parts are not supported yet"));
+/// What has to be read for the items of a FETCH: nothing where the index has it all.
+#[derive(Clone, Copy, Default)]
+struct Needs {
+    part: Option<Part>,
+    digest: bool,
+}
+
+impl Needs {
+    fn of(items: &[FetchItem]) -> Self {
+        let mut needs = Self::default();
+        for item in items {
+            let (part, digest) = match item {
+                FetchItem::Flags
+                | FetchItem::Uid
+                | FetchItem::InternalDate
+                | FetchItem::Rfc822Size
+                | FetchItem::ModSeq
+                | FetchItem::EmailId
+                | FetchItem::ThreadId => continue,
+                FetchItem::Envelope | FetchItem::Body | FetchItem::BodyStructure | FetchItem::Preview { .. } => {
+                    (None, true)
+                }
+                FetchItem::Rfc822 | FetchItem::Rfc822Text => (Some(Part::Whole), false),
+                FetchItem::Rfc822Header => (Some(Part::Header), false),
+                FetchItem::BodySection(section) if !section.section.part.is_empty() => (Some(Part::Whole), true),
+                FetchItem::BodySection(section) => match section.section.text {
+                    SectionText::Header | SectionText::HeaderFields { .. } => (Some(Part::Header), false),
+                    SectionText::Whole | SectionText::Text | SectionText::Mime => (Some(Part::Whole), false),
+                },
+            };
+            if needs.part != Some(Part::Whole) && part.is_some() {
+                needs.part = part;
             }
-            FetchItem::BodySection(section) => match section.section.text {
-                SectionText::Header | SectionText::HeaderFields { .. } => Part::Header,
-                SectionText::Whole | SectionText::Text => Part::Whole,
-                SectionText::Mime => return Err(later("Body parts are not supported yet")),
-            },
-            FetchItem::Envelope => return Err(later("ENVELOPE is not supported yet")),
-            FetchItem::Body | FetchItem::BodyStructure => return Err(later("BODYSTRUCTURE is not supported yet")),
-            FetchItem::Preview { .. } => return Err(later("PREVIEW is not supported yet")),
-        };
-        if part != Some(Part::Whole) {
-            part = Some(needed);
+            needs.digest |= digest;
         }
+        needs
     }
-    Ok(part)
 }
 
-/// Appends what a range of the joined pieces holds.
-fn append_range(out: &mut Vec<u8>, pieces: &[&[u8]], range: std::ops::Range<u64>) {
+/// The digest of a message. One that was stored without, or with one of another version, gets it now.
+pub(super) async fn digest_of(
+    shard: &Shard,
+    mailbox: MailboxId,
+    message: &Message,
+) -> Result<Option<DigestBytes>, EngineError> {
+    let needs = Needs { part: None, digest: true };
+    Ok(read(shard, mailbox, message, needs).await?.1)
+}
+
+/// Reads what is needed. A message that was stored without a digest, or with one of another version, gets it now.
+async fn read(
+    shard: &Shard,
+    mailbox: MailboxId,
+    message: &Message,
+    needs: Needs,
+) -> Result<(MessageBytes, Option<DigestBytes>), EngineError> {
+    let mut bytes = match needs.part {
+        Some(part) => shard.read_message(message, mailbox, part).await?,
+        None => MessageBytes::default(),
+    };
+    if !needs.digest {
+        return Ok((bytes, None));
+    }
+    let stored = shard.read_message(message, mailbox, Part::Digest).await?.digest;
+    if let Ok(digest) = DigestBytes::from_storage(&stored) {
+        return Ok((bytes, Some(digest)));
+    }
+    if needs.part != Some(Part::Whole) {
+        bytes = shard.read_message(message, mailbox, Part::Whole).await?;
+    }
+    let (small, whole) = Digest::of(&[&bytes.header[..], &bytes.body].concat()).archives();
+    Ok((bytes, DigestBytes::from_aligned(whole.unwrap_or(small)).ok()))
+}
+
+/// What a range of the joined pieces holds of each.
+fn cut<const N: usize>(pieces: [&[u8]; N], range: Range<u64>) -> [&[u8]; N] {
     let mut at = 0;
-    for piece in pieces {
+    pieces.map(|piece| {
         let end = at + piece.len() as u64;
-        let (from, to) = (range.start.clamp(at, end), range.end.clamp(at, end));
-        out.extend_from_slice(&piece[(from - at) as usize..(to - at) as usize]);
+        let (from, to) = (range.start.clamp(at, end) - at, range.end.clamp(at, end) - at);
         at = end;
-    }
+        &piece[from as usize..(to as usize).max(from as usize)]
+    })
 }
 
-fn write_pieces(fetch: &mut FetchWriter<'_>, section: &BodySection, pieces: &[&[u8]]) {
+fn write_pieces<const N: usize>(fetch: &mut FetchWriter<'_>, section: &BodySection, pieces: &[&[u8]; N]) {
     let len = pieces.iter().map(|piece| piece.len() as u64).sum();
     let range = partial_range(section.partial, len);
     if range.is_empty() {
         return fetch.body_section(section, b"");
     }
     let out = fetch.body_section_streamed(section, range.end - range.start);
-    append_range(out, pieces, range);
+    cut(*pieces, range).iter().for_each(|piece| out.extend_from_slice(piece));
+}
+
+/// NIL where there is no digest, which is after damage only.
+fn write_from(
+    digest: Option<&ArchivedDigest>,
+    out: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>, &ArchivedDigest, bool),
+) {
+    match digest {
+        Some(digest) => write(out, digest, false),
+        None => out.extend_from_slice(b"NIL"),
+    }
 }
 
 impl Session {
@@ -89,7 +147,7 @@ impl Session {
             return Ok(Answer::bad("QRESYNC is not enabled"));
         }
         let uids = self.resolve(&fetch.set, fetch.uid)?;
-        let part = part_for(&fetch.items)?;
+        let needs = Needs::of(&fetch.items);
         self.condstore |= fetch.changed_since.is_some() || fetch.items.contains(&FetchItem::ModSeq);
         let selected = self.selected()?;
         let (shard, mailbox) = (selected.view.shard().clone(), selected.view.mailbox());
@@ -102,27 +160,24 @@ impl Session {
                     continue;
                 }
                 self.learn_keywords(info.flags).await?;
-                let bytes = match part {
-                    None => MessageBytes::default(),
-                    Some(part) => match shard.read_message(&info.message, mailbox, part).await {
-                        Ok(bytes) => bytes,
-                        // Damage costs the messages that it touches, not the others.
-                        Err(error @ EngineError::Damaged(_)) => {
-                            damaged = Some(refusal(&error));
-                            continue;
-                        }
-                        Err(error) => return Err(error.into()),
-                    },
+                let (bytes, digest) = match read(&shard, mailbox, &info.message, needs).await {
+                    Ok(read) => read,
+                    // Damage costs the messages that it touches, not the others.
+                    Err(error @ EngineError::Damaged(_)) => {
+                        damaged = Some(refusal(&error));
+                        continue;
+                    }
+                    Err(error) => return Err(error.into()),
                 };
                 let marks = sets_seen && !info.flags.contains(Flags::SEEN);
                 if marks {
                     newly_seen.insert(info.message.uid);
                 }
-                self.write_message(&fetch.items, &info, &bytes, marks)?;
+                self.write_message(&fetch.items, &info, &bytes, digest.as_ref(), marks)?;
                 self.flush_if_full().await?;
             }
         }
-        if part.is_some() {
+        if needs.part.is_some() {
             Counters::add(&self.context.node.counters.messages_fetched, found);
         }
         if !newly_seen.is_empty() {
@@ -145,11 +200,13 @@ impl Session {
         items: &[FetchItem],
         info: &MessageInfo,
         bytes: &MessageBytes,
+        digest: Option<&DigestBytes>,
         marks: bool,
     ) -> Result<(), Failure> {
         let Some(selected) = self.selected.as_deref() else { return Ok(()) };
         let message = &info.message;
         let Some(sequence) = selected.view.sequence_of(message.uid) else { return Ok(()) };
+        let digest = digest.and_then(DigestBytes::digest);
         let mut fetch = FetchWriter::new(&mut self.output, sequence);
         let mut empty = true;
         for item in items {
@@ -173,6 +230,19 @@ impl Session {
                     fetch.rfc822("RFC822.HEADER", &[&bytes.prefix[..], &bytes.header].concat());
                 }
                 FetchItem::Rfc822Text => fetch.rfc822("RFC822.TEXT", &bytes.body),
+                FetchItem::BodySection(section) if !section.section.part.is_empty() => {
+                    // Offsets in the digest are those of the message without its trace fields.
+                    let pieces: [&[u8]; 2] = [&bytes.header, &bytes.body];
+                    match digest.and_then(|digest| extent(&section.section, digest)) {
+                        None => fetch.body_section_nil(section),
+                        Some(Extent::Octets(octets)) => write_pieces(&mut fetch, section, &cut(pieces, octets)),
+                        Some(Extent::HeaderFields(octets)) => {
+                            let header = cut(pieces, octets).concat();
+                            let SectionText::HeaderFields { not, names } = &section.section.text else { continue };
+                            write_pieces(&mut fetch, section, &[&header_fields(&header, names, *not)]);
+                        }
+                    }
+                }
                 FetchItem::BodySection(section) => match &section.section.text {
                     SectionText::Whole => {
                         write_pieces(&mut fetch, section, &[&bytes.prefix, &bytes.header, &bytes.body]);
@@ -185,8 +255,13 @@ impl Session {
                     }
                     SectionText::Mime => fetch.body_section_nil(section),
                 },
-                // `part_for` has refused them.
-                FetchItem::Envelope | FetchItem::Body | FetchItem::BodyStructure | FetchItem::Preview { .. } => {}
+                FetchItem::Envelope => write_from(digest, fetch.item("ENVELOPE"), write_envelope),
+                FetchItem::Body => write_from(digest, fetch.item("BODY"), write_body),
+                FetchItem::BodyStructure => write_from(digest, fetch.item("BODYSTRUCTURE"), write_body_structure),
+                FetchItem::Preview { .. } => {
+                    let out = fetch.item("PREVIEW");
+                    write_nstring(out, digest.map(|digest| digest.preview().as_bytes()));
+                }
             }
         }
         debug_assert!(!empty, "an item that marks is never left out");
@@ -201,11 +276,7 @@ mod tests {
 
     #[test]
     fn ranges_cross_pieces() {
-        let range = |from, to| {
-            let mut out = Vec::new();
-            append_range(&mut out, &[b"abc", b"", b"defg"], from..to);
-            String::from_utf8(out).unwrap()
-        };
+        let range = |from, to| String::from_utf8(cut([b"abc", b"", b"defg"], from..to).concat()).unwrap();
         assert_eq!(range(0, 7), "abcdefg");
         assert_eq!(range(2, 5), "cde");
         assert_eq!(range(3, 3), "");

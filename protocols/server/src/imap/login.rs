@@ -25,7 +25,7 @@ impl Session {
         }
         format!(
             "IMAP4rev1 LITERAL+ SASL-IR ID ENABLE IDLE NAMESPACE CHILDREN UNSELECT UIDPLUS MOVE CONDSTORE STATUS=SIZE \
-             SPECIAL-USE CREATE-SPECIAL-USE OBJECTID APPENDLIMIT={}",
+             SPECIAL-USE CREATE-SPECIAL-USE OBJECTID PREVIEW APPENDLIMIT={}",
             self.context.node.config.limits.message_bytes
         )
     }

@@ -1,5 +1,5 @@
-//! SEARCH over what the index knows: flags, UIDs, sequence numbers, dates of arrival, sizes, mod-sequences, ids. Keys that
-//! need the text of messages are refused until it is parsed at delivery.
+//! SEARCH over what the index and the digests know: flags, UIDs, sequence numbers, dates, sizes, mod-sequences, ids. Keys
+//! that need the text of messages are refused: there is no decoding of it yet.
 
 use posthaste_engine::flags::Flags;
 use posthaste_engine::io::Runtime;
@@ -7,9 +7,11 @@ use posthaste_engine::read::MessageInfo;
 use posthaste_imap::command::search::{Search, SearchKey};
 use posthaste_imap::response::{Code, SearchReturn, write_esearch, write_search};
 use posthaste_imap::types::{DateTime, coalesce};
+use posthaste_mime::date::SentDate;
+use posthaste_mime::digest::DigestBytes;
 use roaring::RoaringBitmap;
 
-use super::fetch::chunks;
+use super::fetch::{chunks, digest_of};
 use super::select::Selected;
 use super::{Answer, Failure, Outcome, Session};
 use crate::limits;
@@ -26,6 +28,8 @@ enum Test {
     Recent,
     /// Day of arrival, from and before.
     Days(i64, i64),
+    /// Day of the Date field, from and before.
+    Sent(i64, i64),
     /// Time of arrival, from and before.
     Seconds(i64, i64),
     Larger(u64),
@@ -35,14 +39,14 @@ enum Test {
 }
 
 impl Test {
-    fn matches(&self, selected: &Selected, info: &MessageInfo) -> bool {
+    fn matches(&self, selected: &Selected, info: &MessageInfo, sent: Option<SentDate>) -> bool {
         let message = &info.message;
         match self {
             Self::All => true,
             Self::None => false,
-            Self::And(tests) => tests.iter().all(|test| test.matches(selected, info)),
-            Self::Or(tests) => tests.0.matches(selected, info) || tests.1.matches(selected, info),
-            Self::Not(test) => !test.matches(selected, info),
+            Self::And(tests) => tests.iter().all(|test| test.matches(selected, info, sent)),
+            Self::Or(tests) => tests.0.matches(selected, info, sent) || tests.1.matches(selected, info, sent),
+            Self::Not(test) => !test.matches(selected, info, sent),
             Self::Uids(uids) => uids.contains(message.uid.0),
             Self::Flags(flags) => info.flags.contains(*flags),
             Self::Recent => selected.view.is_recent(message.uid),
@@ -50,6 +54,7 @@ impl Test {
                 let date = DateTime { unix_seconds: message.internal_date, offset_minutes: message.zone_minutes };
                 (*from..*before).contains(&date.local_days())
             }
+            Self::Sent(from, before) => sent.is_some_and(|sent| (*from..*before).contains(&i64::from(sent.local_day))),
             Self::Seconds(from, before) => (*from..*before).contains(&message.internal_date),
             Self::Larger(octets) => message.size > *octets,
             Self::Smaller(octets) => message.size < *octets,
@@ -69,6 +74,9 @@ impl Session {
             self.learn_keywords(Flags::ALL).await?;
         }
         self.condstore |= asks_modseq;
+        let asks_sent = mentions(&search.key, |key| {
+            matches!(key, SearchKey::SentBefore(_) | SearchKey::SentOn(_) | SearchKey::SentSince(_))
+        });
         let now = i64::try_from(self.context.io.wall_clock_ms() / 1000).unwrap_or(i64::MAX);
         let test = self.test_of(&search.key, now)?;
         let view = &self.selected()?.view;
@@ -77,8 +85,13 @@ impl Session {
         let mut modseq = 0;
         for chunk in chunks(&uids, limits::FETCH_CHUNK) {
             let infos = shard.messages(mailbox, chunk).await?;
-            let selected = self.selected()?;
-            for info in infos.iter().filter(|info| test.matches(selected, info)) {
+            for info in infos {
+                let digest = if asks_sent { digest_of(&shard, mailbox, &info.message).await? } else { None };
+                let sent = digest.as_ref().and_then(DigestBytes::digest).and_then(|digest| digest.sent_date());
+                let selected = self.selected()?;
+                if !test.matches(selected, &info, sent) {
+                    continue;
+                }
                 let uid = info.message.uid;
                 found.extend(if search.uid { Some(uid.0) } else { selected.view.sequence_of(uid) });
                 modseq = modseq.max(info.message.modseq.0);
@@ -141,12 +154,10 @@ impl Session {
             SearchKey::ModSeq(modseq) => Test::ModSeq(*modseq),
             SearchKey::EmailId(id) => Test::EmailId(id.clone()),
             SearchKey::ThreadId(_) => Test::None,
-            SearchKey::SentBefore(_)
-            | SearchKey::SentOn(_)
-            | SearchKey::SentSince(_)
-            | SearchKey::Header { .. }
-            | SearchKey::Body(_)
-            | SearchKey::Text(_) => {
+            SearchKey::SentBefore(date) => Test::Sent(i64::MIN, date.days_since_epoch()),
+            SearchKey::SentOn(date) => Test::Sent(date.days_since_epoch(), date.days_since_epoch() + 1),
+            SearchKey::SentSince(date) => Test::Sent(date.days_since_epoch(), i64::MAX),
+            SearchKey::Header { .. } | SearchKey::Body(_) | SearchKey::Text(_) => {
                 return Err(
                     Answer::no(Some(Code::Cannot), "Search in the text of messages is not supported yet").into()
                 );

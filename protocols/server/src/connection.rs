@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use posthaste_engine::io::net::Socket;
+use posthaste_engine::io::net::{Shutdown, Socket};
 
 use crate::limits;
 use crate::node::{Admission, Context};
@@ -136,6 +136,23 @@ impl Connection {
         returned.clear();
         *buffer = returned;
         result.map_err(|_| End::Closed)
+    }
+
+    /// Says the last words, and closes. A client that has sent more than was read would lose them to the reset that closing
+    /// causes then, so for a moment its input is read and dropped.
+    pub async fn finish(&self, mut output: Vec<u8>) {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        const DROPPED_BYTES_MAX: usize = 1 << 20;
+        if self.send(&mut output, PATIENCE).await.is_err() || self.socket.shutdown(Shutdown::Write).is_err() {
+            return;
+        }
+        let mut buffer = self.context.take_buffer();
+        let mut dropped = 0;
+        while dropped < DROPPED_BYTES_MAX && self.receive(&mut buffer, PATIENCE, true).await.is_ok() {
+            dropped += buffer.len();
+            buffer.clear();
+        }
+        self.context.give_buffer(buffer);
     }
 
     /// Ends a wait for the next command, because the server stops.

@@ -103,11 +103,12 @@ impl Lmtp {
             }
         };
         match end {
+            End::Closed if self.output.is_empty() => return,
             End::Closed => {}
             End::TimedOut => self.session.close(4, 2, "Timeout, closing connection", &mut self.output),
             End::Stopping => self.session.close(3, 2, "Server is stopping, try again later", &mut self.output),
         }
-        let _ = self.connection.send(&mut self.output, Duration::from_secs(5)).await;
+        self.connection.finish(self.output).await;
     }
 
     /// Sends what there is to say, and receives more.

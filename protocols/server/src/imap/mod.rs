@@ -226,7 +226,9 @@ impl Session {
             Stop::Over(_) => {}
             Stop::Move(account) => return Box::pin(self.depart(account)).await,
         }
-        let _ = self.connection.send(&mut self.output, Duration::from_secs(5)).await;
+        // What the session held is not needed for the goodbye.
+        let Self { connection, output, .. } = self;
+        Box::pin(connection.finish(output)).await;
     }
 
     /// Takes the next thing out of the input, or waits for more.

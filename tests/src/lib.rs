@@ -1,5 +1,6 @@
 //! The proofs: a simulated node under random load and crashes, watched by an oracle that knows only what was
 //! acknowledged and what sessions were shown.
 
+pub mod mutations;
 pub mod oracle;
 pub mod simulation;

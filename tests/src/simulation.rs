@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use posthaste_engine::changes::FlagOp;
+use posthaste_engine::check::check_shard;
 use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
 use posthaste_engine::error::{EngineError, RecoveryReport};
 use posthaste_engine::flags::UidSet;
@@ -15,10 +16,11 @@ use posthaste_engine::format::record::AccountRecord;
 use posthaste_engine::ids::{MailboxId, ModSeq, ShardId, Uid};
 use posthaste_engine::io::Runtime;
 use posthaste_engine::io::sim::{FaultRates, Sim, SimIo};
-use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
+use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Superblock, Worker, open_superblock};
 use posthaste_engine::read::Part;
 use posthaste_engine::shard::{Shard, ShardConfig};
 use posthaste_engine::storage::local::Local;
+use posthaste_engine::storage::{Storage, StorageError};
 
 use crate::oracle::{Oracle, Shown, Violation};
 
@@ -109,12 +111,45 @@ pub fn run(plan: Plan) -> Result<Outcome, Violation> {
         if let Some(violation) = oracle.borrow().violation.clone() {
             return Err(violation);
         }
+        sim.crash_after(None);
+        check_everything(&sim)?;
     }
     let oracle = oracle.borrow();
     outcome.acknowledged = oracle.acknowledged;
     outcome.shown = oracle.shown;
     outcome.operations = sim.operations();
     Ok(outcome)
+}
+
+/// The check that changes nothing must find nothing, also right after a crash.
+fn check_everything(sim: &Sim) -> Result<(), Violation> {
+    let io = sim.io();
+    let checked = sim.run(async move {
+        let storage = Local::new(io);
+        let Some(bytes) = storage.read_superblock().await? else { return Ok(Vec::new()) };
+        let superblock = Superblock::decode(&bytes).expect("it was written whole or not at all");
+        let mut checks = Vec::new();
+        for shard in (0..superblock.shards).map(ShardId) {
+            match check_shard(&storage, shard, superblock.store, |_, _| ()).await {
+                Ok(check) => checks.push(check),
+                // The shard was never begun.
+                Err(EngineError::Storage(error)) if matches!(*error, StorageError::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(checks)
+    });
+    match checked {
+        None => Ok(()),
+        Some(Err(error)) => Err(Violation(format!("the check could not run: {error}"))),
+        Some(Ok(checks)) => match checks.iter().flat_map(|check| &check.findings).next() {
+            Some(finding) => {
+                let what = format!("{} at offset {}: {}", finding.file, finding.offset, finding.what);
+                Err(Violation(format!("the check found damage where there is none: {what}")))
+            }
+            None => Ok(()),
+        },
+    }
 }
 
 struct Node {
@@ -239,18 +274,8 @@ impl Node {
                 self.oracle.borrow_mut().mailbox_exists(named, account.account, info.status.uid_validity);
                 let messages = show(&shard, info.mailbox, &self.oracle).await?;
                 let status = shard.status(info.mailbox).expect("it was just listed");
-                let mut oracle = self.oracle.borrow_mut();
-                if messages.len() != status.exists as usize {
-                    let what = format!("STATUS says {} messages, the index has {}", status.exists, messages.len());
-                    oracle.fail(format!("mailbox {}: {what}", info.mailbox));
-                }
-                let unseen = messages.iter().filter(|message| message.flags & 1 == 0).count();
-                if unseen != status.unseen as usize {
-                    let what = format!("STATUS says {} unseen, the index has {unseen}", status.unseen);
-                    oracle.fail(format!("mailbox {}: {what}", info.mailbox));
-                }
-                oracle.contents(named, &messages);
-                drop(oracle);
+                self.oracle.borrow_mut().status_shown(named, &status, &messages);
+                self.oracle.borrow_mut().contents(named, &messages);
                 let all = shard.messages(info.mailbox, UidSet::range(1..=100_000)).await?;
                 for found in all {
                     match shard.read_message(&found.message, info.mailbox, Part::Whole).await {
@@ -608,6 +633,7 @@ impl Session {
             let Ok(mailbox) = self.some_mailbox().await else { return };
             let Some(shard) = self.worker.local(self.account.shard) else { return };
             let Ok(mut view) = shard.select(mailbox, self.below(2) == 0).await else { continue };
+            let mut expunges_shown_at = view.highest_modseq();
             for _ in 0..8 {
                 if self.oracle.borrow().violation.is_some() {
                     return;
@@ -623,13 +649,20 @@ impl Session {
                     };
                     self.oracle.borrow_mut().message_shown(self.name(mailbox), shown);
                 }
-                let counters = (view.uid_next(), view.highest_modseq().0);
-                let _ = counters;
                 self.io.sleep(Duration::from_micros(self.below(4000))).await;
                 let known = view.uids();
-                let Ok(changes) = view.sync(self.below(2) == 0).await else { break };
+                let allow_expunge = self.below(2) == 0;
+                let Ok(changes) = view.sync(allow_expunge).await else { break };
                 if changes.gone {
                     break;
+                }
+                if !changes.expunged.is_empty() && view.highest_modseq() <= expunges_shown_at {
+                    // RFC 7162, 3.1.1: an expunge raises HIGHESTMODSEQ.
+                    let what = format!("mailbox {mailbox}: an expunge did not raise HIGHESTMODSEQ");
+                    self.oracle.borrow_mut().fail(what);
+                }
+                if allow_expunge {
+                    expunges_shown_at = view.highest_modseq();
                 }
                 let gone = changes.expunged_uids.iter().map(|uid| uid.0);
                 self.oracle.borrow_mut().removed(self.name(mailbox), gone);

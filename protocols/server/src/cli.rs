@@ -50,6 +50,11 @@ pub enum Command {
         #[command(subcommand)]
         command: User,
     },
+    /// Read the whole store and name what is damaged; no server may run on it
+    ///
+    /// Every record, frame and page is compared with its checksum, and the index with the log. It changes nothing. Exits
+    /// with 1 if anything is damaged.
+    Check,
     /// Show figures of the store, and of the server if it runs
     Stats {
         /// As JSON

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod accounts;
+mod check;
 mod cli;
 mod config;
 mod connection;
@@ -56,6 +57,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
             Response::Stats(stats) => Ok(print_stats(&stats, json)?),
             other => Err(unexpected(&other)),
         },
+        Command::Check => check::check(&cli.common.data, config.server.io.into()),
         Command::Compact { .. } => {
             Err("compact is not built yet: this version gives back no space of deleted mail".into())
         }

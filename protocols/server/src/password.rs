@@ -9,7 +9,7 @@
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
-use argon2::password_hash::{Output, ParamsString, PasswordHash, PasswordVerifier, Salt, SaltString};
+use argon2::password_hash::{Output, ParamsString, PasswordHash, Salt, SaltString};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 
 use crate::limits;
@@ -63,18 +63,38 @@ fn fill_random(bytes: &mut [u8]) {
     random.read_exact(bytes).expect("/dev/urandom never ends");
 }
 
-/// Whether the password is the one of a stored hash. Takes as long as making the hash did; what cannot be parsed is no
-/// password's hash.
-fn verify(stored: &str, password: &str) -> bool {
-    let Ok(hash) = PasswordHash::new(stored) else { return false };
-    // Takes the parameters from the hash, and compares in constant time.
-    Argon2::default().verify_password(password.as_bytes(), &hash).is_ok()
+/// Whether the password is the one of a stored hash, whose parameters count. What cannot be parsed is no password's hash.
+fn verify(memory: &mut Vec<Block>, stored: &str, password: &str) -> bool {
+    verify_parsed(memory, stored, password).unwrap_or(false)
+}
+
+fn verify_parsed(memory: &mut Vec<Block>, stored: &str, password: &str) -> Option<bool> {
+    let hash = PasswordHash::new(stored).ok()?;
+    let algorithm = Algorithm::try_from(hash.algorithm).ok()?;
+    let version = hash.version.map_or(Some(Version::default()), |version| Version::try_from(version).ok())?;
+    let params = Params::try_from(&hash).ok()?;
+    let expected = hash.hash?;
+    let mut salt = [0; Salt::MAX_LENGTH];
+    let salt = hash.salt?.decode_b64(&mut salt).ok()?;
+    if memory.len() < params.block_count() {
+        memory.resize(params.block_count(), Block::default());
+    }
+    let argon2 = Argon2::new(algorithm, version, params);
+    let output = Output::init_with(expected.len(), |out| {
+        argon2
+            .hash_password_into_with_memory(password.as_bytes(), salt, out, &mut *memory)
+            .map_err(|_| argon2::password_hash::Error::Password)
+    });
+    // Compares in constant time.
+    Some(output.ok()? == expected)
 }
 
 /// Checks passwords, and remembers those that were right.
 pub struct Passwords {
     key: [u8; 32],
     decoy: String,
+    /// Memory of verifications at rest. It is kept: the allocator would keep several times as much.
+    memory: Mutex<Vec<Vec<Block>>>,
     verified: Mutex<Verified>,
 }
 
@@ -89,7 +109,12 @@ impl Passwords {
     pub fn new() -> Self {
         let mut key = [0; 32];
         fill_random(&mut key);
-        Self { key, decoy: Hasher::new().hash("no user has this password"), verified: Mutex::default() }
+        Self {
+            key,
+            decoy: Hasher::new().hash("no user has this password"),
+            memory: Mutex::default(),
+            verified: Mutex::default(),
+        }
     }
 
     /// Whether this very combination has been verified before. Takes about a microsecond.
@@ -112,13 +137,24 @@ impl Passwords {
             return false;
         }
         let Some((account, stored)) = account.filter(|(_, stored)| !stored.is_empty()) else {
-            let _ = verify(&self.decoy, password);
+            let _ = self.verify_hash(&self.decoy, password);
             return false;
         };
-        let right = verify(stored, password);
+        let right = self.verify_hash(stored, password);
         if right {
             let key = self.cache_key(account, stored, password);
             self.verified.lock().unwrap_or_else(PoisonError::into_inner).remember(key);
+        }
+        right
+    }
+
+    fn verify_hash(&self, stored: &str, password: &str) -> bool {
+        let at_rest = || self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memory = at_rest().pop().unwrap_or_default();
+        let right = verify(&mut memory, stored, password);
+        // There are never more than run at a time. Hashes of others may need more; that much is not kept.
+        if memory.len() <= MEMORY_KIB as usize {
+            at_rest().push(memory);
         }
         right
     }
@@ -210,19 +246,19 @@ mod tests {
 
     #[test]
     fn a_hash_verifies_its_password_only() {
-        let mut hasher = Hasher::new();
+        let (mut hasher, mut memory) = (Hasher::new(), Vec::new());
         let (first, second) = (hasher.hash("secret"), hasher.hash("secret"));
         assert!(first.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{first}");
         assert_ne!(first, second, "each has its own salt");
         for hash in [&first, &second] {
-            assert!(verify(hash, "secret"));
-            assert!(!verify(hash, "Secret"));
+            assert!(verify(&mut memory, hash, "secret"));
+            assert!(!verify(&mut memory, hash, "Secret"));
         }
-        assert!(!verify("", "secret"));
-        assert!(!verify("secret", "secret"));
+        assert!(!verify(&mut memory, "", "secret"));
+        assert!(!verify(&mut memory, "secret", "secret"));
         // From the tests of the reference implementation: hashes made elsewhere can be imported.
         let foreign = "$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc";
-        assert!(verify(foreign, "password"));
+        assert!(verify(&mut memory, foreign, "password"));
     }
 
     /// Trap 10: the key of the cache has everything that decides the answer.

@@ -72,6 +72,36 @@ fn an_import_of_300_users() {
 }
 
 #[test]
+fn a_check_finds_damage_and_names_it() {
+    use std::os::unix::fs::FileExt;
+    let store = Store::with(&["ann@example.org", "bob@example.org"]);
+    assert!(Store::new().refused(&["check"]).contains("no data directory"));
+    let server = store.serve();
+    server.deliver(&["ann@example.org", "bob@example.org"], "Subject: x\r\n\r\nFINDME");
+    assert!(store.refused(&["check"]).contains("in use"));
+    server.stop();
+    assert!(store.done(&["check"]).contains("2 messages"));
+    let mut damaged = 0;
+    let inside = |paths: Vec<std::path::PathBuf>| -> Vec<std::path::PathBuf> {
+        let entries = paths.into_iter().filter(|path| path.is_dir()).flat_map(|path| std::fs::read_dir(path).unwrap());
+        entries.map(|entry| entry.unwrap().path()).collect()
+    };
+    for file in inside(inside(inside(vec![store.data()]))) {
+        let bytes = std::fs::read(&file).unwrap();
+        if let Some(at) = bytes.windows(6).position(|window| window == b"FINDME") {
+            let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
+            file.write_all_at(b"f", at as u64).unwrap();
+            damaged += 1;
+        }
+    }
+    assert_ne!(damaged, 0, "a short body is stored as it is");
+    let output = store.run(&["check"]);
+    assert_eq!(output.status.code(), Some(1));
+    let found = text(&output.stdout);
+    assert!(found.contains("damage: ") && found.contains("@example.org, INBOX, UID 1"), "{found}");
+}
+
+#[test]
 fn a_second_process_is_refused() {
     let store = Store::with(&["ann@example.org"]);
     let server = store.serve();

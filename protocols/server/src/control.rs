@@ -4,10 +4,12 @@
 //! The socket speaks one JSON request and one JSON response per line. Only the server's own user can open it (mode 0600),
 //! and passwords go over it as hashes.
 
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -178,6 +180,14 @@ async fn stats(worker: &Worker, node: Option<&Node>) -> Result<Stats, EngineErro
     Ok(stats)
 }
 
+/// A way to the socket that is short enough for a socket address (108 bytes), however long the one to the data directory
+/// is. It holds while the file is open.
+fn short_path(data: &Path) -> io::Result<(File, PathBuf)> {
+    let directory = File::open(data)?;
+    let path = format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd());
+    Ok((directory, path.into()))
+}
+
 /// How long a client of the socket may take.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -186,7 +196,7 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// # Errors
 /// The socket cannot be made.
 pub fn serve(data: &Path, node: Arc<Node>) -> io::Result<()> {
-    let path = data.join(SOCKET);
+    let (_directory, path) = short_path(data)?;
     // The data directory is locked, so whoever left this is gone.
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -248,7 +258,8 @@ fn write_line(mut client: &UnixStream, value: &impl Serialize) -> io::Result<()>
 /// # Errors
 /// No server answers there.
 pub fn ask(data: &Path, request: &Request) -> io::Result<Response> {
-    let client = UnixStream::connect(data.join(SOCKET))?;
+    let (_directory, path) = short_path(data)?;
+    let client = UnixStream::connect(path)?;
     write_line(&client, request)?;
     let mut line = String::new();
     BufReader::new(&client).read_line(&mut line)?;

@@ -77,7 +77,7 @@ pub fn serve(data: &Path, mut config: Config) -> Result<(), Box<dyn Error>> {
     for _ in 0..workers {
         report(&opening.recv().map_err(|_| "a worker ended early")??);
     }
-    control::serve(data, Arc::clone(&node))?;
+    control::serve(data, Arc::clone(&node)).map_err(|error| format!("cannot open the control socket: {error}"))?;
     stop_on_signals(Arc::clone(&node))?;
     node.enter(Phase::Serving);
     announce(&listening)?;

@@ -17,7 +17,7 @@ impl Session {
         write_untagged(&mut self.output, Status::Ok, Some(&code), "Posthaste is ready");
     }
 
-    /// Only what is whole: see `docs/rfcs.md`.
+    /// Only what is whole: a client must be able to build on what it is told.
     fn capabilities(&self, logged_in: bool) -> String {
         if !logged_in {
             let auth = if self.context.node.config.server.plaintext_auth { "AUTH=PLAIN" } else { "LOGINDISABLED" };

@@ -36,8 +36,9 @@ impl Store {
         self
     }
 
+    /// Longer than the address of a Unix socket may be.
     pub fn data(&self) -> PathBuf {
-        self.directory.path().join("data")
+        self.directory.path().join("d".repeat(100)).join("data")
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

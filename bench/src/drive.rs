@@ -18,6 +18,9 @@ use tokio::task::LocalSet;
 
 use crate::observe::{Cost, Watch};
 
+/// The longest latency that is told from longer ones: an hour.
+const LATENCY_US_MAX: u64 = 3_600_000_000;
+
 /// How much load, and for how long.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Load {
@@ -71,7 +74,8 @@ pub struct Tally {
 
 impl Default for Tally {
     fn default() -> Self {
-        let histogram = || Histogram::new(3).expect("three digits are allowed");
+        let histogram =
+            || Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("an hour in three digits is allowed");
         let (latency, second) = (histogram(), histogram());
         Self { operations: 0, bytes: 0, latency, second, errors: BTreeMap::new(), first_error: None }
     }
@@ -82,7 +86,7 @@ impl Tally {
         self.operations += other.operations;
         self.bytes += other.bytes;
         for (to, from) in [(&mut self.latency, other.latency), (&mut self.second, other.second)] {
-            to.add(from).expect("a histogram that grows takes every value");
+            to.add(from).expect("both have the same bounds");
         }
         for (kind, count) in other.errors {
             *self.errors.entry(kind).or_default() += count;
@@ -157,7 +161,7 @@ impl Seat {
 
 fn record(histogram: &mut Histogram<u64>, latency: Duration) {
     let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-    histogram.saturating_record(micros);
+    histogram.record(micros.min(LATENCY_US_MAX)).expect("the histogram goes so far");
 }
 
 /// A run that has ended.
@@ -246,4 +250,21 @@ fn show_progress(load: &Load, common: &Arc<Common>, start: Instant) -> Result<th
         bar.finish_and_clear();
     };
     Ok(thread::Builder::new().name("progress".to_owned()).spawn(show)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_latencies_are_kept() {
+        let mut tally = Tally::default();
+        for millis in [1, 50, 70_000] {
+            record(&mut tally.latency, Duration::from_millis(millis));
+        }
+        record(&mut tally.latency, Duration::from_secs(1 << 40));
+        assert!((49_900..50_100).contains(&tally.latency.value_at_quantile(0.5)));
+        assert!((69_900_000..70_100_000).contains(&tally.latency.value_at_quantile(0.75)));
+        assert!(tally.latency.max() >= LATENCY_US_MAX);
+    }
 }

@@ -17,8 +17,13 @@ const SECTOR_BYTES: u64 = 512;
 /// # Errors
 /// There is no such process.
 pub fn cpu_time(pid: u32) -> io::Result<Duration> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let text = process_file(pid, "stat")?;
     parse_cpu_time(&text).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not understood")))
+}
+
+fn process_file(pid: u32, file: &str) -> io::Result<String> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot watch process {pid}: {error}"));
+    fs::read_to_string(format!("/proc/{pid}/{file}")).map_err(named)
 }
 
 fn parse_cpu_time(stat: &str) -> Option<Duration> {
@@ -34,7 +39,7 @@ fn parse_cpu_time(stat: &str) -> Option<Duration> {
 /// # Errors
 /// There is no such process.
 pub fn rss_anon_bytes(pid: u32) -> io::Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let text = process_file(pid, "status")?;
     let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     let kilobytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kilobytes.map(|kilobytes| kilobytes << 10).ok_or_else(|| io::Error::other("the process has no RssAnon"))

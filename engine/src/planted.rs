@@ -24,12 +24,8 @@ pub enum Bug {
     ReplayTooLate,
     /// A torn tail's batch is applied record by record as far as it is good.
     ApplyTornBatch,
-    /// A transaction's records are applied without waiting for its commit record.
-    IgnoreTransactions,
     /// The mod-sequence of an expunge is not remembered.
     ForgetExpungeModSeq,
-    /// The checkpoint's manifest is committed before its pages are synced.
-    ManifestBeforePages,
     /// A checkpoint includes what is pending, not only what is published.
     CheckpointPendingTip,
     /// A move marks the source as expunged but forgets the copy when both fall into one batch with another change.

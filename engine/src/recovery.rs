@@ -5,9 +5,7 @@
 //! is dropped. A bad batch below such a position is damage: what can still be read of it counts, the rest is named, and
 //! replay goes on.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::rc::Rc;
 
 use crate::error::{EngineError, Finding, RecoveryReport};
 use crate::format::batch::{BATCH_HEADER_BYTES, BatchHeader, Touch, decode_touches, end_of, records};
@@ -495,7 +493,7 @@ pub(crate) fn replay(state: &mut State, batches: Vec<FoundBatch>, ordinals: &BTr
         }
     }
     if planted::is_on(Bug::ReplayByFileOrder) {
-        found.sort_by_key(|(header, _, location)| (location.segment.0 % 10, location.offset_units, header.lsn));
+        found.sort_by_key(|(_, _, location)| (std::cmp::Reverse(location.segment), location.offset_units));
     } else {
         found.sort_by_key(|(header, ..)| (header.lsn, header.generation));
     }
@@ -568,37 +566,21 @@ async fn recover<S: Storage>(
     for batch in &verdict.batches {
         let footer = footers.entry(batch.position.segment).or_default();
         footer.data_end = batch.end;
-        for record in &batch.records {
-            footer.entries.push(FooterEntry {
-                offset_units: (record.offset / 8) as u32,
-                len: record.len,
-                kind: record.header.kind,
-                flags: record.header.flags,
-                generation: record.header.generation,
-                lsn: record.header.lsn,
-            });
-        }
+        footer.entries.extend(batch.records.iter().map(footer_entry));
     }
     // A segment that replay reads from its middle has records before that: count them too.
-    if manifest.replay_from.offset > 0
-        && let Some(footer) = footers.get_mut(&manifest.replay_from.segment)
+    let begun = manifest.replay_from;
+    let known = log_segments::<S>(&wal, &blobs, &manifest).await?;
+    if begun.offset > 0
+        && let Some((name, sealed, _)) = known.into_iter().find(|(name, ..)| name.segment == begun.segment)
+        && (!sealed || footers.contains_key(&begun.segment))
     {
-        let name = log_segments::<S>(&wal, &blobs, &manifest).await?.into_iter();
-        if let Some((name, sealed, _)) =
-            name.into_iter().find(|(name, ..)| name.segment == manifest.replay_from.segment)
-        {
-            let source = SegmentSource::<S> { wal: &wal, blobs: &blobs, name, sealed };
-            let head = scan_segment(&source, 0, manifest.replay_from.offset).await?;
-            let entries = head.batches.iter().flat_map(|batch| &batch.records).map(|record| FooterEntry {
-                offset_units: (record.offset / 8) as u32,
-                len: record.len,
-                kind: record.header.kind,
-                flags: record.header.flags,
-                generation: record.header.generation,
-                lsn: record.header.lsn,
-            });
-            footer.entries.splice(0..0, entries);
-        }
+        let source = SegmentSource::<S> { wal: &wal, blobs: &blobs, name, sealed };
+        let head = scan_segment(&source, 0, begun.offset).await?;
+        let footer = footers.entry(begun.segment).or_default();
+        footer.data_end = footer.data_end.max(begun.offset);
+        let entries = head.batches.iter().flat_map(|batch| &batch.records).map(footer_entry);
+        footer.entries.splice(0..0, entries);
     }
     let ordinals: BTreeMap<SegmentId, Vec<u64>> = footers
         .iter()
@@ -673,6 +655,17 @@ async fn recover<S: Storage>(
     })
 }
 
+fn footer_entry(record: &FoundRecord) -> FooterEntry {
+    FooterEntry {
+        offset_units: (record.offset / 8) as u32,
+        len: record.len,
+        kind: record.header.kind,
+        flags: record.header.flags,
+        generation: record.header.generation,
+        lsn: record.header.lsn,
+    }
+}
+
 /// A number that no index blob has, committed or not.
 async fn next_index_blob<S: Storage>(blobs: &S::Blobs) -> Result<u32, StorageError> {
     let names = blobs.list().await?;
@@ -682,26 +675,3 @@ async fn next_index_blob<S: Storage>(blobs: &S::Blobs) -> Result<u32, StorageErr
     });
     Ok(numbers.max().map_or(1, |highest| highest + 1))
 }
-
-/// What a whole scan of a shard's log amounts to, independent of its index: for checks.
-pub(crate) async fn rebuild<S: Storage>(
-    storage: &S,
-    id: ShardId,
-    manifest: &Manifest,
-) -> Result<(State, Verdict), EngineError> {
-    let (wal, blobs) = (storage.wal(id), storage.blobs(id));
-    let segments = scan_log::<S>(&wal, &blobs, manifest, Position::default()).await?;
-    let proven = manifest.replay_from.max(manifest.log_end);
-    let mut verdict = judge(id, segments, proven, None, Position::default());
-    let mut ordinals: BTreeMap<SegmentId, Vec<u64>> = BTreeMap::new();
-    for batch in &verdict.batches {
-        ordinals.entry(batch.position.segment).or_default().extend(batch.records.iter().map(|record| record.offset));
-    }
-    let mut state = State { shard: id, ..State::default() };
-    let batches = std::mem::take(&mut verdict.batches);
-    replay(&mut state, batches, &ordinals);
-    Ok((state, verdict))
-}
-
-/// Keeps the state of a rebuilt shard where checks can share it.
-pub type SharedState = Rc<RefCell<State>>;

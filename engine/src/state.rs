@@ -271,7 +271,7 @@ impl State {
             for (lsn, record, location) in self.open.remove(&transaction).unwrap_or_default() {
                 self.apply_now(lsn, record, location);
             }
-        } else if transaction != 0 && !planted::is_on(Bug::IgnoreTransactions) {
+        } else if transaction != 0 {
             self.open.entry(transaction).or_default().push((lsn, record, location));
             return;
         } else {

@@ -2,6 +2,8 @@
 //! acknowledged and what sessions were shown.
 
 pub mod clients;
+pub mod damage;
+pub mod mutations;
 pub mod oracle;
 pub mod server;
 pub mod simulation;

@@ -4,7 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use posthaste_engine::flags::Flags;
 use posthaste_engine::ids::{AccountId, MailboxId, MessageId};
+use posthaste_engine::mailboxes::Status;
 
 /// A broken promise, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -279,6 +281,19 @@ impl Oracle {
             self.token(token).may_be_gone = true;
         }
         let _ = removal;
+    }
+
+    /// STATUS must agree with the messages that are there.
+    pub fn status_shown(&mut self, mailbox: MailboxId, status: &Status, messages: &[Shown]) {
+        if messages.len() != status.exists as usize {
+            let what = format!("STATUS says {} messages, the index has {}", status.exists, messages.len());
+            self.fail(format!("mailbox {mailbox}: {what}"));
+        }
+        let unseen = messages.iter().filter(|message| message.flags & Flags::SEEN.0 == 0).count();
+        if unseen != status.unseen as usize {
+            let what = format!("STATUS says {} unseen, the index has {unseen}", status.unseen);
+            self.fail(format!("mailbox {mailbox}: {what}"));
+        }
     }
 
     /// The whole contents of a mailbox, after a restart or at a quiet moment: nothing more and nothing less may be there.

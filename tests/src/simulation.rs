@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use posthaste_engine::changes::FlagOp;
+use posthaste_engine::check::check_shard;
 use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
 use posthaste_engine::error::{EngineError, RecoveryReport};
 use posthaste_engine::flags::UidSet;
@@ -15,14 +16,17 @@ use posthaste_engine::format::record::AccountRecord;
 use posthaste_engine::ids::{MailboxId, ModSeq, ShardId, Uid};
 use posthaste_engine::io::Runtime;
 use posthaste_engine::io::sim::{FaultRates, Sim, SimIo};
-use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
+use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Superblock, Worker, open_superblock};
 use posthaste_engine::read::Part;
 use posthaste_engine::shard::{Shard, ShardConfig};
+use posthaste_engine::storage::faulty::{Faulty, Policy, SharedPolicy};
 use posthaste_engine::storage::local::Local;
+use posthaste_engine::storage::{Storage, StorageError};
 
 use crate::oracle::{Oracle, Shown, Violation};
 
-type Store = Local<SimIo>;
+/// Every run is on storage that can be bad; whether it is, its policy says.
+type Store = Faulty<Local<SimIo>>;
 
 const SHARDS: u32 = 5;
 const ACCOUNTS: usize = 6;
@@ -37,6 +41,11 @@ pub struct Plan {
     pub rounds: u32,
     /// Let the device fail now and then.
     pub faults: bool,
+    /// Let storage be far away: slow, failing, and ambiguous about what it did.
+    pub remote: bool,
+    /// Check the store after each start, and count what recovery reports as damage. Planted bugs are to be caught
+    /// without: by acknowledgements and views alone.
+    pub check: bool,
 }
 
 /// What a run has done.
@@ -85,6 +94,8 @@ pub fn run(plan: Plan) -> Result<Outcome, Violation> {
             io: sim.io(),
             oracle: Rc::clone(&oracle),
             next_token: Rc::clone(&next_token),
+            policy: SharedPolicy::default(),
+            remote: plan.remote,
             config: config(&sim),
             workers,
             faults: plan.faults && ending == 3,
@@ -95,7 +106,9 @@ pub fn run(plan: Plan) -> Result<Outcome, Violation> {
             None => outcome.crashes += 1,
             Some(Ok(reports)) => {
                 outcome.torn_tails += reports.iter().filter(|report| report.torn_tail.is_some()).count() as u32;
-                if let Some(damage) = reports.iter().flat_map(|report| &report.damage).next() {
+                if plan.check
+                    && let Some(damage) = reports.iter().flat_map(|report| &report.damage).next()
+                {
                     let what = format!("{} at offset {}: {}", damage.file, damage.offset, damage.what);
                     oracle.borrow_mut().fail(format!("damage was reported on a disk without any: {what}"));
                 }
@@ -109,6 +122,10 @@ pub fn run(plan: Plan) -> Result<Outcome, Violation> {
         if let Some(violation) = oracle.borrow().violation.clone() {
             return Err(violation);
         }
+        sim.crash_after(None);
+        if plan.check {
+            check_everything(&sim)?;
+        }
     }
     let oracle = oracle.borrow();
     outcome.acknowledged = oracle.acknowledged;
@@ -117,11 +134,44 @@ pub fn run(plan: Plan) -> Result<Outcome, Violation> {
     Ok(outcome)
 }
 
+/// The check that changes nothing must find nothing, also right after a crash.
+fn check_everything(sim: &Sim) -> Result<(), Violation> {
+    let io = sim.io();
+    let checked = sim.run(async move {
+        let storage = Local::new(io);
+        let Some(bytes) = storage.read_superblock().await? else { return Ok(Vec::new()) };
+        let superblock = Superblock::decode(&bytes).expect("it was written whole or not at all");
+        let mut checks = Vec::new();
+        for shard in (0..superblock.shards).map(ShardId) {
+            match check_shard(&storage, shard, superblock.store, |_, _| ()).await {
+                Ok(check) => checks.push(check),
+                // The shard was never begun.
+                Err(EngineError::Storage(error)) if matches!(*error, StorageError::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(checks)
+    });
+    match checked {
+        None => Ok(()),
+        Some(Err(error)) => Err(Violation(format!("the check could not run: {error}"))),
+        Some(Ok(checks)) => match checks.iter().flat_map(|check| &check.findings).next() {
+            Some(finding) => {
+                let what = format!("{} at offset {}: {}", finding.file, finding.offset, finding.what);
+                Err(Violation(format!("the check found damage where there is none: {what}")))
+            }
+            None => Ok(()),
+        },
+    }
+}
+
 struct Node {
     sim: Sim,
     io: SimIo,
     oracle: Rc<RefCell<Oracle>>,
     next_token: Rc<Cell<u64>>,
+    policy: SharedPolicy,
+    remote: bool,
     config: StoreConfig,
     workers: usize,
     faults: bool,
@@ -141,15 +191,19 @@ struct Session {
 
 impl Node {
     async fn live(self) -> Result<Vec<RecoveryReport>, EngineError> {
-        let storage = Local::new(self.io.clone());
+        if self.remote {
+            self.policy.set(Policy { delay_max: Duration::from_millis(100), ..Policy::default() });
+        }
+        let storage = Faulty::new(Local::new(self.io.clone()), self.policy.clone());
         let superblock = open_superblock(&storage, SHARDS).await?;
         let (cluster, seats) = Cluster::new(superblock, self.workers);
         let mut opening = Vec::new();
         for seat in seats {
             let (sender, receiver) = tokio::sync::oneshot::channel();
-            let (io, cluster, config) = (self.io.clone(), Arc::clone(&cluster), self.config.clone());
+            let storage = Faulty::new(Local::new(self.io.clone()), self.policy.clone());
+            let (cluster, config) = (Arc::clone(&cluster), self.config.clone());
             self.io.spawn(async move {
-                let _ = sender.send(Worker::open(Local::new(io), cluster, seat, config).await);
+                let _ = sender.send(Worker::open(storage, cluster, seat, config).await);
             });
             opening.push(receiver);
         }
@@ -166,6 +220,16 @@ impl Node {
         let accounts = self.accounts(&workers).await?;
         if self.faults {
             self.sim.set_faults(FaultRates { read_errors: 20, write_errors: 60, sync_errors: 120, no_space: 60 });
+        }
+        if self.faults && self.remote {
+            self.policy.set(Policy {
+                delay_max: Duration::from_millis(100),
+                failed_appends: 200,
+                ambiguous_appends: 400,
+                failed_puts: 1000,
+                ambiguous_puts: 1000,
+                failed_reads: 500,
+            });
         }
         let ended = Rc::new(Cell::new(0));
         for _ in 0..SESSIONS {
@@ -198,6 +262,7 @@ impl Node {
             self.io.sleep(Duration::from_millis(5)).await;
         }
         self.sim.set_faults(FaultRates::default());
+        self.policy.set(Policy::default());
         if !self.faults {
             self.look_at_everything(&workers).await?;
         }
@@ -239,18 +304,8 @@ impl Node {
                 self.oracle.borrow_mut().mailbox_exists(named, account.account, info.status.uid_validity);
                 let messages = show(&shard, info.mailbox, &self.oracle).await?;
                 let status = shard.status(info.mailbox).expect("it was just listed");
-                let mut oracle = self.oracle.borrow_mut();
-                if messages.len() != status.exists as usize {
-                    let what = format!("STATUS says {} messages, the index has {}", status.exists, messages.len());
-                    oracle.fail(format!("mailbox {}: {what}", info.mailbox));
-                }
-                let unseen = messages.iter().filter(|message| message.flags & 1 == 0).count();
-                if unseen != status.unseen as usize {
-                    let what = format!("STATUS says {} unseen, the index has {unseen}", status.unseen);
-                    oracle.fail(format!("mailbox {}: {what}", info.mailbox));
-                }
-                oracle.contents(named, &messages);
-                drop(oracle);
+                self.oracle.borrow_mut().status_shown(named, &status, &messages);
+                self.oracle.borrow_mut().contents(named, &messages);
                 let all = shard.messages(info.mailbox, UidSet::range(1..=100_000)).await?;
                 for found in all {
                     match shard.read_message(&found.message, info.mailbox, Part::Whole).await {
@@ -608,6 +663,7 @@ impl Session {
             let Ok(mailbox) = self.some_mailbox().await else { return };
             let Some(shard) = self.worker.local(self.account.shard) else { return };
             let Ok(mut view) = shard.select(mailbox, self.below(2) == 0).await else { continue };
+            let mut expunges_shown_at = view.highest_modseq();
             for _ in 0..8 {
                 if self.oracle.borrow().violation.is_some() {
                     return;
@@ -623,13 +679,20 @@ impl Session {
                     };
                     self.oracle.borrow_mut().message_shown(self.name(mailbox), shown);
                 }
-                let counters = (view.uid_next(), view.highest_modseq().0);
-                let _ = counters;
                 self.io.sleep(Duration::from_micros(self.below(4000))).await;
                 let known = view.uids();
-                let Ok(changes) = view.sync(self.below(2) == 0).await else { break };
+                let allow_expunge = self.below(2) == 0;
+                let Ok(changes) = view.sync(allow_expunge).await else { break };
                 if changes.gone {
                     break;
+                }
+                if !changes.expunged.is_empty() && view.highest_modseq() <= expunges_shown_at {
+                    // RFC 7162, 3.1.1: an expunge raises HIGHESTMODSEQ.
+                    let what = format!("mailbox {mailbox}: an expunge did not raise HIGHESTMODSEQ");
+                    self.oracle.borrow_mut().fail(what);
+                }
+                if allow_expunge {
+                    expunges_shown_at = view.highest_modseq();
                 }
                 let gone = changes.expunged_uids.iter().map(|uid| uid.0);
                 self.oracle.borrow_mut().removed(self.name(mailbox), gone);

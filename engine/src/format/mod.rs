@@ -48,6 +48,14 @@ pub fn verify_checksum(what: &'static str, expected: u32, bytes: &[u8]) -> Resul
     if found == expected { Ok(()) } else { Err(FormatError::Checksum { what, expected, found }) }
 }
 
+/// The checksum of two runs of bytes with a gap between them.
+pub fn checksum_around(before: &[u8], after: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(before);
+    hasher.update(after);
+    if crate::planted::is_on(crate::planted::Bug::SkipChecksum) { 0 } else { hasher.finalize() }
+}
+
 /// The checksum of every record, frame, header and page: CRC-32 (IEEE).
 pub fn checksum(bytes: &[u8]) -> u32 {
     if crate::planted::is_on(crate::planted::Bug::SkipChecksum) {

@@ -1,7 +1,7 @@
 //! Segment files: a header with embedded dictionaries, batches, and after the seal a footer with a table of records.
 
 use super::codec::{Wire, wire_struct};
-use super::{BLOCK_BYTES, FORMAT_VERSION, FormatError, checksum, round_up_to_block, verify_checksum};
+use super::{BLOCK_BYTES, FORMAT_VERSION, FormatError, checksum, checksum_around, round_up_to_block, verify_checksum};
 use crate::ids::{Epoch, Lsn, Position, SegmentId, ShardId};
 
 const HEADER_MAGIC: [u8; 8] = *b"PHSEGMT1";
@@ -73,7 +73,7 @@ impl SegmentHeader {
             entry.put(&mut fixed);
             offset += dictionary.bytes.len();
         }
-        let crc = checksum(&fixed[20..]);
+        let crc = checksum_around(&fixed[..16], &fixed[20..]);
         fixed[16..20].copy_from_slice(&crc.to_le_bytes());
         for dictionary in &self.dictionaries {
             fixed.extend_from_slice(&dictionary.bytes);
@@ -129,7 +129,10 @@ impl SegmentHeader {
         if table_end > len {
             return Err(FormatError::Short { what: WHAT, needed: table_end as u64, available: len as u64 });
         }
-        verify_checksum(WHAT, expected, &bytes[20..table_end])?;
+        let found = checksum_around(&bytes[..16], &bytes[20..table_end]);
+        if found != expected {
+            return Err(FormatError::Checksum { what: WHAT, expected, found });
+        }
         let mut input = super::codec::Input(&bytes[HEADER_FIXED_BYTES..table_end]);
         let mut dictionaries = Vec::with_capacity(count);
         for _ in 0..count {

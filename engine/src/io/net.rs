@@ -11,8 +11,9 @@
 //! - A connection that waits needs no buffer: wait in [`Socket::readable`], then take one. Receiving at once costs a
 //!   tenth less than waiting first, so do that while requests keep coming.
 //!
-//! Sends try the plain system call first and go to the ring only when the socket is full: a queued send would leave
-//! only when every ready task has run, which under load is long after the reply was made.
+//! On io_uring every receive and send goes through the ring. A queued send leaves when the thread parks, and that can be
+//! long after the reply was made if many tasks are ready. So the ring is entered by hand once a few sends are queued or
+//! the oldest is late, and [`RealIo::submit_sends`] does the same before a stretch of computing.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -99,6 +100,8 @@ pub(super) struct Descriptor {
     expired: Cell<bool>,
     /// A send is under way.
     sending: Cell<bool>,
+    /// It was to end: what is left is not to be sent.
+    send_cancelled: Cell<bool>,
 }
 
 impl AsFd for Descriptor {
@@ -154,6 +157,12 @@ impl RealIo {
         Ok(Acceptor { listener: self.wrap(listener)?, stopped: Cell::new(false), waiting: Cell::new(None) })
     }
 
+    /// Hands the kernel what is queued for sending. To be called before computing for more than some 20 us, so that the
+    /// replies of other connections do not wait for it.
+    pub fn submit_sends(&self) {
+        uring::submit_sends();
+    }
+
     fn wrap(&self, fd: OwnedFd) -> io::Result<Socket> {
         let descriptor = Rc::new(Descriptor {
             fd,
@@ -161,6 +170,7 @@ impl RealIo {
             watched: Cell::new(false),
             expired: Cell::new(false),
             sending: Cell::new(false),
+            send_cancelled: Cell::new(false),
         });
         let backend = match self.kind() {
             IoKind::Epoll => Backend::Epoll(Polled::new(Rc::clone(&descriptor))?),
@@ -226,7 +236,7 @@ impl Socket {
             return (Err(io::ErrorKind::TimedOut.into()), buffer);
         }
         let mut result = Ok(None);
-        if self.ready.take() {
+        if self.ready.take() && matches!(self.backend, Backend::Epoll(_)) {
             result = sys::receive(self.descriptor.as_fd(), &mut buffer);
         }
         let waited = matches!(result, Ok(None));
@@ -268,27 +278,23 @@ impl Socket {
         let sending = Sending::new(&self.descriptor);
         let mut sent = 0;
         while sent < buffer.len() {
-            let result = match sys::send(self.descriptor.as_fd(), &buffer[sent..]) {
-                Ok(Some(count)) => Ok(count),
-                Err(error) => Err(error),
-                Ok(None) => match &self.backend {
-                    Backend::Uring { .. } => {
-                        let (result, returned) = uring::send(&self.descriptor, buffer, sent).await;
-                        buffer = returned;
-                        result
-                    }
-                    Backend::Epoll(polled) => {
-                        let send = || sys::send(self.descriptor.as_fd(), &buffer[sent..]);
-                        polled.attempt(Direction::Write, send, |_| false).await
-                    }
-                },
+            let result = match &self.backend {
+                Backend::Uring { .. } => {
+                    let (result, returned) = uring::send(&self.descriptor, buffer, sent).await;
+                    buffer = returned;
+                    result
+                }
+                Backend::Epoll(polled) => {
+                    let send = || sys::send(self.descriptor.as_fd(), &buffer[sent..]);
+                    attempt_now(polled, send).await
+                }
             };
-            match sending.progress(result) {
+            match sending.progress(result, buffer.len() - sent) {
                 Ok(count) => sent += count,
                 Err(error) => return (Err(error), buffer),
             }
         }
-        self.let_others_run().await;
+        self.let_others_run_after_send().await;
         (Ok(()), buffer)
     }
 
@@ -306,24 +312,20 @@ impl Socket {
                 let slices: Vec<IoSlice<'_>> = slices_from(chunks, sent).map(IoSlice::new).collect();
                 sys::send_vectored(self.descriptor.as_fd(), &slices)
             };
-            let result = match send(&chunks) {
-                Ok(Some(count)) => Ok(count),
-                Err(error) => Err(error),
-                Ok(None) => match &self.backend {
-                    Backend::Uring { .. } => {
-                        let (result, returned) = uring::send_vectored(&self.descriptor, chunks, sent).await;
-                        chunks = returned;
-                        result
-                    }
-                    Backend::Epoll(polled) => polled.attempt(Direction::Write, || send(&chunks), |_| false).await,
-                },
+            let result = match &self.backend {
+                Backend::Uring { .. } => {
+                    let (result, returned) = uring::send_vectored(&self.descriptor, chunks, sent).await;
+                    chunks = returned;
+                    result
+                }
+                Backend::Epoll(polled) => attempt_now(polled, || send(&chunks)).await,
             };
-            match sending.progress(result) {
+            match sending.progress(result, total - sent) {
                 Ok(count) => sent += count,
                 Err(error) => return (Err(error), chunks),
             }
         }
-        self.let_others_run().await;
+        self.let_others_run_after_send().await;
         (Ok(()), chunks)
     }
 
@@ -337,6 +339,7 @@ impl Socket {
 
     /// Ends every operation in flight on this socket: each returns its result or ECANCELED.
     pub fn cancel_all(&self) {
+        self.descriptor.send_cancelled.set(true);
         match &self.backend {
             Backend::Uring { .. } => drop(uring::cancel_all(Rc::clone(&self.descriptor))),
             Backend::Epoll(polled) => polled.cancel_all(),
@@ -404,6 +407,13 @@ impl Socket {
         Ok(descriptor.expect("nothing is in flight").fd)
     }
 
+    /// A send on the ring has been to the scheduler.
+    async fn let_others_run_after_send(&self) {
+        if matches!(self.backend, Backend::Epoll(_)) {
+            self.let_others_run().await;
+        }
+    }
+
     /// Operations that need not wait never return to the scheduler by themselves.
     async fn let_others_run(&self) {
         if self.io.network().count_uninterrupted() {
@@ -428,18 +438,33 @@ impl Drop for Socket {
     }
 }
 
+/// Makes the call at once: there is room nearly always. Waits for room where there is none.
+async fn attempt_now<R>(polled: &Polled, mut call: impl FnMut() -> io::Result<Option<R>>) -> io::Result<R> {
+    match call() {
+        Ok(Some(result)) => Ok(result),
+        Ok(None) => polled.attempt(Direction::Write, call, |_| false).await,
+        Err(error) => Err(error),
+    }
+}
+
 /// Marks a descriptor as being sent on, until dropped.
 struct Sending<'a>(&'a Descriptor);
 
 impl<'a> Sending<'a> {
     fn new(descriptor: &'a Descriptor) -> Self {
         descriptor.sending.set(true);
+        descriptor.send_cancelled.set(false);
         Self(descriptor)
     }
 
-    fn progress(&self, result: io::Result<usize>) -> io::Result<usize> {
+    /// What was sent of `rest` bytes. A send on the ring that is cancelled half-way gives the number of bytes it sent.
+    fn progress(&self, result: io::Result<usize>, rest: usize) -> io::Result<usize> {
         match result {
             Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) if count < rest && self.0.expired.get() => Err(io::ErrorKind::TimedOut.into()),
+            Ok(count) if count < rest && self.0.send_cancelled.get() => {
+                Err(io::Error::from_raw_os_error(libc::ECANCELED))
+            }
             Err(_) if self.0.expired.get() => Err(io::ErrorKind::TimedOut.into()),
             result => result,
         }

@@ -388,6 +388,18 @@ impl Sim {
         inode.durable = inode.current.clone();
     }
 
+    /// Puts a file on the disk, durable, with the directories it needs.
+    pub fn put_file(&self, path: &str, bytes: Vec<u8>) {
+        let mut disk = self.world.disk.borrow_mut();
+        for (end, _) in path.match_indices('/') {
+            disk.directories.insert(path[..end].to_owned());
+        }
+        disk.inodes.push(Inode { durable: bytes.clone(), current: bytes, ..Inode::default() });
+        let inode = disk.inodes.len() - 1;
+        disk.names.insert(path.to_owned(), inode);
+        disk.durable_names.insert(path.to_owned(), inode);
+    }
+
     /// A copy of a file's bytes.
     pub fn contents(&self, path: &str) -> Option<Vec<u8>> {
         let disk = self.world.disk.borrow();

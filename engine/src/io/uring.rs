@@ -4,8 +4,8 @@
 //! `UnsubmittedOneshot`, which takes any operation that completes once. Four of its traps are dealt with here:
 //!
 //! - **Submission starves.** The crate submits only when the thread parks, and tokio does not park while any task is
-//!   ready. So [`kick`] enters the ring by hand: at once for file operations, and around every [`yield_now`] for
-//!   everything else.
+//!   ready. So [`kick`] enters the ring by hand: at once for file operations, for sends once [`SENDS_QUEUED_MAX`] wait
+//!   or the oldest has waited for [`SEND_WAIT_MAX`], and around every [`yield_now`] for everything else.
 //! - **A dropped operation goes on.** Its buffer and its descriptor belong to the operation ([`Held`]) until the kernel
 //!   is done with them, so a dropped future is sound. It is not harmless: a dropped receive takes bytes along.
 //!   `net` sees to that.
@@ -27,6 +27,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use io_uring::{cqueue, opcode, squeue, types};
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
@@ -39,7 +40,16 @@ const SUBMISSIONS: u32 = 256;
 /// Places in the completion queue; the kernel keeps what does not fit.
 const COMPLETIONS: u32 = 1024;
 
+/// So many sends share one submission while tasks stay ready.
+const SENDS_QUEUED_MAX: u64 = 16;
+/// After so long, the next operation of a socket submits the sends that are queued.
+const SEND_WAIT_MAX: Duration = Duration::from_micros(50);
+
 thread_local! {
+    /// Sends queued on this thread so far, and the last of them that is known to have been submitted.
+    static SENDS: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+    /// When the oldest of the others was queued.
+    static OLDEST_SEND: Cell<Option<Instant>> = const { Cell::new(None) };
     /// The ring of the runtime that this thread is running.
     static RING: Cell<Option<RawFd>> = const { Cell::new(None) };
     /// Whether an operation may have been queued since the last kick.
@@ -161,7 +171,47 @@ fn enter(ring: RawFd, count: u32) -> io::Result<()> {
 /// it.
 pub(super) fn kick() -> io::Result<()> {
     QUEUED.set(false);
-    RING.get().map_or(Ok(()), |ring| enter(ring, SUBMISSIONS))
+    RING.get().map_or(Ok(()), |ring| enter(ring, SUBMISSIONS))?;
+    SENDS.set((SENDS.get().0, SENDS.get().0));
+    Ok(())
+}
+
+/// Submits the sends that are queued, if there may be any.
+pub(super) fn submit_sends() {
+    let (queued, submitted) = SENDS.get();
+    if queued != submitted {
+        kick_if_queued();
+    }
+}
+
+/// Counts a send that was queued, and submits what has become too much or too late. Gives the number to tell
+/// [`send_completed`].
+fn send_queued() -> u64 {
+    let (queued, submitted) = SENDS.get();
+    let number = queued + 1;
+    SENDS.set((number, submitted));
+    if queued == submitted {
+        OLDEST_SEND.set(Some(Instant::now()));
+    } else if number - submitted >= SENDS_QUEUED_MAX {
+        kick_if_queued();
+    } else {
+        submit_late_sends();
+    }
+    number
+}
+
+/// A send that has completed was submitted, and so were those before it.
+fn send_completed(number: u64) {
+    let (queued, submitted) = SENDS.get();
+    SENDS.set((queued, submitted.max(number)));
+}
+
+/// Submits sends that have waited for too long. Those that parking has submitted meanwhile may cause a needless submission.
+fn submit_late_sends() {
+    let (queued, submitted) = SENDS.get();
+    if queued != submitted && OLDEST_SEND.get().is_some_and(|oldest| oldest.elapsed() > SEND_WAIT_MAX) {
+        kick_if_queued();
+    }
 }
 
 fn kick_if_queued() {
@@ -364,6 +414,7 @@ async fn without_buffer<K: KeepsOpen + Clone>(keep: &K, entry: squeue::Entry) ->
 
 /// Receives into the buffer's spare capacity; 0 is the end of the stream. Dropping the future loses bytes.
 pub(super) async fn receive<K: KeepsOpen + Clone>(keep: &K, mut buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
+    submit_late_sends();
     loop {
         let spare = buffer.spare_capacity_mut();
         let entry = opcode::Recv::new(target(keep), spare.as_mut_ptr().cast(), length(spare.len())).build();
@@ -388,7 +439,11 @@ pub(super) async fn send<K: KeepsOpen + Clone>(keep: &K, buffer: Vec<u8>, from: 
         .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
         .build();
     // SAFETY: the pointer is to the heap memory of `buffer`, within its length.
-    unsafe { start(keep.clone(), buffer, entry) }.await
+    let operation = unsafe { start(keep.clone(), buffer, entry) };
+    let number = send_queued();
+    let output = operation.await;
+    send_completed(number);
+    output
 }
 
 /// The chunks of a gathered send and what the kernel needs to find them.
@@ -422,7 +477,9 @@ pub(super) async fn send_vectored<K: KeepsOpen + Clone>(
         // place when its owner moves; nobody changes them, as shared bytes are immutable.
         unsafe { start(keep.clone(), gathered, entry) }
     };
+    let number = send_queued();
     let (result, gathered) = operation.await;
+    send_completed(number);
     (result, gathered.chunks)
 }
 

@@ -102,13 +102,7 @@ fn parse_manifest_file(file: &str) -> Option<(Epoch, u64)> {
 }
 
 /// Writes a new file under `path`, all of it durable on return, or not at all.
-async fn put_new<I: Io>(
-    io: &I,
-    directory: &str,
-    file: &str,
-    parts: Vec<Vec<u8>>,
-    synced: bool,
-) -> Result<(), StorageError> {
+async fn put_new<I: Io>(io: &I, directory: &str, file: &str, parts: Vec<Vec<u8>>) -> Result<(), StorageError> {
     let path = format!("{directory}/{file}");
     let temporary = format!("{directory}/{file}.tmp");
     // A crash may have left one behind; nothing refers to it.
@@ -124,9 +118,7 @@ async fn put_new<I: Io>(
             file.write_at(part, offset).await.0?;
             offset += len;
         }
-        if synced {
-            file.sync_data().await?;
-        }
+        file.sync_data().await?;
         io.link(&temporary, &path).await?;
         io.remove(&temporary).await?;
         io.sync_dir(directory).await
@@ -154,6 +146,14 @@ impl<I: Io> LocalShard<I> {
         let file = self.io.open(&path, mode).await.map_err(failed(path))?;
         self.open.borrow_mut().insert(name, file.clone());
         Ok(file)
+    }
+
+    /// The files of a directory. A backup may lack directories that were empty.
+    async fn list_files(&self, directory: String) -> Result<Vec<String>, StorageError> {
+        match self.io.list(&directory).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            other => other.map_err(failed(directory)),
+        }
     }
 
     fn sub(&self, name: &str) -> String {
@@ -254,7 +254,7 @@ impl<I: Io> Wal for LocalShard<I> {
 
     async fn list(&self) -> Result<Vec<SegmentName>, StorageError> {
         let directory = self.sub("wal");
-        let files = self.io.list(&directory).await.map_err(failed(directory))?;
+        let files = self.list_files(directory).await?;
         Ok(files.iter().filter_map(|file| parse_segment_file(file)).collect())
     }
 
@@ -280,7 +280,7 @@ impl<I: Io> BlobStore for LocalShard<I> {
     async fn put(&self, name: BlobName, parts: Vec<Vec<u8>>) -> Result<(), StorageError> {
         let path = self.path(name, true);
         let (directory, file) = path.rsplit_once('/').expect("blobs lie in directories");
-        put_new(&self.io, directory, file, parts, !planted::is_on(Bug::ManifestBeforePages)).await
+        put_new(&self.io, directory, file, parts).await
     }
 
     async fn get(&self, name: BlobName, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
@@ -300,10 +300,10 @@ impl<I: Io> BlobStore for LocalShard<I> {
     async fn list(&self) -> Result<Vec<BlobName>, StorageError> {
         let mut names = Vec::new();
         let directory = self.sub("seg");
-        let files = self.io.list(&directory).await.map_err(failed(directory))?;
+        let files = self.list_files(directory).await?;
         names.extend(files.iter().filter_map(|file| parse_segment_file(file)).map(BlobName::Segment));
         let directory = self.sub("idx");
-        let files = self.io.list(&directory).await.map_err(failed(directory))?;
+        let files = self.list_files(directory).await?;
         let parsed = files.iter().filter_map(|file| parse_two(file));
         names.extend(parsed.map(|(blob, epoch)| BlobName::Index { blob, epoch: Epoch(epoch) }));
         Ok(names)
@@ -319,22 +319,22 @@ impl<I: Io> BlobStore for LocalShard<I> {
 impl<I: Io> ManifestStore for LocalShard<I> {
     async fn claim(&self) -> Result<Epoch, StorageError> {
         let directory = self.sub("epoch");
-        let files = self.io.list(&directory).await.map_err(failed(&directory))?;
+        let files = self.list_files(directory.clone()).await?;
         let highest = files.iter().filter_map(|file| file.parse().ok()).max().unwrap_or(0_u32);
         // A claim that a crash forgot may have written a manifest or segments under its epoch only after it was
         // durable, so the names of claims are enough.
         let epoch = Epoch(highest + 1);
-        put_new(&self.io, &directory, &format!("{:08}", epoch.0), vec![b"claimed\n".to_vec()], true).await?;
+        put_new(&self.io, &directory, &format!("{:08}", epoch.0), vec![b"claimed\n".to_vec()]).await?;
         Ok(epoch)
     }
 
     async fn commit(&self, epoch: Epoch, number: u64, bytes: Vec<u8>) -> Result<(), StorageError> {
-        put_new(&self.io, &self.sub("manifest"), &manifest_file(epoch, number), vec![bytes], true).await
+        put_new(&self.io, &self.sub("manifest"), &manifest_file(epoch, number), vec![bytes]).await
     }
 
     async fn latest(&self) -> Result<Option<(Epoch, u64, Vec<u8>)>, StorageError> {
         let directory = self.sub("manifest");
-        let files = self.io.list(&directory).await.map_err(failed(&directory))?;
+        let files = self.list_files(directory.clone()).await?;
         let Some((epoch, number)) = files.iter().filter_map(|file| parse_manifest_file(file)).max() else {
             return Ok(None);
         };
@@ -351,7 +351,7 @@ impl<I: Io> ManifestStore for LocalShard<I> {
 
     async fn tidy(&self, epoch: Epoch, number: u64) -> Result<(), StorageError> {
         let directory = self.sub("manifest");
-        let files = self.io.list(&directory).await.map_err(failed(&directory))?;
+        let files = self.list_files(directory.clone()).await?;
         let mut older: Vec<_> = files.iter().filter_map(|file| parse_manifest_file(file)).collect();
         older.retain(|&name| name < (epoch, number));
         older.sort_unstable();
@@ -361,7 +361,7 @@ impl<I: Io> ManifestStore for LocalShard<I> {
             self.io.remove(&path).await.map_err(failed(path))?;
         }
         let directory = self.sub("epoch");
-        let files = self.io.list(&directory).await.map_err(failed(&directory))?;
+        let files = self.list_files(directory.clone()).await?;
         for claim in files.iter().filter_map(|file| file.parse::<u32>().ok()).filter(|&claim| claim < epoch.0) {
             let path = format!("{directory}/{claim:08}");
             self.io.remove(&path).await.map_err(failed(path))?;

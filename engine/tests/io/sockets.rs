@@ -111,6 +111,39 @@ fn sending_to_a_closed_peer_is_an_error() {
     });
 }
 
+/// Sends on the ring leave when the thread parks, which it does not do while tasks are ready.
+#[test]
+fn a_reply_does_not_wait_for_a_long_round() {
+    const TASKS: u32 = 300;
+    const WORK: Duration = Duration::from_micros(100);
+    on_each_kind(async |io| {
+        let (first, mut client) = pair(&io);
+        let others: Vec<_> = (0..TASKS).map(|_| pair(&io)).collect();
+        let begun = std::time::Instant::now();
+        let arrival = io.offload(move || {
+            client.read_exact(&mut [0; 1]).expect("the reply");
+            begun.elapsed()
+        });
+        let (sender, mut done) = tokio::sync::mpsc::unbounded_channel();
+        io.spawn(async move { drop(first.send_all(b"x".to_vec()).await) });
+        for (other, client) in others {
+            let sender = sender.clone();
+            io.spawn(async move {
+                let begun = std::time::Instant::now();
+                while begun.elapsed() < WORK {}
+                let _ = other.send_all(b"x".to_vec()).await;
+                drop(client);
+                let _ = sender.send(());
+            });
+        }
+        drop(sender);
+        while done.recv().await.is_some() {}
+        let (arrival, all) = (arrival.await, begun.elapsed());
+        println!("the reply took {arrival:?} of {all:?}");
+        assert!(arrival < all / 2, "{arrival:?} of {all:?}");
+    });
+}
+
 #[test]
 fn no_byte_is_lost_when_a_wait_is_given_up() {
     on_each_kind(async |io| {

@@ -35,7 +35,13 @@ fn main() -> std::process::ExitCode {
         if options.seeds.is_some_and(|seeds| runs >= seeds) || begun.elapsed() > Duration::from_secs(options.seconds) {
             break;
         }
-        match run(Plan { seed, rounds: options.rounds, faults: options.faults || seed % 4 == 3 }) {
+        match run(Plan {
+            seed,
+            rounds: options.rounds,
+            faults: options.faults || seed % 4 == 3,
+            remote: seed % 5 == 4,
+            check: true,
+        }) {
             Ok(outcome) => {
                 total.acknowledged += outcome.acknowledged;
                 total.shown += outcome.shown;

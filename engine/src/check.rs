@@ -1,0 +1,438 @@
+//! The check of a whole shard: every record, frame, footer and page against its checksum, the index against the log, and
+//! every placement against the record it names. It changes nothing.
+
+use std::collections::BTreeMap;
+
+use crate::error::{EngineError, Finding};
+use crate::format::FormatError;
+use crate::format::codec::{Input, Wire};
+use crate::format::frame::{FrameInfo, Unpacker};
+use crate::format::manifest::Manifest;
+use crate::format::message::MessageReader;
+use crate::format::page::{DeltaPage, MailboxPage, PageKind, PageLocation, open_page, restore};
+use crate::format::record::{RECORD_HEADER_BYTES, RecordHeader, kind};
+use crate::format::segment::{Footer, TRAILER_BYTES, Trailer};
+use crate::ids::{AccountId, Epoch, Location, MailboxId, Position, SegmentId, ShardId};
+use crate::index::{Change, MailboxIndex};
+use crate::read::unpack_block;
+use crate::recovery::{FoundBatch, judge, replay, restore_index, scan_log};
+use crate::state::State;
+use crate::storage::local::{index_file, segment_file, shard_directory};
+use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, Wal};
+
+/// What a check of one shard found.
+#[derive(Debug, Default)]
+pub struct ShardCheck {
+    pub findings: Vec<Finding>,
+    /// An unacknowledged tail that the next start drops: no error.
+    pub torn_tail: Option<String>,
+    /// The mailboxes of the shard, with account and name, to name findings by.
+    pub mailboxes: BTreeMap<MailboxId, (AccountId, String)>,
+    /// The accounts of the store; shard 0 only.
+    pub accounts: BTreeMap<AccountId, String>,
+    pub records: u64,
+    pub messages: u64,
+    pub log_bytes: u64,
+}
+
+/// Checks a shard that nobody has open. `progress` is told bytes of the log, done and in all.
+///
+/// # Errors
+/// Storage that cannot be read at all. What is damaged is a finding, not an error.
+pub async fn check_shard<S: Storage>(
+    storage: &S,
+    id: ShardId,
+    store: u128,
+    progress: impl Fn(u64, u64),
+) -> Result<ShardCheck, EngineError> {
+    let mut check = Check::<S> {
+        id,
+        wal: storage.wal(id),
+        blobs: storage.blobs(id),
+        report: ShardCheck::default(),
+        unpacker: Unpacker::default(),
+        names: BTreeMap::new(),
+    };
+    let Some((epoch, number, bytes)) = storage.manifests(id).latest().await? else {
+        return Ok(check.report);
+    };
+    let manifest = match Manifest::from_bytes(&bytes) {
+        Ok(manifest) if manifest.store == store && manifest.shard == id => manifest,
+        Ok(manifest) => {
+            let what = format!("manifest of store {:032x}, shard {}", manifest.store, manifest.shard);
+            check.find(format!("manifest/{:08}-{number:020}", epoch.0), 0, what, Vec::new());
+            return Ok(check.report);
+        }
+        Err(error) => {
+            check.find(format!("manifest/{:08}-{number:020}", epoch.0), 0, error.to_string(), Vec::new());
+            return Ok(check.report);
+        }
+    };
+    check.run(&manifest, progress).await?;
+    Ok(check.report)
+}
+
+struct Check<S: Storage> {
+    id: ShardId,
+    wal: S::Wal,
+    blobs: S::Blobs,
+    report: ShardCheck,
+    unpacker: Unpacker,
+    /// The segments there are, and whether they are sealed.
+    names: BTreeMap<SegmentId, (SegmentName, bool)>,
+}
+
+/// Where a record lies, without its length and number.
+type Place = (SegmentId, u64);
+
+impl<S: Storage> Check<S> {
+    fn find(&mut self, file: String, offset: u64, what: String, touches: Vec<(MailboxId, u32, u32)>) {
+        let file = format!("{}/{file}", shard_directory(self.id));
+        self.report.findings.push(Finding { shard: self.id, file, offset, what, touches });
+    }
+
+    async fn run(&mut self, manifest: &Manifest, progress: impl Fn(u64, u64)) -> Result<(), EngineError> {
+        // The log alone.
+        let segments = scan_log::<S>(&self.wal, &self.blobs, manifest, Position::default()).await?;
+        let names: BTreeMap<SegmentId, (SegmentName, bool)> =
+            segments.iter().map(|segment| (segment.name.segment, (segment.name, segment.sealed))).collect();
+        self.names.clone_from(&names);
+        for entry in &manifest.segments {
+            if !names.contains_key(&entry.segment) {
+                let name = SegmentName { segment: entry.segment, epoch: entry.epoch };
+                self.find(format!("seg/{}", segment_file(name)), 0, "the segment is missing".to_owned(), Vec::new());
+            }
+        }
+        let total: u64 =
+            segments.iter().flat_map(|segment| &segment.batches).map(|batch| batch.end - batch.position.offset).sum();
+        self.report.log_bytes = total;
+        progress(0, total);
+        let proven = manifest.replay_from.max(manifest.log_end);
+        let verdict = judge(self.id, segments, proven, None, Position::default());
+        self.report.torn_tail = verdict.torn.map(|(_, what)| what);
+        self.report.findings.extend(verdict.damage);
+        let batches = verdict.batches;
+        let mut ordinals: BTreeMap<SegmentId, Vec<u64>> = BTreeMap::new();
+        for batch in &batches {
+            let offsets = ordinals.entry(batch.position.segment).or_default();
+            offsets.extend(batch.records.iter().map(|record| record.offset));
+        }
+        let broken = self.check_frames(&batches, &names, total, &progress).await?;
+        self.check_footers(&batches, &names).await?;
+        let tail: Vec<FoundBatch> =
+            batches.iter().filter(|batch| batch.position >= manifest.replay_from).cloned().collect();
+        let mut from_log = State { shard: self.id, ..State::default() };
+        self.report.records = replay(&mut from_log, batches, &ordinals);
+        for (mailbox, slot) in &from_log.slots {
+            self.report.mailboxes.insert(*mailbox, (slot.meta.account, slot.meta.name.clone()));
+        }
+        for (account, record) in &from_log.directory {
+            self.report.accounts.insert(*account, record.name.clone());
+        }
+
+        // The index, and the tail on top of it.
+        let mut from_index = State { shard: self.id, ..State::default() };
+        if let Err((entry, error)) = restore_index::<S>(&self.blobs, &manifest.indexes, &mut from_index).await? {
+            let file = format!("idx/{}", index_file(entry.blob, entry.epoch));
+            self.find(file, entry.directory_offset, format!("{error}; a start rebuilds the index"), Vec::new());
+            return self.check_placements(&mut from_log, &ordinals, &broken);
+        }
+        replay(&mut from_index, tail, &ordinals);
+        self.compare(&mut from_log, &from_index).await?;
+        self.check_placements(&mut from_log, &ordinals, &broken)
+    }
+
+    /// Verifies the frames of every message and block; returns the places of those that are damaged.
+    async fn check_frames(
+        &mut self,
+        batches: &[FoundBatch],
+        names: &BTreeMap<SegmentId, (SegmentName, bool)>,
+        total: u64,
+        progress: &impl Fn(u64, u64),
+    ) -> Result<BTreeMap<Place, String>, EngineError> {
+        let mut broken = BTreeMap::new();
+        let mut done = 0;
+        for batch in batches {
+            for record in &batch.records {
+                if !matches!(record.header.kind, kind::MESSAGE | kind::BLOCK) {
+                    continue;
+                }
+                let segment = batch.position.segment;
+                let Some(&(name, sealed)) = names.get(&segment) else { continue };
+                let bytes = self.read(name, sealed, record.offset, record.len as usize).await?;
+                let result = match record.header.kind {
+                    kind::MESSAGE => self.check_message(&bytes, names).await?,
+                    _ => check_block(&bytes, &mut self.unpacker),
+                };
+                if let Err(error) = result {
+                    broken.insert((segment, record.offset), error.to_string());
+                }
+            }
+            done += batch.end - batch.position.offset;
+            progress(done, total);
+        }
+        Ok(broken)
+    }
+
+    async fn read(&self, name: SegmentName, sealed: bool, offset: u64, len: usize) -> Result<Vec<u8>, EngineError> {
+        Ok(if sealed {
+            self.blobs.get(BlobName::Segment(name), offset, len).await?
+        } else {
+            self.wal.read(name, offset, len).await?
+        })
+    }
+
+    /// Unpacks a whole message and compares it with the checksum of what was received.
+    async fn check_message(
+        &mut self,
+        record: &[u8],
+        names: &BTreeMap<SegmentId, (SegmentName, bool)>,
+    ) -> Result<Result<(), FormatError>, EngineError> {
+        let (mut rest, mut digest) = (Vec::new(), Vec::new());
+        let opened = RecordHeader::decode(record).and_then(|(_, payload)| MessageReader::new(payload));
+        let reader = match opened {
+            Ok(reader) => reader,
+            Err(error) => return Ok(Err(error)),
+        };
+        let unpacker = &mut self.unpacker;
+        let unpacked = reader
+            .digest(unpacker, &mut digest)
+            .and_then(|()| reader.header(unpacker, &mut rest))
+            .and_then(|()| reader.body(unpacker, &mut rest));
+        if let Err(error) = unpacked {
+            return Ok(Err(error));
+        }
+        for block in &reader.head.blocks {
+            let Location { segment, len, .. } = block.location;
+            let Some(&(name, sealed)) = names.get(&segment) else {
+                let detail = format!("a block in segment {segment}, which is not there");
+                return Ok(Err(FormatError::Misplaced { what: "message record", detail }));
+            };
+            let bytes = self.read(name, sealed, block.location.offset(), len as usize).await?;
+            if let Err(error) = unpack_block(&bytes, block.lsn, &mut self.unpacker, &mut rest) {
+                return Ok(Err(error));
+            }
+        }
+        if rest.len() as u64 != reader.head.rest_octets {
+            let (needed, available) = (reader.head.rest_octets, rest.len() as u64);
+            return Ok(Err(FormatError::Short { what: "message", needed, available }));
+        }
+        Ok(crate::format::verify_checksum("message as received", reader.head.rest_checksum, &rest))
+    }
+
+    /// Compares the footers of sealed segments with the records that are there.
+    async fn check_footers(
+        &mut self,
+        batches: &[FoundBatch],
+        names: &BTreeMap<SegmentId, (SegmentName, bool)>,
+    ) -> Result<(), EngineError> {
+        let mut found: BTreeMap<SegmentId, Vec<Place>> = BTreeMap::new();
+        let mut damaged: std::collections::BTreeSet<SegmentId> = std::collections::BTreeSet::new();
+        for batch in batches {
+            let segment = batch.position.segment;
+            let records = batch.records.iter().map(|record| (segment, record.offset));
+            found.entry(segment).or_default().extend(records);
+            if !batch.is_good() {
+                damaged.insert(segment);
+            }
+        }
+        for (segment, (name, _)) in names.iter().filter(|(_, (_, sealed))| *sealed) {
+            let file = format!("seg/{}", segment_file(*name));
+            let (suffix, len) = self.blobs.get_suffix(BlobName::Segment(*name), TRAILER_BYTES).await?;
+            let trailer = match Trailer::decode(&suffix, len) {
+                Ok(trailer) => trailer,
+                Err(error) => {
+                    self.find(file, len.saturating_sub(TRAILER_BYTES as u64), error.to_string(), Vec::new());
+                    continue;
+                }
+            };
+            let table = trailer.table_bytes() as usize;
+            let bytes = self.blobs.get(BlobName::Segment(*name), trailer.data_end, table).await?;
+            match Footer::decode(&trailer, &bytes) {
+                Err(error) => self.find(file, trailer.data_end, error.to_string(), Vec::new()),
+                Ok(footer) => {
+                    let listed: Vec<Place> =
+                        footer.entries.iter().map(|entry| (*segment, u64::from(entry.offset_units) * 8)).collect();
+                    // A damaged batch has been found already; its records are in the table and not in the log.
+                    let there = found.get(segment).map(Vec::as_slice).unwrap_or_default();
+                    if listed != there && !damaged.contains(segment) {
+                        let what = format!("the footer lists {} records, the log has {}", listed.len(), there.len());
+                        self.find(file, trailer.data_end, what, Vec::new());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares mailboxes, names and accounts of the index with those that the log alone gives.
+    async fn compare(&mut self, from_log: &mut State, from_index: &State) -> Result<(), EngineError> {
+        let mut differences = Vec::new();
+        for (&mailbox, slot) in &from_log.slots {
+            let Some(indexed) = from_index.slots.get(&mailbox) else {
+                differences.push((mailbox, "the index does not have this mailbox".to_owned()));
+                continue;
+            };
+            let mut meta = indexed.meta.clone();
+            meta.as_of = slot.meta.as_of;
+            if meta != slot.meta {
+                let what = format!("the index has {meta:?}, the log gives {:?}", slot.meta);
+                differences.push((mailbox, what));
+            }
+            let mut rebuilt = MailboxIndex::default();
+            for (_, change) in &slot.delta {
+                rebuilt.apply(change);
+            }
+            match self.open_index(mailbox, indexed.page, indexed.delta_page).await? {
+                Err((page, error)) => {
+                    let file = format!("idx/{}", index_file(page.blob, Epoch(page.epoch)));
+                    let what = format!("{error}; a rebuild mends it");
+                    self.find(file, page.offset, what, vec![(mailbox, 0, 0)]);
+                }
+                Ok(mut index) => {
+                    for (_, change) in &indexed.delta {
+                        index.apply(change);
+                    }
+                    if index != rebuilt {
+                        differences.push((mailbox, difference(&index, &rebuilt)));
+                    }
+                }
+            }
+        }
+        for mailbox in from_index.slots.keys().filter(|mailbox| !from_log.slots.contains_key(mailbox)) {
+            differences.push((*mailbox, "the log does not have this mailbox".to_owned()));
+        }
+        for (account, state) in &from_log.accounts {
+            let indexed = from_index.accounts.get(account);
+            if indexed.is_none_or(|indexed| {
+                indexed.mailboxes != state.mailboxes
+                    || indexed.subscriptions != state.subscriptions
+                    || indexed.attributes != state.attributes
+                    || indexed.uid_validity_next != state.uid_validity_next
+            }) {
+                let what = format!("account {account}: the index has other names or subscriptions than the log gives");
+                differences.push((MailboxId(0), what));
+            }
+        }
+        if from_index.directory != from_log.directory {
+            differences.push((MailboxId(0), "the index has other account records than the log gives".to_owned()));
+        }
+        for (mailbox, what) in differences {
+            let touches = if mailbox == MailboxId(0) { Vec::new() } else { vec![(mailbox, 0, 0)] };
+            self.find("idx".to_owned(), 0, what, touches);
+        }
+        Ok(())
+    }
+
+    async fn open_index(
+        &mut self,
+        mailbox: MailboxId,
+        page: PageLocation,
+        delta: PageLocation,
+    ) -> Result<Result<MailboxIndex, (PageLocation, FormatError)>, EngineError> {
+        let mut index = MailboxIndex::default();
+        for (location, page_kind) in [(page, PageKind::Mailbox), (delta, PageKind::MailboxDelta)] {
+            if location.is_none() {
+                continue;
+            }
+            let name = BlobName::Index { blob: location.blob, epoch: Epoch(location.epoch) };
+            let bytes = match self.blobs.get(name, location.offset, location.len as usize).await {
+                Ok(bytes) => bytes,
+                Err(crate::storage::StorageError::NotFound(_)) => Vec::new(),
+                Err(error) => return Err(error.into()),
+            };
+            let opened = open_page(page_kind, mailbox.0, &bytes, &mut self.unpacker);
+            let applied = opened.and_then(|(_, archive)| match page_kind {
+                PageKind::Mailbox => {
+                    index = MailboxIndex::from_page(&restore::<MailboxPage>(&archive)?)?;
+                    Ok(())
+                }
+                _ => {
+                    for change in restore::<DeltaPage>(&archive)?.changes {
+                        let change = Change::decode(&change.payload)
+                            .map_err(|source| FormatError::Decode { what: "delta page", source })?;
+                        index.apply(&change);
+                    }
+                    Ok(())
+                }
+            });
+            if let Err(error) = applied {
+                return Ok(Err((location, error)));
+            }
+        }
+        Ok(Ok(index))
+    }
+
+    /// Follows every placement to its record.
+    fn check_placements(
+        &mut self,
+        from_log: &mut State,
+        ordinals: &BTreeMap<SegmentId, Vec<u64>>,
+        broken: &BTreeMap<Place, String>,
+    ) -> Result<(), EngineError> {
+        let mut touched: BTreeMap<Place, Vec<(MailboxId, u32, u32)>> = BTreeMap::new();
+        let mut dangling = Vec::new();
+        for (&mailbox, slot) in &from_log.slots {
+            let mut index = MailboxIndex::default();
+            for (_, change) in &slot.delta {
+                index.apply(change);
+            }
+            for message in &index.messages {
+                self.report.messages += 1;
+                let place = (message.location.segment, message.location.offset());
+                let uid = message.uid.0;
+                if broken.contains_key(&place) {
+                    touched.entry(place).or_default().push((mailbox, uid, uid));
+                }
+                let there = ordinals.get(&place.0).is_some_and(|offsets| offsets.binary_search(&place.1).is_ok());
+                if !there {
+                    dangling.push((mailbox, uid, place));
+                }
+            }
+        }
+        for (place, what) in broken {
+            let touches = touched.remove(place).unwrap_or_default();
+            let file = self.file_of(place.0);
+            self.find(file, place.1, what.clone(), touches);
+        }
+        for (mailbox, uid, place) in dangling {
+            let file = self.file_of(place.0);
+            let what = "the message's record is not there".to_owned();
+            self.find(file, place.1, what, vec![(mailbox, uid, uid)]);
+        }
+        Ok(())
+    }
+
+    fn file_of(&self, segment: SegmentId) -> String {
+        match self.names.get(&segment) {
+            Some((name, true)) => format!("seg/{}", segment_file(*name)),
+            Some((name, false)) => format!("wal/{}", segment_file(*name)),
+            None => format!("seg/{:010}-*", segment.0),
+        }
+    }
+}
+
+fn check_block(record: &[u8], unpacker: &mut Unpacker) -> Result<(), FormatError> {
+    const WHAT: &str = "block record";
+    let payload = record.get(RECORD_HEADER_BYTES..).unwrap_or_default();
+    let mut input = Input(payload);
+    let info = FrameInfo::take(&mut input).map_err(|source| FormatError::Decode { what: WHAT, source })?;
+    info.unpack("block", input.0, unpacker, &mut Vec::new())
+}
+
+/// How two indexes of a mailbox differ, in words.
+fn difference(index: &MailboxIndex, rebuilt: &MailboxIndex) -> String {
+    let (have, should) = (index.uids(), rebuilt.uids());
+    if have != should {
+        let missing = &should.0 - &have.0;
+        let extra = &have.0 - &should.0;
+        return format!("the index lacks {} messages of the log and has {} others", missing.len(), extra.len());
+    }
+    let differing = rebuilt.messages.iter().find(|message| {
+        index.message(message.uid) != Some(message) || index.flags_of(message.uid) != rebuilt.flags_of(message.uid)
+    });
+    match differing {
+        Some(message) => format!("the index and the log disagree about UID {}", message.uid),
+        None => "the index and the log disagree about keywords or expunge history".to_owned(),
+    }
+}

@@ -1,0 +1,141 @@
+//! The command line. Other tools rely on it: see `docs/configuration.md`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Io;
+use crate::listen::Listen;
+
+/// A mail store server: takes mail in by LMTP, keeps it in a log-structured store, and gives it out by IMAP.
+///
+/// A first run:
+///
+///   posthaste user add me@example.org        makes an account (and the store, if there is none)
+///   posthaste serve --plaintext-auth         serves IMAP on 127.0.0.1:1143 and LMTP on 127.0.0.1:1024
+///
+/// Everything is kept in the data directory. Every configuration key can be given in a TOML file (--config) or alone
+/// (--set); docs/configuration.md describes them.
+#[derive(Debug, Parser)]
+#[command(name = "posthaste", version, verbatim_doc_comment, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Where everything is kept; created if it does not exist
+    #[arg(long, global = true, value_name = "DIR", default_value = "./posthaste-data")]
+    pub data: PathBuf,
+    /// Configuration file
+    #[arg(long, global = true, value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+    /// Sets one configuration key, for example store.shards=4; may be repeated
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve until SIGTERM or SIGINT
+    ///
+    /// Prints "listening SERVICE ADDR:PORT" for each listener and then "ready". On SIGTERM or SIGINT it takes no new
+    /// connections, finishes what is in hand and exits with 0.
+    Serve(Serve),
+    /// Manage accounts, on a running server as well as on a stopped one
+    User {
+        #[command(subcommand)]
+        command: User,
+    },
+    /// Read the whole store and name what is damaged; no server may run on it
+    ///
+    /// Every record, frame and page is compared with its checksum, and the index with the log. It changes nothing. Exits
+    /// with 1 if anything is damaged.
+    Check,
+    /// Show figures of the store, and of the server if it runs
+    Stats {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give back the space of deleted mail (not built yet)
+    Compact {
+        /// Return when it is done
+        #[arg(long)]
+        wait: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// SERVICE=ADDR:PORT or SERVICE=unix:PATH, in place of the configured listeners; may be repeated
+    ///
+    /// SERVICE is imap or lmtp; imaps, pop3, pop3s, smtp and smtps are not served yet. Port 0 takes a free port, which
+    /// is printed.
+    #[arg(long, value_name = "SERVICE=WHERE")]
+    pub listen: Vec<Listen>,
+    /// Worker threads [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
+    /// What I/O runs on [default: auto, which is io_uring where the system allows it]
+    #[arg(long, value_enum)]
+    pub io: Option<Io>,
+    /// Allow passwords on connections without TLS: for tests, and behind a proxy that does TLS
+    #[arg(long)]
+    pub plaintext_auth: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum User {
+    /// Add an account, which can receive mail at once
+    Add {
+        /// Its address
+        name: String,
+        /// Read the password from the first line of standard input instead of asking for it
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// Add accounts from a file of name:password lines
+    ///
+    /// A password may be a hash, {ARGON2ID}$argon2id$... or $argon2id$..., which is kept, or plain, with or without
+    /// {PLAIN} before it, which is hashed. Accounts that exist are left as they are. FILE may be - for standard input.
+    Import { file: PathBuf },
+    /// Change the password of an account
+    Passwd {
+        name: String,
+        /// Read the password from the first line of standard input instead of asking for it
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// List the accounts
+    List,
+    /// Delete an account and all its mail
+    Delete { name: String },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn common_options_stand_anywhere() {
+        for line in [
+            "posthaste --data d user add a@x --set store.shards=2",
+            "posthaste user --data d add a@x --set store.shards=2",
+            "posthaste user add --data d --set store.shards=2 a@x",
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(cli.common.data, PathBuf::from("d"));
+            assert_eq!(cli.common.set, ["store.shards=2"]);
+        }
+    }
+}

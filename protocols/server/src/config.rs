@@ -1,0 +1,307 @@
+//! The configuration: one TOML file, with single keys set on the command line.
+//!
+//! Every key is described in `docs/configuration.md`. Unknown keys are errors, because a misspelt limit is no limit.
+
+use std::path::Path;
+
+use posthaste_engine::io::real::IoKind;
+use posthaste_engine::node::SHARDS_MAX;
+use serde::Deserialize;
+
+use crate::limits;
+use crate::listen::Listen;
+
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub server: Server,
+    pub limits: Limits,
+    pub imap: Imap,
+    pub lmtp: Lmtp,
+    pub store: Store,
+    pub log: Log,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// The name in greetings and Received fields.
+    pub host_name: String,
+    pub listen: Vec<Listen>,
+    /// 0: one per core.
+    pub workers: usize,
+    pub io: Io,
+    pub plaintext_auth: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Io {
+    /// io_uring where the system allows it, else epoll.
+    #[default]
+    Auto,
+    Uring,
+    Epoll,
+}
+
+impl From<Io> for IoKind {
+    fn from(io: Io) -> Self {
+        match io {
+            Io::Auto => Self::Auto,
+            Io::Uring => Self::Uring,
+            Io::Epoll => Self::Epoll,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    pub message_bytes: u64,
+    pub in_flight_bytes: u64,
+    pub connections: usize,
+    pub connections_per_address: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Imap {
+    pub idle_timeout_s: u64,
+    pub login_timeout_s: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lmtp {
+    pub idle_timeout_s: u64,
+    pub recipients: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Store {
+    /// Counts when the store is created; one per core if not given.
+    pub shards: Option<u32>,
+    pub segment_size_bytes: Option<u64>,
+    pub checkpoint_bytes: Option<u64>,
+    pub index_cache_bytes: Option<usize>,
+    pub gather_us: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    pub level: Level,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        let listen = ["imap=127.0.0.1:1143", "lmtp=127.0.0.1:1024"];
+        Self {
+            host_name: host_name(),
+            listen: listen.iter().map(|text| text.parse().expect("a listener of our own")).collect(),
+            workers: 0,
+            io: Io::Auto,
+            plaintext_auth: false,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            message_bytes: limits::MESSAGE_BYTES,
+            in_flight_bytes: limits::IN_FLIGHT_BYTES,
+            connections: limits::CONNECTIONS,
+            connections_per_address: limits::CONNECTIONS_PER_ADDRESS,
+        }
+    }
+}
+
+impl Default for Imap {
+    fn default() -> Self {
+        Self { idle_timeout_s: limits::IMAP_IDLE_S, login_timeout_s: limits::LOGIN_S }
+    }
+}
+
+impl Default for Lmtp {
+    fn default() -> Self {
+        Self { idle_timeout_s: limits::LMTP_IDLE_S, recipients: limits::RECIPIENTS }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: Level::Info }
+    }
+}
+
+/// The system's name; what cannot be a domain would make bad greetings.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    let ok = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
+    if ok { name.to_owned() } else { "localhost".to_owned() }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {path}: {error}")]
+    Read { path: String, error: std::io::Error },
+    #[error("in the configuration: {0}")]
+    Toml(#[from] toml::de::Error),
+    #[error("--set takes KEY=VALUE, for example store.shards=4, and not {0:?}")]
+    Set(String),
+    #[error("the configuration key {key} is {value}, but must be {range}")]
+    Range { key: &'static str, value: u64, range: &'static str },
+}
+
+/// Reads the file, if one is named, and sets the keys given as `KEY=VALUE`.
+///
+/// # Errors
+/// The first key that is unknown, of the wrong type or out of its range.
+pub fn load(file: Option<&Path>, set: &[String]) -> Result<Config, ConfigError> {
+    let mut text = String::new();
+    if let Some(path) = file {
+        text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::Read { path: path.display().to_string(), error })?;
+        // For the message: with its line, which the merged table below does not know any more.
+        toml::from_str::<Config>(&text)?;
+    }
+    let mut table: toml::Table = toml::from_str(&text)?;
+    for assignment in set {
+        let (key, value) = assignment.split_once('=').ok_or_else(|| ConfigError::Set(assignment.clone()))?;
+        insert(&mut table, key.trim(), parse_value(value.trim()))
+            .ok_or_else(|| ConfigError::Set(assignment.clone()))?;
+    }
+    let config: Config = table.try_into()?;
+    config.check()?;
+    Ok(config)
+}
+
+/// What is no TOML value is a string: `--set server.host_name=mail.example`.
+fn parse_value(text: &str) -> toml::Value {
+    let table: Result<toml::Table, _> = toml::from_str(&format!("value = {text}"));
+    table.ok().and_then(|mut table| table.remove("value")).unwrap_or_else(|| toml::Value::String(text.to_owned()))
+}
+
+fn insert(table: &mut toml::Table, key: &str, value: toml::Value) -> Option<()> {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.to_owned(), value);
+            Some(())
+        }
+        Some((section, rest)) => {
+            let section = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            insert(section.as_table_mut()?, rest, value)
+        }
+    }
+}
+
+impl Config {
+    fn check(&self) -> Result<(), ConfigError> {
+        const MB: u64 = 1 << 20;
+        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 13] = [
+            ("limits.message_bytes", Some(self.limits.message_bytes), 64 << 10..=1 << 30, "64 KB to 1 GB"),
+            ("limits.in_flight_bytes", Some(self.limits.in_flight_bytes), MB..=1 << 40, "1 MB to 1 TB"),
+            ("limits.connections", Some(self.limits.connections as u64), 1..=10_000_000, "1 to 10,000,000"),
+            (
+                "limits.connections_per_address",
+                Some(self.limits.connections_per_address as u64),
+                1..=10_000_000,
+                "1 to 10,000,000",
+            ),
+            ("imap.idle_timeout_s", Some(self.imap.idle_timeout_s), 1..=86_400, "1 s to a day"),
+            ("imap.login_timeout_s", Some(self.imap.login_timeout_s), 1..=3_600, "1 s to an hour"),
+            ("lmtp.idle_timeout_s", Some(self.lmtp.idle_timeout_s), 1..=86_400, "1 s to a day"),
+            ("lmtp.recipients", Some(self.lmtp.recipients as u64), 100..=100_000, "100 to 100,000"),
+            ("server.workers", Some(self.server.workers as u64), 0..=1024, "0 (one per core) to 1024"),
+            ("store.shards", self.store.shards.map(u64::from), 1..=SHARDS_MAX.into(), "1 to 1024"),
+            ("store.segment_size_bytes", self.store.segment_size_bytes, MB..=16 << 30, "1 MB to 16 GB"),
+            ("store.gather_us", self.store.gather_us, 0..=100_000, "0 to 100,000"),
+            ("store.checkpoint_bytes", self.store.checkpoint_bytes, MB..=1 << 30, "1 MB to 1 GB"),
+        ];
+        for (key, value, range, text) in checks {
+            if let Some(value) = value
+                && !range.contains(&value)
+            {
+                return Err(ConfigError::Range { key, value, range: text });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(keys: &[&str]) -> Result<Config, String> {
+        let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+        load(None, &keys).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn single_keys_can_be_set() {
+        let config = set(&["store.shards=4", "server.host_name=mail.example", "server.io = \"epoll\""]).unwrap();
+        assert_eq!(config.store.shards, Some(4));
+        assert_eq!(config.server.host_name, "mail.example");
+        assert_eq!(config.server.io, Io::Epoll);
+        let config = set(&["server.listen=[\"imap=127.0.0.1:0\"]"]).unwrap();
+        assert_eq!(config.server.listen, ["imap=127.0.0.1:0".parse().unwrap()]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (keys, name) in [
+            (["store.shard=4"], "shard"),
+            (["storage.shards=4"], "storage"),
+            (["store.shards=0"], "store.shards"),
+            (["store.shards=many"], "string \"many\""),
+            (["limits.message_bytes=1"], "limits.message_bytes"),
+            (["store.shards.x=4"], "store.shards"),
+            (["nothing"], "KEY=VALUE"),
+            (["server.listen=[\"gopher=127.0.0.1:70\"]"], "gopher"),
+        ] {
+            let error = set(&keys).expect_err(keys[0]);
+            assert!(error.contains(name), "{keys:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_key_is_documented() {
+        let document = include_str!("../../../docs/configuration.md");
+        for key in [
+            "server.host_name",
+            "server.listen",
+            "server.workers",
+            "server.io",
+            "server.plaintext_auth",
+            "limits.message_bytes",
+            "limits.in_flight_bytes",
+            "limits.connections",
+            "limits.connections_per_address",
+            "imap.idle_timeout_s",
+            "imap.login_timeout_s",
+            "lmtp.idle_timeout_s",
+            "lmtp.recipients",
+            "store.shards",
+            "store.segment_size_bytes",
+            "store.checkpoint_bytes",
+            "store.index_cache_bytes",
+            "store.gather_us",
+            "log.level",
+        ] {
+            assert!(document.contains(&format!("`{key}`")), "{key}");
+        }
+    }
+}

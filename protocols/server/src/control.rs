@@ -1,0 +1,270 @@
+//! Administration: what the commands of the command line ask for, on a running server through its control socket, on a
+//! stopped one by opening the store.
+//!
+//! The socket speaks one JSON request and one JSON response per line. Only the server's own user can open it (mode 0600),
+//! and passwords go over it as hashes.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use posthaste_engine::error::{EngineError, Refusal};
+use posthaste_engine::ids::ShardId;
+use posthaste_engine::io::Runtime;
+use posthaste_engine::node::NewAccount;
+use serde::{Deserialize, Serialize};
+
+use crate::limits;
+use crate::node::{Node, Worker};
+
+/// In the data directory.
+pub const SOCKET: &str = "control.sock";
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct User {
+    pub name: String,
+    pub password_hash: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Request {
+    AddUsers { users: Vec<User> },
+    SetPassword { user: User },
+    DeleteUser { name: String },
+    ListUsers,
+    Stats,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "snake_case")]
+pub enum Response {
+    Done,
+    /// The names that were there already, and were left as they are.
+    Added {
+        existing: Vec<String>,
+    },
+    Users {
+        names: Vec<String>,
+    },
+    Stats(Box<Stats>),
+    Error {
+        message: String,
+    },
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    pub accounts: u64,
+    /// Only of a running server.
+    pub server: Option<ServerStats>,
+    pub shards: Vec<ShardStats>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServerStats {
+    pub uptime_s: u64,
+    pub workers: u64,
+    pub io: String,
+    pub connections: u64,
+    pub accepted: u64,
+    pub refused: u64,
+    pub logins: u64,
+    pub failed_logins: u64,
+    pub messages_received: u64,
+    pub deliveries: u64,
+    pub octets_received: u64,
+    pub messages_fetched: u64,
+    pub in_flight_bytes: u64,
+}
+
+/// Of one shard, since it was opened.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ShardStats {
+    pub shard: u32,
+    pub batches: u64,
+    pub records: u64,
+    pub log_bytes: u64,
+    pub segments_sealed: u64,
+    pub checkpoints: u64,
+    pub index_loads: u64,
+    pub record_reads: u64,
+    pub record_read_bytes: u64,
+}
+
+/// Carries out a request. What it changes is durable when this returns.
+pub async fn execute(worker: &Worker, node: Option<&Node>, request: Request) -> Response {
+    match try_execute(worker, node, request).await {
+        Ok(response) => response,
+        Err(error) => Response::Error { message: error.to_string() },
+    }
+}
+
+async fn try_execute(worker: &Worker, node: Option<&Node>, request: Request) -> Result<Response, EngineError> {
+    match request {
+        Request::AddUsers { users } => {
+            let names: Vec<String> = users.iter().map(|user| user.name.clone()).collect();
+            let accounts =
+                users.into_iter().map(|user| NewAccount { name: user.name, password: user.password_hash }).collect();
+            let results = worker.add_accounts(accounts).await?;
+            let mut existing = Vec::new();
+            for (name, result) in names.into_iter().zip(results) {
+                match result {
+                    Ok(_) => {}
+                    Err(Refusal::AccountExists) => existing.push(name),
+                    Err(refusal) => return Err(refusal.into()),
+                }
+            }
+            Ok(Response::Added { existing })
+        }
+        Request::SetPassword { user } => {
+            worker.set_password(&user.name, user.password_hash).await?;
+            Ok(Response::Done)
+        }
+        Request::DeleteUser { name } => {
+            worker.delete_account(&name).await?;
+            Ok(Response::Done)
+        }
+        Request::ListUsers => {
+            let directory = worker.cluster().directory();
+            let mut names: Vec<String> = directory.iter().map(|account| account.name.clone()).collect();
+            names.sort_unstable();
+            Ok(Response::Users { names })
+        }
+        Request::Stats => stats(worker, node).await.map(|stats| Response::Stats(Box::new(stats))),
+    }
+}
+
+async fn stats(worker: &Worker, node: Option<&Node>) -> Result<Stats, EngineError> {
+    let cluster = worker.cluster();
+    let mut stats = Stats { accounts: cluster.directory().len() as u64, ..Stats::default() };
+    for shard in 0..cluster.superblock.shards {
+        let of_shard = worker.call(ShardId(shard), |shard| async move { shard.stats() }).await?;
+        stats.shards.push(ShardStats {
+            shard,
+            batches: of_shard.batches,
+            records: of_shard.records,
+            log_bytes: of_shard.log_bytes,
+            segments_sealed: of_shard.segments_sealed,
+            checkpoints: of_shard.checkpoints,
+            index_loads: of_shard.index_loads,
+            record_reads: of_shard.record_reads,
+            record_read_bytes: of_shard.record_read_bytes,
+        });
+    }
+    stats.server = node.map(|node| {
+        let counters = &node.counters;
+        ServerStats {
+            uptime_s: node.started.elapsed().as_secs(),
+            workers: cluster.workers() as u64,
+            io: node.io_name().to_owned(),
+            connections: node.connections() as u64,
+            accepted: counters.accepted.load(Ordering::Relaxed),
+            refused: counters.refused.load(Ordering::Relaxed),
+            logins: counters.logins.load(Ordering::Relaxed),
+            failed_logins: counters.failed_logins.load(Ordering::Relaxed),
+            messages_received: counters.messages_received.load(Ordering::Relaxed),
+            deliveries: counters.deliveries.load(Ordering::Relaxed),
+            octets_received: counters.octets_received.load(Ordering::Relaxed),
+            messages_fetched: counters.messages_fetched.load(Ordering::Relaxed),
+            in_flight_bytes: node.in_flight_bytes(),
+        }
+    });
+    Ok(stats)
+}
+
+/// A way to the socket that is short enough for a socket address (108 bytes), however long the one to the data directory
+/// is. It holds while the file is open.
+fn short_path(data: &Path) -> io::Result<(File, PathBuf)> {
+    let directory = File::open(data)?;
+    let path = format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd());
+    Ok((directory, path.into()))
+}
+
+/// How long a client of the socket may take.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Serves the control socket on a thread of its own, until the process ends.
+///
+/// # Errors
+/// The socket cannot be made.
+pub fn serve(data: &Path, node: Arc<Node>) -> io::Result<()> {
+    let (_directory, path) = short_path(data)?;
+    // The data directory is locked, so whoever left this is gone.
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+        for client in listener.incoming() {
+            let result = client.and_then(|client| {
+                client.set_read_timeout(Some(CLIENT_TIMEOUT))?;
+                client.set_write_timeout(Some(CLIENT_TIMEOUT))?;
+                serve_client(&client, &node)
+            });
+            if let Err(error) = result {
+                tracing::debug!(%error, "a client of the control socket");
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn serve_client(client: &UnixStream, node: &Arc<Node>) -> io::Result<()> {
+    let mut reader = BufReader::new(client.take(limits::CONTROL_REQUEST_BYTES));
+    let mut line = String::new();
+    while reader.read_line(&mut line)? > 0 {
+        let response = match serde_json::from_str(&line) {
+            Ok(request) => execute_on_worker(node, request),
+            Err(error) => Response::Error { message: format!("not understood: {error}") },
+        };
+        write_line(client, &response)?;
+        line.clear();
+    }
+    Ok(())
+}
+
+fn execute_on_worker(node: &Arc<Node>, request: Request) -> Response {
+    let (sender, receiver) = mpsc::channel();
+    let of_job = Arc::clone(node);
+    let job = move |worker: &Worker| {
+        let of_task = worker.clone();
+        worker.storage().spawn(async move {
+            // Whoever asked may have gone.
+            let _ = sender.send(execute(&of_task, Some(&of_job), request).await);
+        });
+    };
+    node.cluster.send(0, Box::new(job));
+    receiver.recv().unwrap_or_else(|_| Response::Error { message: "the server is stopping".to_owned() })
+}
+
+fn write_line(mut client: &UnixStream, value: &impl Serialize) -> io::Result<()> {
+    let mut text = serde_json::to_vec(value)?;
+    text.push(b'\n');
+    client.write_all(&text)
+}
+
+/// Asks a running server.
+///
+/// # Errors
+/// No server answers there.
+pub fn ask(data: &Path, request: &Request) -> io::Result<Response> {
+    let (_directory, path) = short_path(data)?;
+    let client = UnixStream::connect(path)?;
+    write_line(&client, request)?;
+    let mut line = String::new();
+    BufReader::new(&client).read_line(&mut line)?;
+    if line.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_str(&line)?)
+}

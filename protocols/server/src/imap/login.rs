@@ -1,0 +1,138 @@
+//! Before and at login: CAPABILITY, LOGIN, AUTHENTICATE, ENABLE, ID.
+
+use std::sync::Arc;
+
+use posthaste_engine::io::Runtime;
+use posthaste_imap::command::Secret;
+use posthaste_imap::response::{Code, Status, write_continuation, write_id, write_untagged, write_untagged_text};
+use posthaste_imap::{decode_base64, decode_sasl_plain};
+
+use super::{Answer, Failure, Outcome, Owed, Session, Stop};
+use crate::node::Counters;
+use crate::{accounts, limits};
+
+impl Session {
+    pub(super) fn greet(&mut self) {
+        let code = Code::Capability(self.capabilities(false).into());
+        write_untagged(&mut self.output, Status::Ok, Some(&code), "Posthaste is ready");
+    }
+
+    /// Only what is whole: a client must be able to build on what it is told.
+    fn capabilities(&self, logged_in: bool) -> String {
+        if !logged_in {
+            let auth = if self.context.node.config.server.plaintext_auth { "AUTH=PLAIN" } else { "LOGINDISABLED" };
+            return format!("IMAP4rev1 LITERAL+ SASL-IR ID ENABLE {auth}");
+        }
+        format!(
+            "IMAP4rev1 LITERAL+ SASL-IR ID ENABLE IDLE NAMESPACE CHILDREN UNSELECT UIDPLUS MOVE CONDSTORE STATUS=SIZE \
+             SPECIAL-USE CREATE-SPECIAL-USE OBJECTID PREVIEW APPENDLIMIT={}",
+            self.context.node.config.limits.message_bytes
+        )
+    }
+
+    pub(super) fn write_capabilities(&mut self) {
+        let capabilities = self.capabilities(self.user.is_some());
+        write_untagged_text(&mut self.output, "CAPABILITY", &capabilities);
+    }
+
+    pub(super) fn identify(&mut self) -> Answer {
+        write_id(&mut self.output, &[("name", "Posthaste")]);
+        Answer::ok("Pleased to meet you")
+    }
+
+    /// ENABLE (RFC 5161): what is not known is passed over.
+    pub(super) fn enable(&mut self, names: &[String]) -> Answer {
+        let condstore = names.iter().any(|name| name == "CONDSTORE");
+        self.condstore |= condstore;
+        write_untagged_text(&mut self.output, "ENABLED", if condstore { "CONDSTORE" } else { "" });
+        Answer::ok("Enabled")
+    }
+
+    pub(super) async fn authenticate(&mut self, tag: &str, mechanism: &str, initial: Option<Vec<u8>>) -> Outcome {
+        if mechanism != "PLAIN" {
+            return Ok(Answer::no(Some(Code::Cannot), "There is PLAIN only"));
+        }
+        self.check_plaintext()?;
+        match initial {
+            Some(message) => self.take_sasl_plain(&message).await,
+            None => {
+                write_continuation(&mut self.output, "");
+                self.owed = Some(Owed::Sasl(tag.into()));
+                Ok(Answer::ok(""))
+            }
+        }
+    }
+
+    pub(super) async fn take_sasl_response(&mut self, line: &[u8]) -> Outcome {
+        if line == b"*" {
+            return Ok(Answer::bad("Cancelled"));
+        }
+        match decode_base64(line) {
+            Some(message) => self.take_sasl_plain(&message).await,
+            None => Ok(Answer::bad("Response is not base64")),
+        }
+    }
+
+    async fn take_sasl_plain(&mut self, message: &[u8]) -> Outcome {
+        let Some((authorize, user, password)) = decode_sasl_plain(message) else {
+            return Ok(Answer::bad("Response is not that of PLAIN"));
+        };
+        let authorize = if authorize.is_empty() { user } else { authorize };
+        let password = Secret(password.to_owned());
+        self.log_in(authorize, user, password).await
+    }
+
+    /// RFC 9051, 6.2.3: no passwords in the clear unless the operator wants them.
+    fn check_plaintext(&self) -> Result<(), Failure> {
+        if self.context.node.config.server.plaintext_auth {
+            return Ok(());
+        }
+        Err(Answer::no(Some(Code::PrivacyRequired), "No passwords without TLS").into())
+    }
+
+    /// Logs `user` in, to act as `authorize`.
+    pub(super) async fn log_in(&mut self, authorize: &str, user: &str, password: Secret) -> Outcome {
+        self.check_plaintext()?;
+        let node = Arc::clone(&self.context.node);
+        let name = accounts::login_key(user);
+        let account = node.cluster.directory().find(&name);
+        let remembered = account
+            .as_ref()
+            .is_some_and(|account| node.passwords.is_remembered(account.account.0, &account.password, &password.0));
+        let right = remembered || {
+            let (node, account) = (Arc::clone(&node), account.clone());
+            let verify = move || {
+                let known = account.as_ref().map(|account| (account.account.0, account.password.as_str()));
+                node.passwords.verify(known, &password.0)
+            };
+            self.context.io.offload(verify).await
+        };
+        let account = match account.filter(|_| right) {
+            // Trap 8: nobody may act as somebody else yet.
+            Some(account) if accounts::login_key(authorize) == account.name => account,
+            Some(_) => return Ok(Answer::no(Some(Code::AuthorizationFailed), "You cannot act as that user")),
+            None => {
+                Counters::add(&node.counters.failed_logins, 1);
+                tracing::info!(user = name, peer = ?self.connection.peer(), "a login failed");
+                let wrong = Answer::no(Some(Code::AuthenticationFailed), "Wrong user name or password");
+                self.login_failures += 1;
+                if self.login_failures >= limits::LOGIN_FAILURES_MAX {
+                    self.bye(None, "Too many failed logins");
+                    return Err(Failure::Stop(Stop::Over(Some(wrong))));
+                }
+                return Ok(wrong);
+            }
+        };
+        Counters::add(&node.counters.logins, 1);
+        tracing::debug!(user = name, "logged in");
+        if !self.enter(Arc::clone(&account)) {
+            return Err(Failure::Stop(Stop::Move(account)));
+        }
+        Ok(self.logged_in())
+    }
+
+    /// The answer to a login, also to one that goes on at another worker.
+    pub(super) fn logged_in(&self) -> Answer {
+        Answer::ok("Logged in").with(Code::Capability(self.capabilities(true).into()))
+    }
+}

@@ -1,0 +1,55 @@
+//! What may not be exceeded, in one place. What an operator may want to change is in [`crate::config`] and begins with
+//! these defaults; the rest is fixed.
+
+use std::time::Duration;
+
+/// Largest message taken, in octets. Providers allow 25 to 50 MB; base64 makes that a third more.
+pub const MESSAGE_BYTES: u64 = 50 << 20;
+/// Bytes of clients' messages held in memory by the whole node.
+pub const IN_FLIGHT_BYTES: u64 = 512 << 20;
+/// Open connections of the node. Each needs a descriptor and a few KB.
+pub const CONNECTIONS: usize = 100_000;
+/// Open connections of one address, loopback left out. Large enough for an office behind one address.
+pub const CONNECTIONS_PER_ADDRESS: usize = 1_000;
+/// Recipients of one LMTP transaction; RFC 5321, 4.5.3.1.8 asks for at least 100.
+pub const RECIPIENTS: usize = 1_000;
+/// RFC 9051, 5.4: at least 30 minutes.
+pub const IMAP_IDLE_S: u64 = 30 * 60;
+/// RFC 5321, 4.5.3.2.7: at least 5 minutes.
+pub const LMTP_IDLE_S: u64 = 5 * 60;
+/// How long a client may take to log in.
+pub const LOGIN_S: u64 = 60;
+
+/// Bad commands after which an IMAP connection is closed: what sends so many is no mail client.
+pub const BAD_COMMANDS_MAX: u8 = 50;
+/// Failed logins after which a connection is closed.
+pub const LOGIN_FAILURES_MAX: u8 = 5;
+/// Bad LMTP commands after which a connection is closed.
+pub const LMTP_ERRORS_MAX: u32 = 20;
+
+/// Room for one receive.
+pub const INPUT_BYTES: usize = 16 * 1024;
+/// Room for one receive while message text comes in.
+pub const INPUT_DATA_BYTES: usize = 64 * 1024;
+/// Replies are gathered up to this and then sent.
+pub const OUTPUT_BYTES: usize = 64 * 1024;
+/// Receive buffers that waiting connections of one worker may hold on to; the others wait without one.
+pub const INPUT_BUFFERS_HELD: usize = 256;
+/// Messages asked of the engine at once.
+pub const FETCH_CHUNK: u64 = 256;
+/// Larger messages are compressed off the worker.
+pub const OFFLOAD_BYTES: usize = 256 * 1024;
+
+/// Verified passwords remembered by the node.
+pub const PASSWORDS_CACHED: usize = 65_536;
+/// The longest password; hashing costs time in proportion.
+pub const PASSWORD_BYTES: usize = 1_024;
+/// The longest account name: an address of RFC 5321, 4.5.3.1.3.
+pub const NAME_BYTES: usize = 256;
+
+/// Pause after an accept that failed for want of descriptors or memory.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What is in hand when the server is told to stop may take so long.
+pub const DRAIN: Duration = Duration::from_secs(10);
+/// The longest request on the control socket: an import of a million users.
+pub const CONTROL_REQUEST_BYTES: u64 = 256 << 20;

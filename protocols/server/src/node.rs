@@ -1,0 +1,324 @@
+//! What the workers share ([`Node`]), and what belongs to one of them ([`Context`]).
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::rc::{Rc, Weak};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use posthaste_engine::format::frame::Packer;
+use posthaste_engine::io::real::{IoKind, RealIo};
+use posthaste_engine::node::{Cluster as EngineCluster, Worker as EngineWorker};
+use posthaste_engine::shard::Shard as EngineShard;
+use posthaste_engine::storage::local::Local;
+use posthaste_engine::view::View as EngineView;
+use tokio::sync::{Notify, watch};
+
+use crate::config::Config;
+use crate::connection::Connection;
+use crate::limits;
+use crate::password::Passwords;
+
+pub type Storage = Local<RealIo>;
+pub type Cluster = EngineCluster<Storage>;
+pub type Worker = EngineWorker<Storage>;
+pub type Shard = EngineShard<Storage>;
+pub type View = EngineView<Storage>;
+
+/// zstd level of what is delivered: 1 is what a core can do at the rate of a disk.
+const COMPRESSION_LEVEL: i32 = 1;
+
+/// What the server is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
+pub enum Phase {
+    /// Not all workers have opened their shards.
+    Starting,
+    Serving,
+    /// No new connections; what is in hand is finished.
+    Draining,
+    /// No worker has a connection any more: shards are stopped.
+    Stopping,
+}
+
+/// Counters of the server, since its start.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub accepted: AtomicU64,
+    pub refused: AtomicU64,
+    pub logins: AtomicU64,
+    pub failed_logins: AtomicU64,
+    pub messages_received: AtomicU64,
+    pub deliveries: AtomicU64,
+    pub octets_received: AtomicU64,
+    pub messages_fetched: AtomicU64,
+}
+
+impl Counters {
+    pub fn add(counter: &AtomicU64, count: u64) {
+        counter.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// What all workers share.
+pub struct Node {
+    pub config: Config,
+    io: IoKind,
+    pub lmtp: Arc<posthaste_smtp::Config>,
+    pub cluster: Arc<Cluster>,
+    pub passwords: Passwords,
+    pub counters: Counters,
+    pub started: Instant,
+    pub phase: watch::Sender<Phase>,
+    /// Workers without connections, while draining.
+    pub drained: AtomicUsize,
+    connections: AtomicUsize,
+    /// Connections of each address but the loopback ones.
+    addresses: Mutex<HashMap<IpAddr, usize>>,
+    in_flight_bytes: AtomicU64,
+    transactions: AtomicU64,
+}
+
+impl Node {
+    pub fn new(config: Config, io: IoKind, cluster: Arc<Cluster>) -> Arc<Self> {
+        let lmtp = posthaste_smtp::Config {
+            message_bytes_max: config.limits.message_bytes,
+            recipients_max: config.lmtp.recipients,
+            errors_max: limits::LMTP_ERRORS_MAX,
+            ..posthaste_smtp::Config::lmtp(config.server.host_name.clone())
+        };
+        Arc::new(Self {
+            lmtp: Arc::new(lmtp),
+            config,
+            io,
+            cluster,
+            passwords: Passwords::new(),
+            counters: Counters::default(),
+            started: Instant::now(),
+            phase: watch::Sender::new(Phase::Starting),
+            drained: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+            addresses: Mutex::default(),
+            in_flight_bytes: AtomicU64::new(0),
+            transactions: AtomicU64::new(0),
+        })
+    }
+
+    pub fn io_name(&self) -> &'static str {
+        if self.io == IoKind::Uring { "uring" } else { "epoll" }
+    }
+
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    pub fn in_flight_bytes(&self) -> u64 {
+        self.in_flight_bytes.load(Ordering::Relaxed)
+    }
+
+    /// A name for a transaction, for its Received fields and the log.
+    pub fn next_transaction(&self) -> u64 {
+        self.transactions.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Moves on to a phase, never back.
+    pub fn enter(&self, phase: Phase) {
+        self.phase.send_if_modified(|current| {
+            let later = phase > *current;
+            if later {
+                *current = phase;
+            }
+            later
+        });
+    }
+
+    /// Counts a new connection.
+    ///
+    /// # Errors
+    /// Which limit it would exceed.
+    pub fn admit(self: &Arc<Self>, peer: Option<IpAddr>) -> Result<Admission, &'static str> {
+        // A load balancer or a local MTA is on the loopback address, and is many clients.
+        let counted = peer.filter(|address| !address.is_loopback());
+        let open = self.connections.fetch_add(1, Ordering::Relaxed);
+        let mut admission = Admission { node: Arc::clone(self), peer: None };
+        if open >= self.config.limits.connections {
+            return Err("Too many connections to this server, try again later");
+        }
+        if let Some(address) = counted {
+            let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+            let open = addresses.entry(address).or_insert(0);
+            if *open >= self.config.limits.connections_per_address {
+                return Err("Too many connections from your address");
+            }
+            *open += 1;
+            drop(addresses);
+            admission.peer = Some(address);
+        }
+        Ok(admission)
+    }
+
+    /// Takes room for a client's message; `None` if there is none now.
+    pub fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
+        let mut reservation = Reservation { node: Arc::clone(self), bytes: 0 };
+        reservation.grow_to(bytes).then_some(reservation)
+    }
+}
+
+/// A connection that counts for the limits, until dropped.
+pub struct Admission {
+    node: Arc<Node>,
+    /// Only where connections of an address are counted.
+    peer: Option<IpAddr>,
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.node.connections.fetch_sub(1, Ordering::Relaxed);
+        if let Some(peer) = self.peer {
+            let mut addresses = self.node.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(open) = addresses.get_mut(&peer) {
+                *open -= 1;
+                if *open == 0 {
+                    addresses.remove(&peer);
+                }
+            }
+        }
+    }
+}
+
+/// Room for a client's bytes, given back when dropped.
+pub struct Reservation {
+    node: Arc<Node>,
+    bytes: u64,
+}
+
+impl Reservation {
+    /// Makes this at least so large. False if there is no room.
+    pub fn grow_to(&mut self, bytes: u64) -> bool {
+        let Some(more) = bytes.checked_sub(self.bytes).filter(|&more| more > 0) else { return true };
+        let before = self.node.in_flight_bytes.fetch_add(more, Ordering::Relaxed);
+        if before + more > self.node.config.limits.in_flight_bytes {
+            self.node.in_flight_bytes.fetch_sub(more, Ordering::Relaxed);
+            return false;
+        }
+        self.bytes = bytes;
+        true
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.node.in_flight_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+thread_local! {
+    static CONTEXT: RefCell<Option<Rc<Context>>> = const { RefCell::new(None) };
+}
+
+/// What the sessions of one worker share.
+pub struct Context {
+    pub node: Arc<Node>,
+    pub worker: Worker,
+    pub io: RealIo,
+    pub packer: RefCell<Packer>,
+    /// No new work is begun.
+    pub draining: Cell<bool>,
+    /// Told when a connection has ended.
+    pub ended: Notify,
+    /// Receive buffers at rest.
+    buffers: RefCell<Vec<Vec<u8>>>,
+    /// Receive buffers that waiting connections hold.
+    pub buffers_held: Cell<usize>,
+    connections: RefCell<Connections>,
+}
+
+#[derive(Default)]
+struct Connections {
+    /// By their number in this worker.
+    places: Vec<Weak<Connection>>,
+    free: Vec<u32>,
+    open: usize,
+}
+
+impl Context {
+    /// Makes this thread's context, to be found by [`Context::current`].
+    pub fn install(node: Arc<Node>, worker: Worker, io: RealIo) -> Rc<Self> {
+        let context = Rc::new(Self {
+            node,
+            worker,
+            io,
+            packer: RefCell::new(Packer::new(COMPRESSION_LEVEL)),
+            draining: Cell::new(false),
+            ended: Notify::new(),
+            buffers: RefCell::default(),
+            buffers_held: Cell::new(0),
+            connections: RefCell::default(),
+        });
+        CONTEXT.set(Some(Rc::clone(&context)));
+        context
+    }
+
+    pub fn uninstall() {
+        CONTEXT.set(None);
+    }
+
+    /// The context of this thread; `None` before its worker is ready, and after it has ended.
+    pub fn current() -> Option<Rc<Self>> {
+        CONTEXT.with_borrow(Clone::clone)
+    }
+
+    pub fn packer() -> Packer {
+        Packer::new(COMPRESSION_LEVEL)
+    }
+
+    /// An empty buffer with room for a receive.
+    pub fn take_buffer(&self) -> Vec<u8> {
+        self.buffers.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(limits::INPUT_BYTES))
+    }
+
+    /// Gives a buffer back. One that has grown, or that nobody will need soon, is freed.
+    pub fn give_buffer(&self, mut buffer: Vec<u8>) {
+        const AT_REST: usize = 64;
+        buffer.clear();
+        let mut buffers = self.buffers.borrow_mut();
+        let usual = (limits::INPUT_BYTES..=limits::INPUT_DATA_BYTES).contains(&buffer.capacity());
+        if usual && buffers.len() < AT_REST {
+            buffers.push(buffer);
+        }
+    }
+
+    /// Lists a connection, and gives its number in the list.
+    pub fn register(&self, connection: Weak<Connection>) -> u32 {
+        let mut connections = self.connections.borrow_mut();
+        connections.open += 1;
+        match connections.free.pop() {
+            Some(number) => {
+                connections.places[number as usize] = connection;
+                number
+            }
+            None => {
+                connections.places.push(connection);
+                connections.places.len() as u32 - 1
+            }
+        }
+    }
+
+    pub fn unregister(&self, number: u32) {
+        let mut connections = self.connections.borrow_mut();
+        connections.places[number as usize] = Weak::new();
+        connections.free.push(number);
+        connections.open -= 1;
+        self.ended.notify_waiters();
+    }
+
+    pub fn open_connections(&self) -> usize {
+        self.connections.borrow().open
+    }
+
+    /// The connections that are open now.
+    pub fn connections(&self) -> Vec<Rc<Connection>> {
+        self.connections.borrow().places.iter().filter_map(Weak::upgrade).collect()
+    }
+}

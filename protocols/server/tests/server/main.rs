@@ -1,0 +1,8 @@
+//! The real binary, over the wire: every test starts a server of its own on free ports, with its own data directory.
+//!
+//! On io_uring, or on epoll with `POSTHASTE_IO=epoll`. Nothing here sleeps: tests wait for lines and for processes.
+
+mod harness;
+mod imap;
+mod lmtp;
+mod operation;

@@ -1,0 +1,226 @@
+//! Accounts, configuration, start and stop.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+
+use crate::harness::{Client, PASSWORD, Store, exists, text};
+
+#[test]
+fn accounts_on_a_stopped_and_on_a_running_server() {
+    let store = Store::new();
+    let add = |name: &str, password: &str| store.run_with(&["user", "add", name, "--password-stdin"], password);
+    assert!(add("Ann@Example.org", "first\n").status.success(), "the store is made");
+    assert_eq!(store.done(&["user", "list"]), "ann@example.org\n");
+    let again = add("ann@example.org", "other\n");
+    assert!(!again.status.success());
+    assert!(text(&again.stderr).contains("ann@example.org exists already"));
+
+    let server = store.serve();
+    let mode = std::fs::metadata(store.data().join("control.sock")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(add("bob@example.org", "second").status.success());
+    server.deliver(&["bob@example.org"], "Subject: at once\r\n\r\nx");
+    assert_eq!(store.done(&["user", "list"]), "ann@example.org\nbob@example.org\n");
+    let mut client = server.imap();
+    assert!(client.answer("LOGIN bob@example.org wrong").starts_with("NO [AUTHENTICATIONFAILED]"));
+    assert!(client.answer("LOGIN BOB@example.org second").starts_with("OK [CAPABILITY "));
+    assert!(store.run_with(&["user", "passwd", "bob@example.org", "--password-stdin"], "third\n").status.success());
+    let mut client = server.imap();
+    assert!(client.answer("LOGIN bob@example.org second").starts_with("NO "), "it was remembered, and counts no more");
+    client.ok("LOGIN bob@example.org third");
+    assert!(store.refused(&["user", "delete", "nobody@example.org"]).contains("no such account"));
+    store.done(&["user", "delete", "bob@example.org"]);
+    assert_eq!(store.done(&["user", "list"]), "ann@example.org\n");
+    let mut client = server.imap();
+    assert!(client.answer("LOGIN bob@example.org third").starts_with("NO "));
+    let stats = store.done(&["stats", "--json"]);
+    let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
+    assert_eq!(stats["accounts"], 1);
+    assert_eq!(stats["server"]["deliveries"], 1);
+    assert_eq!(stats["server"]["logins"], 2);
+    assert_eq!(stats["shards"].as_array().unwrap().len(), 2);
+    assert!(store.done(&["stats"]).contains("deliveries            1\n"));
+    server.stop();
+
+    assert!(!exists(&store.data(), "control.sock"));
+    assert_eq!(store.done(&["user", "list"]), "ann@example.org\n");
+    let stats: serde_json::Value = serde_json::from_str(&store.done(&["stats", "--json"])).unwrap();
+    assert_eq!((&stats["accounts"], &stats["server"]), (&1.into(), &serde_json::Value::Null));
+}
+
+/// Hashing is spread over all cores, so that this is done in seconds.
+#[test]
+fn an_import_of_300_users() {
+    let store = Store::new();
+    let lines: String = (0..300).map(|user| format!("user{user}@example.org:password{user}\n")).collect();
+    let file = store.path("users");
+    std::fs::write(&file, lines).unwrap();
+    let begun = std::time::Instant::now();
+    let said = store.done(&["user", "import", file.to_str().unwrap()]);
+    println!("an import of 300 users took {:?}", begun.elapsed());
+    assert_eq!(said, "300 accounts added, 0 existed already\n");
+    std::fs::write(&file, "new@example.org:x\nuser7@example.org:changed\n").unwrap();
+    let server = store.serve();
+    let said = store.done(&["user", "import", file.to_str().unwrap()]);
+    assert_eq!(said, "1 accounts added, 1 existed already\nleft as it was: user7@example.org\n");
+    server.imap().ok("LOGIN user7@example.org password7");
+    std::fs::write(&file, "other@example.org:x\nthird@example.org:{CRYPT}y\n").unwrap();
+    let error = store.refused(&["user", "import", file.to_str().unwrap()]);
+    assert!(error.contains("line 2") && error.contains("{CRYPT}"), "{error}");
+    assert!(!store.done(&["user", "list"]).contains("other@"), "all or nothing");
+    server.stop();
+}
+
+#[test]
+fn a_check_finds_damage_and_names_it() {
+    use std::os::unix::fs::FileExt;
+    let store = Store::with(&["ann@example.org", "bob@example.org"]);
+    assert!(Store::new().refused(&["check"]).contains("no data directory"));
+    let server = store.serve();
+    server.deliver(&["ann@example.org", "bob@example.org"], "Subject: x\r\n\r\nFINDME");
+    assert!(store.refused(&["check"]).contains("in use"));
+    server.stop();
+    assert!(store.done(&["check"]).contains("2 messages"));
+    let mut damaged = 0;
+    let inside = |paths: Vec<std::path::PathBuf>| -> Vec<std::path::PathBuf> {
+        let entries = paths.into_iter().filter(|path| path.is_dir()).flat_map(|path| std::fs::read_dir(path).unwrap());
+        entries.map(|entry| entry.unwrap().path()).collect()
+    };
+    for file in inside(inside(inside(vec![store.data()]))) {
+        let bytes = std::fs::read(&file).unwrap();
+        if let Some(at) = bytes.windows(6).position(|window| window == b"FINDME") {
+            let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
+            file.write_all_at(b"f", at as u64).unwrap();
+            damaged += 1;
+        }
+    }
+    assert_ne!(damaged, 0, "a short body is stored as it is");
+    let output = store.run(&["check"]);
+    assert_eq!(output.status.code(), Some(1));
+    let found = text(&output.stdout);
+    assert!(found.contains("damage: ") && found.contains("@example.org, INBOX, UID 1"), "{found}");
+}
+
+#[test]
+fn a_second_process_is_refused() {
+    let store = Store::with(&["ann@example.org"]);
+    let server = store.serve();
+    let error = store.refused(&["serve", "--listen", "imap=127.0.0.1:0"]);
+    assert!(error.contains("in use") && error.contains(&format!("process {}", server.id())), "{error}");
+    server.imap().ok("NOOP");
+    // Nor does another store get the same port.
+    let other = Store::new();
+    let error = other.refused(&["serve", "--listen", &format!("imap=127.0.0.1:{}", server.imap)]);
+    assert!(error.contains("cannot listen for imap 127.0.0.1:"), "{error}");
+    server.stop();
+}
+
+#[test]
+fn a_restart_keeps_mail_however_the_server_ended() {
+    let store = Store::with(&["ann@example.org", "bob@example.org"]);
+    for round in 1..=4 {
+        let server = store.serve();
+        let users = ["ann@example.org", "bob@example.org"];
+        server.deliver(&users, &format!("Subject: {round}\r\n\r\nx"));
+        for user in users {
+            let mut client = server.inbox(user);
+            let found = client.ok("UID FETCH 1:* BODY.PEEK[HEADER.FIELDS (SUBJECT)]");
+            assert_eq!(found.len(), round, "{found:?}");
+            for (number, response) in found.iter().enumerate() {
+                let number = number + 1;
+                assert!(response.starts_with(&format!("* {number} FETCH (UID {number} ")), "{response}");
+                assert!(response.contains(&format!("Subject: {number}\r\n")), "{response}");
+            }
+            let flags = client.ok("FETCH 1:* FLAGS");
+            assert_eq!(flags.iter().filter(|line| line.contains("\\Flagged")).count(), round - 1, "{flags:?}");
+            client.ok(&format!("STORE {round} +FLAGS.SILENT (\\Flagged)"));
+        }
+        if round % 2 == 0 { server.stop() } else { server.kill() }
+    }
+}
+
+#[test]
+fn a_stop_finishes_what_is_in_hand() {
+    let store = Store::with(&["ann@example.org"]);
+    let server = store.serve();
+    let mut resting = server.inbox("ann@example.org");
+    let mut idling = server.inbox("ann@example.org");
+    idling.send("i IDLE\r\n");
+    assert!(idling.line().starts_with("+ "));
+    let mut greeted = server.lmtp();
+    let mut sending = server.lmtp();
+    sending.send("LHLO x\r\nMAIL FROM:<a@b>\r\nRCPT TO:<ann@example.org>\r\nDATA\r\nSubject: half\r\n");
+    (0..3).for_each(|_| _ = sending.reply());
+    assert!(sending.reply().starts_with("354 "));
+    server.signal("-TERM");
+    for client in [&mut resting, &mut idling] {
+        assert!(client.line().starts_with("* BYE "));
+        assert!(client.ended());
+    }
+    assert!(greeted.reply().starts_with("421 4.3.2 "));
+    assert!(greeted.ended());
+    sending.send("\r\nand the other half\r\n.\r\n");
+    assert_eq!(sending.reply(), "250 2.0.0 Stored");
+    assert!(sending.reply().starts_with("421 4.3.2 "));
+    let (status, log) = server.wait();
+    assert!(status.success(), "{log}");
+    let server = store.serve();
+    assert_eq!(server.login("ann@example.org").ok("STATUS INBOX (MESSAGES)"), ["* STATUS INBOX (MESSAGES 1)"]);
+    server.signal("-INT");
+    assert!(server.wait().0.success());
+}
+
+#[test]
+fn what_is_not_built_says_so() {
+    let store = Store::new();
+    for service in ["imaps", "pop3", "pop3s", "smtp", "smtps"] {
+        let error = store.refused(&["serve", "--listen", &format!("{service}=127.0.0.1:0")]);
+        assert!(error.contains(&format!("{service} is not served yet")), "{error}");
+    }
+    assert!(store.refused(&["compact"]).contains("not built yet"));
+    assert!(store.refused(&["user", "list", "--set", "store.shard=3"]).contains("unknown field `shard`"));
+    let config = store.path("config.toml");
+    std::fs::write(&config, "[server]\nworkers = 1\nlisten_on = []\n").unwrap();
+    let error = store.refused(&["user", "list", "--config", config.to_str().unwrap()]);
+    assert!(error.contains("line 3") && error.contains("listen_on"), "{error}");
+}
+
+#[test]
+fn a_unix_socket_serves_lmtp() {
+    use std::io::{BufRead, BufReader, Write};
+    let store = Store::with(&["ann@example.org"]);
+    let path = store.path("lmtp.sock");
+    let listen = format!("lmtp=unix:{}", path.display());
+    let server = store.serve_with(&["--plaintext-auth", "--listen", &listen]);
+    let mut stream = BufReader::new(UnixStream::connect(&path).unwrap());
+    let message = "LHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<ann@example.org>\r\nDATA\r\nx: y\r\n.\r\nQUIT\r\n";
+    stream.get_mut().write_all(message.as_bytes()).unwrap();
+    let last = stream.lines().map_while(Result::ok).filter(|line| line.starts_with("250 2.0.0")).count();
+    assert_eq!(last, 1);
+    let header = server.inbox("ann@example.org").ok("FETCH 1 BODY.PEEK[HEADER]").remove(0);
+    assert!(header.contains("Return-Path: <>\r\nReceived: from x\r\n\tby "), "{header}");
+    server.stop();
+    assert!(!path.exists());
+}
+
+#[test]
+fn too_many_connections_are_told_so() {
+    let store = Store::with(&["ann@example.org"]).set("limits.connections=3");
+    let server = store.serve();
+    let clients: Vec<Client> = (0..3).map(|_| server.imap()).collect();
+    let mut refused = Client::new(server.imap);
+    assert!(refused.line().starts_with("* BYE [UNAVAILABLE] Too many connections"));
+    assert!(refused.ended());
+    let mut refused = Client::new(server.lmtp);
+    assert!(refused.line().starts_with("421 4.3.2 Too many connections"));
+    drop(clients);
+    // The server notices the ends one after another.
+    loop {
+        let mut client = Client::new(server.imap);
+        if client.line().starts_with("* OK ") {
+            client.ok(&format!("LOGIN ann@example.org {PASSWORD}"));
+            break;
+        }
+    }
+    server.stop();
+}

@@ -1,0 +1,528 @@
+//! A store with every structure of the format in it, and ways to damage each.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use posthaste_engine::changes::FlagOp;
+use posthaste_engine::check::check_shard;
+use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
+use posthaste_engine::error::{EngineError, Finding};
+use posthaste_engine::flags::UidSet;
+use posthaste_engine::format::batch::{BATCH_HEADER_BYTES, BatchHeader, records};
+use posthaste_engine::format::frame::{Packer, Unpacker};
+use posthaste_engine::format::manifest::Manifest;
+use posthaste_engine::format::page::{DirectoryPage, PageLocation, open_page_at, restore};
+use posthaste_engine::format::record::{RECORD_HEADER_BYTES, Record, kind};
+use posthaste_engine::format::segment::{SegmentHeader, TRAILER_BYTES, Trailer};
+use posthaste_engine::ids::{Epoch, MailboxId, Position, ShardId, Uid};
+use posthaste_engine::io::Runtime;
+use posthaste_engine::io::sim::{SeededRandom, Sim, SimIo};
+use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Superblock, Worker, open_superblock};
+use posthaste_engine::read::Part;
+use posthaste_engine::shard::ShardConfig;
+use posthaste_engine::storage::Storage;
+use posthaste_engine::storage::local::{Local, parse_segment_file};
+
+/// A file and an offset in it.
+type Place = (String, u64);
+
+/// A table of the format's description: fields by offset and length.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    pub structure: String,
+    pub fields: Vec<(u64, u64, String)>,
+}
+
+/// Reads the tables with the columns offset, bytes and field.
+pub fn layout(document: &str) -> Vec<Layout> {
+    let mut layouts: Vec<Layout> = Vec::new();
+    let (mut heading, mut in_table) = (String::new(), false);
+    for line in document.lines() {
+        if let Some(name) = line.strip_prefix("## ") {
+            heading = name.to_owned();
+        }
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        if cells.starts_with(&["offset", "bytes", "field"]) {
+            in_table = true;
+            layouts.push(Layout { structure: heading.clone(), fields: Vec::new() });
+        } else if !line.starts_with('|') {
+            in_table = false;
+        } else if in_table
+            && let (Ok(offset), Ok(bytes)) = (cells[0].parse(), cells[1].parse())
+            && let Some(layout) = layouts.last_mut()
+        {
+            layout.fields.push((offset, bytes, cells[2].to_owned()));
+        }
+    }
+    layouts
+}
+
+/// The structures of the format that have a fixed layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Structure {
+    Superblock,
+    SegmentHeader,
+    BatchHeader,
+    TouchTable,
+    RecordHeader,
+    MessageHead,
+    FrameInfo,
+    FooterEntry,
+    Trailer,
+    Manifest,
+    PageHeader,
+}
+
+impl Structure {
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "Superblock" => Self::Superblock,
+            "Segment header" => Self::SegmentHeader,
+            "Batch header" => Self::BatchHeader,
+            "Touch table" => Self::TouchTable,
+            "Record header" => Self::RecordHeader,
+            "Message head" => Self::MessageHead,
+            "Frame info" => Self::FrameInfo,
+            "Footer entry" => Self::FooterEntry,
+            "Trailer" => Self::Trailer,
+            "Manifest" => Self::Manifest,
+            "Page header" => Self::PageHeader,
+            _ => return None,
+        })
+    }
+}
+
+/// A store that was left as a killed process leaves it, and where its structures lie.
+pub struct DamagedStore {
+    files: BTreeMap<String, Vec<u8>>,
+    places: BTreeMap<Structure, Vec<Place>>,
+    payloads: Vec<(String, u64, u64, u16, Option<MailboxId>)>,
+    used: BTreeMap<String, Vec<(u64, u64)>>,
+}
+
+/// Bytes that no checksum covers, because nothing is there.
+pub struct Unchecked<'a>(&'a DamagedStore);
+
+impl Unchecked<'_> {
+    pub fn contains(&self, file: &str, offset: u64) -> bool {
+        let used = self.0.used.get(file);
+        used.is_none_or(|used| !used.iter().any(|&(start, end)| (start..end).contains(&offset)))
+    }
+}
+
+const SHARD: ShardId = ShardId(0);
+/// Places of one structure that are damaged; more would only take longer.
+const PLACES_MAX: usize = 6;
+
+/// The files of a store in which every record kind that the engine writes is present; see [`store_with_everything`].
+///
+/// # Panics
+/// If the engine refuses any of it.
+pub fn files_with_everything(seed: u64, stopped: bool) -> BTreeMap<String, Vec<u8>> {
+    let sim = Sim::new(seed);
+    let io = sim.io();
+    sim.run(async move {
+        let worker = fill(io).await.expect("the disk is good");
+        if stopped {
+            worker.stop().await.expect("the disk is good");
+        }
+    });
+    let files = sim.files("").into_iter().map(|(path, _)| {
+        let bytes = sim.contents(&path).expect("it was listed");
+        (path, bytes)
+    });
+    files.collect()
+}
+
+fn disk_with(files: &BTreeMap<String, Vec<u8>>) -> Sim {
+    let sim = Sim::new(1);
+    for (path, bytes) in files {
+        sim.put_file(path, bytes.clone());
+    }
+    sim
+}
+
+/// Everything that a store shows of itself, as text.
+///
+/// # Errors
+/// The first thing that cannot be opened or read.
+pub fn dump(files: &BTreeMap<String, Vec<u8>>) -> Result<String, EngineError> {
+    let sim = disk_with(files);
+    let io = sim.io();
+    sim.run(async move { dump_store(&io).await }).expect("no crash is planned")
+}
+
+/// What opening and checking a store says, a line each: the error, or the findings.
+pub fn report_of(files: &BTreeMap<String, Vec<u8>>) -> String {
+    let sim = disk_with(files);
+    let io = sim.io();
+    let checked = sim.run(async move {
+        let storage = Local::new(io.clone());
+        let superblock = open_superblock(&storage, 1).await?;
+        let mut report = String::new();
+        let check = check_shard(&storage, SHARD, superblock.store, |_, _| ()).await?;
+        for finding in check.findings {
+            report.push_str(&format!("{} at offset {}: {}\n", finding.file, finding.offset, finding.what));
+        }
+        drop(open(&io).await?);
+        Ok::<_, EngineError>(report)
+    });
+    checked.expect("no crash is planned").unwrap_or_else(|error| error.to_string())
+}
+
+async fn dump_store(io: &SimIo) -> Result<String, EngineError> {
+    use std::fmt::Write;
+    let worker = open(io).await?;
+    let shard = worker.local(SHARD).expect("there is one worker");
+    let mut accounts: Vec<_> = worker.cluster().directory().iter().collect();
+    accounts.sort_by_key(|account| account.account);
+    let mut out = String::new();
+    for account in accounts {
+        let subscribed = shard.subscriptions(account.account).join(", ");
+        writeln!(out, "account {} subscribed to [{subscribed}]", account.name).expect("memory");
+        for info in shard.mailboxes(account.account) {
+            let status = info.status;
+            writeln!(
+                out,
+                "  {} UIDVALIDITY {} UIDNEXT {} HIGHESTMODSEQ {} EXISTS {} UNSEEN {} keywords {:?}",
+                info.name,
+                status.uid_validity,
+                status.uid_next,
+                status.highest_modseq,
+                status.exists,
+                status.unseen,
+                shard.keywords(info.mailbox).await?
+            )
+            .expect("memory");
+            for found in shard.messages(info.mailbox, UidSet::range(1..=1000)).await? {
+                let message = found.message;
+                let bytes = shard.read_message(&message, info.mailbox, Part::Whole).await?;
+                let all = [&bytes.prefix[..], &bytes.header, &bytes.body].concat();
+                writeln!(
+                    out,
+                    "    {} MODSEQ {} flags {:x} {} octets, CRC {:08x}, date {} {:+}, EMAILID {}",
+                    message.uid,
+                    message.modseq,
+                    found.flags.0,
+                    message.size,
+                    posthaste_engine::format::checksum(&all),
+                    message.internal_date,
+                    message.zone_minutes,
+                    message.id
+                )
+                .expect("memory");
+                assert_eq!(all.len() as u64, message.size);
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Makes a store in which every record kind that the engine writes is present, in sealed and unsealed segments, with
+/// pages, delta pages and directories.
+///
+/// # Panics
+/// If the engine refuses any of it.
+pub fn store_with_everything(seed: u64) -> DamagedStore {
+    let files = files_with_everything(seed, false);
+    let mut store = DamagedStore { files, places: BTreeMap::new(), payloads: Vec::new(), used: BTreeMap::new() };
+    store.survey();
+    store
+}
+
+fn config() -> StoreConfig {
+    StoreConfig {
+        shard: ShardConfig { segment_size_bytes: 96 << 10, checkpoint_bytes: 1 << 30, ..ShardConfig::default() },
+    }
+}
+
+async fn open(io: &SimIo) -> Result<Worker<Local<SimIo>>, EngineError> {
+    let storage = Local::new(io.clone());
+    let superblock = open_superblock(&storage, 1).await?;
+    let (cluster, mut seats) = Cluster::new(superblock, 1);
+    Ok(Worker::open(storage, cluster, seats.remove(0), config()).await?.0)
+}
+
+fn message(number: u64, lines: u64) -> Arc<Prepared> {
+    let header = format!("Subject: message {number}\r\nFrom: a@example.org\r\n\r\n");
+    let mut bytes = header.clone().into_bytes();
+    for line in 0..lines {
+        bytes.extend_from_slice(format!("line {line} {}\r\n", line.wrapping_mul(number * 2_654_435_761)).as_bytes());
+    }
+    Arc::new(Prepared::new(&mut Packer::default(), &bytes, header.len(), b"digest bytes", 1_790_000_000_000))
+}
+
+async fn fill(io: SimIo) -> Result<Worker<Local<SimIo>>, EngineError> {
+    let worker = open(&io).await?;
+    let names = ["a@example.org", "b@example.org"];
+    let accounts = names.map(|name| NewAccount { name: name.to_owned(), password: "$x$".to_owned() });
+    worker.add_accounts(accounts.to_vec()).await?;
+    let directory = worker.cluster().directory();
+    let [a, b] = names.map(|name| directory.find(name).expect("just made").account);
+    let shard = worker.local(SHARD).expect("there is one worker");
+    let target = |account, mailbox, flags| Target {
+        account,
+        mailbox,
+        prefix: b"Return-Path: <x@example.org>\r\n".to_vec(),
+        flags,
+        internal_date: Some((1_700_000_000, 60)),
+    };
+    for round in 0..3_u32 {
+        let work = shard.create_mailbox(a, &format!("Work {round}"), 0).await?;
+        let inbox = shard.inbox(a).await?;
+        for number in 0..12 {
+            let lines = if number == 5 { 12_000 } else { 5 + number };
+            let keyword = vec![FlagName::Keyword(format!("$k{round}")), FlagName::Seen];
+            let targets = vec![
+                target(a, TargetMailbox::Inbox, keyword),
+                target(b, TargetMailbox::Inbox, Vec::new()),
+                target(a, TargetMailbox::Id(work), Vec::new()),
+            ];
+            for result in shard.deliver(message(number + 1, lines), targets).await {
+                result?;
+            }
+        }
+        let uids = |first, last| UidSet::range(first + 12 * round..=last + 12 * round);
+        shard.store_flags(inbox, uids(1, 4), FlagOp::Add, vec![FlagName::Flagged], None).await?;
+        shard.store_flags(inbox, uids(2, 3), FlagOp::Replace, vec![FlagName::Deleted], None).await?;
+        shard.expunge(inbox, None).await?;
+        shard.copy(inbox, uids(5, 6), work).await?;
+        shard.move_messages(inbox, uids(7, 8), work).await?;
+        shard.subscribe(a, &format!("Work {round}"), true).await?;
+        shard.rename_mailbox(a, &format!("Work {round}"), &format!("Old/{round}")).await?;
+        shard.create_mailbox(b, "Gone", 0).await?;
+        shard.delete_mailbox(b, "Gone").await?;
+        drop(shard.select(inbox, true).await?);
+        // The claim of \Recent goes with the next commit.
+        shard.subscribe(a, "Elsewhere", false).await?;
+        if round < 2 {
+            shard.checkpoint().await?;
+        }
+    }
+    // Idle: the last batch is recorded as durable.
+    io.sleep(Duration::from_secs(1)).await;
+    Ok(worker)
+}
+
+impl DamagedStore {
+    fn note(&mut self, structure: Structure, file: &str, offset: u64) {
+        self.places.entry(structure).or_default().push((file.to_owned(), offset));
+    }
+
+    fn uses(&mut self, file: &str, start: u64, end: u64) {
+        self.used.entry(file.to_owned()).or_default().push((start, end));
+    }
+
+    /// Finds every structure.
+    fn survey(&mut self) {
+        let files = self.files.clone();
+        self.note(Structure::Superblock, "store", 0);
+        self.uses("store", 0, files["store"].len() as u64);
+        for (file, bytes) in &files {
+            if file.contains("/wal/") || file.contains("/seg/") {
+                self.survey_segment(file, bytes);
+            }
+        }
+        let newest = files.keys().filter(|file| file.contains("/manifest/")).max().expect("a manifest").clone();
+        self.note(Structure::Manifest, &newest, 0);
+        self.uses(&newest, 0, files[&newest].len() as u64);
+        let manifest = Manifest::from_bytes(&files[&newest]).expect("nothing is damaged yet");
+        self.survey_indexes(&manifest);
+    }
+
+    fn survey_segment(&mut self, file: &str, bytes: &[u8]) {
+        let (_, base) = file.rsplit_once('/').expect("segments lie in directories");
+        let name = parse_segment_file(base).expect("the name of a segment");
+        let header = SegmentHeader::decode(bytes).expect("nothing is damaged yet");
+        let mut offset = header.encode().len() as u64;
+        self.note(Structure::SegmentHeader, file, 0);
+        self.uses(file, 0, 88);
+        let sealed = file.contains("/seg/");
+        while let Some(rest) = bytes.get(offset as usize..) {
+            let position = Position { segment: name.segment, offset };
+            let Ok(batch) = BatchHeader::decode(rest, position, name.epoch) else { break };
+            let end = offset + batch.total_bytes();
+            let next = Position { segment: name.segment, offset: end };
+            // The very last batch cannot be told from a torn tail.
+            let is_last = !sealed
+                && bytes.get(end as usize..).is_none_or(|rest| BatchHeader::decode(rest, next, name.epoch).is_err());
+            if !is_last {
+                self.survey_batch(file, bytes, &batch);
+            }
+            offset = end;
+        }
+        if sealed {
+            let len = bytes.len() as u64;
+            let at = len - TRAILER_BYTES as u64;
+            let trailer = Trailer::decode(&bytes[at as usize..], len).expect("nothing is damaged yet");
+            self.note(Structure::Trailer, file, at);
+            if trailer.count > 0 {
+                self.note(Structure::FooterEntry, file, trailer.data_end);
+            }
+            self.uses(file, trailer.data_end, len);
+        }
+    }
+
+    fn survey_batch(&mut self, file: &str, bytes: &[u8], batch: &BatchHeader) {
+        let start = batch.position.offset;
+        self.note(Structure::BatchHeader, file, start);
+        let table = start + BATCH_HEADER_BYTES as u64;
+        if batch.record_count > 0 {
+            self.note(Structure::TouchTable, file, table);
+        }
+        self.uses(file, start, batch.records_offset());
+        let first = batch.records_offset();
+        for record in records(batch, &bytes[first as usize..]) {
+            let record = record.expect("nothing is damaged yet");
+            let at = first + u64::from(record.offset);
+            let payload = at + RECORD_HEADER_BYTES as u64;
+            self.uses(file, at, at + u64::from(record.len));
+            self.note(Structure::RecordHeader, file, at);
+            let mut touched = None;
+            let decoded = Record::decode(record.header.kind, record.payload).expect("nothing is damaged yet");
+            if let Some(decoded) = decoded {
+                decoded.touches(&mut |mailbox, _, _| touched = (mailbox != MailboxId(0)).then_some(mailbox));
+            }
+            match record.header.kind {
+                kind::MESSAGE => {
+                    self.note(Structure::MessageHead, file, payload);
+                    self.note(Structure::FrameInfo, file, payload + 103);
+                }
+                kind::BLOCK => self.note(Structure::FrameInfo, file, payload),
+                _ => {}
+            }
+            let len = u64::from(record.len) - RECORD_HEADER_BYTES as u64;
+            self.payloads.push((file.to_owned(), payload, len, record.header.kind, touched));
+        }
+    }
+
+    fn survey_indexes(&mut self, manifest: &Manifest) {
+        let mut unpacker = Unpacker::default();
+        let mut pages: BTreeMap<u64, (PageLocation, PageLocation)> = BTreeMap::new();
+        let path = |blob: u32, epoch: Epoch| format!("shard-0000/idx/{blob:010}-{:08}", epoch.0);
+        let first = manifest.indexes.iter().rposition(|entry| entry.full).unwrap_or(0);
+        for entry in &manifest.indexes[first..] {
+            let file = path(entry.blob, entry.epoch);
+            let (mut at, end) = (entry.directory_offset, entry.directory_offset + entry.directory_len);
+            self.uses(&file, at, end);
+            while at < end {
+                let bytes = self.files[&file][at as usize..].to_vec();
+                let (_, archive, len) = open_page_at(&bytes, &mut unpacker).expect("nothing is damaged yet");
+                self.note(Structure::PageHeader, &file, at);
+                for mailbox in restore::<DirectoryPage>(&archive).expect("nothing is damaged yet").mailboxes {
+                    pages.insert(mailbox.mailbox, (mailbox.page, mailbox.delta));
+                }
+                at += len as u64;
+            }
+        }
+        let mut deltas = 0;
+        for (page, delta) in pages.into_values() {
+            deltas += usize::from(!delta.is_none());
+            for page in [page, delta].into_iter().filter(|page| !page.is_none()) {
+                let file = path(page.blob, Epoch(page.epoch));
+                self.note(Structure::PageHeader, &file, page.offset);
+                self.uses(&file, page.offset, page.offset + u64::from(page.len));
+            }
+        }
+        assert!(deltas > 0, "the test store has no delta page");
+    }
+
+    /// Some places of a structure, spread over all of them.
+    pub fn places(&self, structure: Structure) -> Vec<Place> {
+        let all = self.places.get(&structure).map(Vec::as_slice).unwrap_or_default();
+        let step = all.len().div_ceil(PLACES_MAX).max(1);
+        all.iter().step_by(step).cloned().collect()
+    }
+
+    /// Some payloads of each kind: file, offset, length, kind, and a mailbox that the record touches.
+    pub fn payloads(&self) -> Vec<(String, u64, u64, u16, Option<MailboxId>)> {
+        let mut taken: BTreeMap<u16, usize> = BTreeMap::new();
+        let few = self.payloads.iter().filter(|(_, _, _, kind, _)| {
+            let count = taken.entry(*kind).or_default();
+            *count += 1;
+            *count <= 3
+        });
+        few.cloned().collect()
+    }
+
+    pub fn unchecked_bytes(&self) -> Unchecked<'_> {
+        Unchecked(self)
+    }
+
+    /// Random places in all files.
+    pub fn random_places(&self, seed: u64, count: usize) -> Vec<Place> {
+        let mut random = SeededRandom::new(seed);
+        let files: Vec<_> = self.files.iter().filter(|(_, bytes)| !bytes.is_empty()).collect();
+        let place = |_| {
+            let (file, bytes) = files[random.below(files.len() as u64) as usize];
+            (file.clone(), random.below(bytes.len() as u64))
+        };
+        (0..count).map(place).collect()
+    }
+
+    fn damaged(&self, file: &str, offset: u64) -> Sim {
+        let sim = Sim::new(1);
+        for (path, bytes) in &self.files {
+            sim.put_file(path, bytes.clone());
+        }
+        sim.damage(file, |bytes| bytes[offset as usize] ^= 0x41);
+        sim
+    }
+
+    /// What the check finds when one byte is changed. A superblock that does not decode is a finding too.
+    pub fn check_with_damage(&self, file: &str, offset: u64) -> Vec<Finding> {
+        let sim = self.damaged(file, offset);
+        let io = sim.io();
+        let findings = sim.run(async move {
+            let storage = Local::new(io);
+            let bytes = storage.read_superblock().await?.unwrap_or_default();
+            let superblock = match Superblock::decode(&bytes) {
+                Ok(superblock) => superblock,
+                Err(error) => {
+                    let what = error.to_string();
+                    let file = "store".to_owned();
+                    return Ok(vec![Finding { shard: SHARD, file, offset: 0, what, touches: Vec::new() }]);
+                }
+            };
+            let check = check_shard(&storage, SHARD, superblock.store, |_, _| ()).await?;
+            Ok::<_, EngineError>(check.findings)
+        });
+        findings.expect("no crash is planned").unwrap_or_else(|error| panic!("{file} at {offset}: {error}"))
+    }
+
+    /// Opens the store with one byte changed, reads all there is, and stops. Errors are fine; a panic is not.
+    pub fn open_with_damage(&self, file: &str, offset: u64) {
+        let sim = self.damaged(file, offset);
+        let io = sim.io();
+        sim.run(async move {
+            let Ok(worker) = open(&io).await else { return };
+            let shard = worker.local(SHARD).expect("there is one worker");
+            let mut accounts: Vec<_> = worker.cluster().directory().iter().collect();
+            accounts.sort_by_key(|account| account.account);
+            let shard = Rc::new(shard);
+            for account in accounts {
+                for info in shard.mailboxes(account.account) {
+                    let Ok(found) = shard.messages(info.mailbox, UidSet::range(1..=1000)).await else { continue };
+                    for found in found {
+                        // The error names what is damaged; the others are still read.
+                        let _ = shard.read_message(&found.message, info.mailbox, Part::Whole).await;
+                    }
+                    let target = Target {
+                        account: account.account,
+                        mailbox: TargetMailbox::Id(info.mailbox),
+                        prefix: Vec::new(),
+                        flags: Vec::new(),
+                        internal_date: None,
+                    };
+                    let delivered = shard.deliver(message(9, 3), vec![target]).await;
+                    if let [Ok(delivered)] = &delivered[..] {
+                        assert!(delivered.uid > Uid(0));
+                    }
+                }
+            }
+            let _ = worker.stop().await;
+        });
+    }
+}

@@ -329,7 +329,10 @@ fn parse_fetched(response: &Response<'_>, sequence: u32, list: &[u8]) -> Result<
     let (mut at, mut names) = (1, BTreeMap::new());
     while list[at] != b')' {
         let rest = &list[at..];
-        let name_end = rest.iter().position(|&octet| octet == b' ').ok_or_else(bad)?;
+        // A section may have spaces: BODY[HEADER.FIELDS (SUBJECT)].
+        let section = rest.iter().position(|octet| matches!(octet, b'[' | b' ')).filter(|&at| rest[at] == b'[');
+        let section_end = rest.iter().position(|&octet| octet == b']').filter(|_| section.is_some()).unwrap_or(0);
+        let name_end = rest[section_end..].iter().position(|&octet| octet == b' ').ok_or_else(bad)? + section_end;
         let name = String::from_utf8_lossy(&rest[..name_end]).to_uppercase();
         if names.insert(name.clone(), ()).is_some() {
             return Err(format!("{name} twice in {:?}", response.text()));
@@ -379,22 +382,17 @@ mod tests {
 
     #[test]
     fn fetch_responses_are_read() {
-        let bytes =
-            b"* 7 FETCH (UID 3 FLAGS (\\Seen $A \\Recent) BODY[HEADER.FIELDS (X)] {4}\r\nab\r\n MODSEQ (5))\r\n";
-        let (mut progress, mut literals) = (0, Vec::new());
-        let length = parse_response(bytes, &mut progress, &mut literals).unwrap().unwrap();
-        let response = Response { bytes: &bytes[..length - 2], literals: &literals };
-        let (sequence, list) = response.numbered("FETCH").unwrap();
-        let bad = parse_fetched(&response, sequence, list);
-        assert!(bad.is_err(), "a name with spaces is not understood: {bad:?}");
-
-        let bytes = b"* 7 FETCH (UID 3 FLAGS (\\Seen $A \\Recent) BODY[] {4}\r\nab\r\n MODSEQ (5))\r\n";
-        let (mut progress, mut literals) = (0, Vec::new());
-        let length = parse_response(bytes, &mut progress, &mut literals).unwrap().unwrap();
-        let response = Response { bytes: &bytes[..length - 2], literals: &literals };
-        let (sequence, list) = response.numbered("FETCH").unwrap();
-        let fetched = parse_fetched(&response, sequence, list).unwrap();
-        let flags = ["\\seen", "$a"].map(str::to_owned).into();
-        assert_eq!(fetched, Fetched { sequence: 7, uid: 3, flags, body: b"ab\r\n".to_vec() });
+        let fetched = |item: &str| {
+            let line = format!("* 7 FETCH (UID 3 FLAGS (\\Seen $A \\Recent) {item} {{4}}\r\nab\r\n MODSEQ (5))\r\n");
+            let (mut progress, mut literals) = (0, Vec::new());
+            let length = parse_response(line.as_bytes(), &mut progress, &mut literals).unwrap().unwrap();
+            let response = Response { bytes: &line.as_bytes()[..length - 2], literals: &literals };
+            let (sequence, list) = response.numbered("FETCH").unwrap();
+            parse_fetched(&response, sequence, list).unwrap()
+        };
+        for item in ["BODY[]", "BODY[HEADER.FIELDS (X Y)]", "BODY[]<0>", "RFC822"] {
+            let flags = ["\\seen", "$a"].map(str::to_owned).into();
+            assert_eq!(fetched(item), Fetched { sequence: 7, uid: 3, flags, body: b"ab\r\n".to_vec() }, "{item}");
+        }
     }
 }

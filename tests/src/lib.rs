@@ -3,6 +3,7 @@
 
 pub mod clients;
 pub mod damage;
+pub mod kill;
 pub mod mutations;
 pub mod oracle;
 pub mod server;

@@ -1,7 +1,10 @@
 //! The proofs: a simulated node under random load and crashes, watched by an oracle that knows only what was
 //! acknowledged and what sessions were shown.
 
+pub mod clients;
 pub mod damage;
+pub mod kill;
 pub mod mutations;
 pub mod oracle;
+pub mod server;
 pub mod simulation;

@@ -1,0 +1,184 @@
+//! Delivery over LMTP.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use tokio::time::timeout;
+
+use crate::corpus::{Corpus, Fill};
+use crate::drive::{self, Load, Seat};
+use crate::lmtp::{Client, Data, LmtpError, Outcome};
+use crate::observe::Watch;
+use crate::report::Report;
+use crate::stream::Address;
+use crate::users::Users;
+
+/// Connections that could not be made one after another before one gives up.
+const FAILURES_MAX: u32 = 5;
+
+#[derive(Clone, Debug, Args)]
+pub struct Deliver {
+    /// The server: HOST:PORT or unix:PATH
+    #[arg(long, value_name = "ADDR")]
+    lmtp: Address,
+    #[command(flatten)]
+    users: Users,
+    /// Recipients of each message; each takes the users in turn
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    recipients: usize,
+    #[command(flatten)]
+    load: Load,
+    /// Messages to deliver in turn: a directory of .eml files, or an archive of one (.tar, .tar.zst)
+    #[arg(long, value_name = "DIR", conflicts_with = "size")]
+    corpus: Option<PathBuf>,
+    /// Deliver one made up message of this size
+    #[arg(long, value_name = "BYTES", default_value_t = 4096)]
+    size: usize,
+    /// What the made up message consists of
+    #[arg(long, value_enum, default_value = "words")]
+    fill: Fill,
+    /// Make a connection for each message
+    #[arg(long)]
+    one_per_connection: bool,
+    /// Wait for the reply to each command, also where the server announces PIPELINING
+    #[arg(long)]
+    no_pipelining: bool,
+    #[command(flatten)]
+    watch: Watch,
+}
+
+/// What the connections share.
+struct Plan {
+    address: Address,
+    pipelining: bool,
+    one_per_connection: bool,
+    timeout: Duration,
+    recipients: usize,
+    users: Vec<String>,
+    data: Vec<Data>,
+}
+
+impl Deliver {
+    /// Runs the workload and prints its report.
+    ///
+    /// # Errors
+    /// It could not be run.
+    pub fn run(self) -> Result<bool, Box<dyn Error>> {
+        let report = self.measure()?;
+        report.print(self.load.json)
+    }
+
+    fn measure(&self) -> Result<Report, Box<dyn Error>> {
+        let corpus = match &self.corpus {
+            Some(path) => Corpus::load(path)?,
+            None => Corpus::synthetic(self.size, self.fill),
+        };
+        for mail in &corpus.bare_cr {
+            eprintln!("left out, because it has a CR without LF: {}", mail.name);
+        }
+        let plan = Arc::new(Plan {
+            address: self.lmtp.clone(),
+            pipelining: !self.no_pipelining,
+            one_per_connection: self.one_per_connection,
+            timeout: self.load.operation_timeout(),
+            recipients: self.recipients.max(1),
+            users: self.users.names(),
+            data: corpus.mail.iter().map(|mail| Data::new(&mail.bytes)).collect(),
+        });
+        let mut parameters = BTreeMap::new();
+        let source = self.corpus.as_ref().map_or("made up".to_owned(), |path| path.display().to_string());
+        parameters.insert("server", self.lmtp.to_string().into());
+        parameters.insert("users", self.users.pattern.as_str().into());
+        parameters.insert("user_count", self.users.user_count.into());
+        parameters.insert("recipients", self.recipients.into());
+        parameters.insert("mail", source.into());
+        parameters.insert("mail_messages", corpus.mail.len().into());
+        parameters.insert("mail_bytes", corpus.octets().into());
+        parameters.insert("mail_left_out", corpus.bare_cr.len().into());
+        parameters.insert("fill", format!("{:?}", self.fill).to_lowercase().into());
+        parameters.insert("one_per_connection", self.one_per_connection.into());
+        parameters.insert("pipelining", plan.pipelining.into());
+        let ran = drive::run(&self.load, &self.watch, move |seat| connection(seat, Arc::clone(&plan)))?;
+        Ok(Report::new("deliver", "deliveries", Some("after the dot"), &self.load, parameters, ran))
+    }
+}
+
+async fn connection(seat: Seat, plan: Arc<Plan>) {
+    let mut client = None;
+    if !plan.one_per_connection {
+        client = connect(&seat, &plan).await;
+    }
+    seat.ready().await;
+    let mut failures = 0;
+    while failures < FAILURES_MAX
+        && let Some(number) = seat.next()
+    {
+        let start = Instant::now();
+        if client.is_none() {
+            client = connect(&seat, &plan).await;
+        }
+        let Some(mut connected) = client.take() else {
+            failures += 1;
+            continue;
+        };
+        failures = 0;
+        match transaction(&mut connected, &seat, &plan, number).await {
+            Ok((outcome, octets)) => {
+                if outcome.accepted > 0 {
+                    let accepted = outcome.accepted as u64;
+                    seat.count(accepted, octets * accepted, start.elapsed());
+                }
+                for error in outcome.refused {
+                    seat.count_error(error.kind(), || error.to_string());
+                }
+                if plan.one_per_connection {
+                    quit(connected, &plan).await;
+                } else {
+                    client = Some(connected);
+                }
+            }
+            Err(error) => seat.count_error(error.kind(), || error.to_string()),
+        }
+    }
+    if let Some(client) = client {
+        quit(client, &plan).await;
+    }
+}
+
+async fn connect(seat: &Seat, plan: &Plan) -> Option<Client> {
+    let connected = limited(plan, Client::connect(&plan.address, plan.pipelining)).await;
+    connected.inspect_err(|error| seat.count_error(format!("connecting: {}", error.kind()), || error.to_string())).ok()
+}
+
+async fn quit(client: Client, plan: &Plan) {
+    // All is counted; what the server says to QUIT changes nothing.
+    let _ = limited(plan, client.quit()).await;
+}
+
+async fn transaction(client: &mut Client, seat: &Seat, plan: &Plan, number: u64) -> Result<(Outcome, u64), LmtpError> {
+    let data = &plan.data[(number % plan.data.len() as u64) as usize];
+    let first = (number % plan.users.len() as u64) as usize * plan.recipients;
+    let user = |offset: usize| plan.users[(first + offset) % plan.users.len()].as_str();
+    let mut sent = None;
+    let outcome = if plan.recipients == 1 {
+        limited(plan, client.deliver(&[user(0)], data, || sent = Some(Instant::now()))).await?
+    } else {
+        let recipients: Vec<&str> = (0..plan.recipients).map(user).collect();
+        limited(plan, client.deliver(&recipients, data, || sent = Some(Instant::now()))).await?
+    };
+    if let Some(sent) = sent {
+        seat.count_second(sent.elapsed());
+    }
+    Ok((outcome, data.octets() as u64))
+}
+
+async fn limited<T>(plan: &Plan, operation: impl Future<Output = Result<T, LmtpError>>) -> Result<T, LmtpError> {
+    match timeout(plan.timeout, operation).await {
+        Ok(result) => result,
+        Err(_) => Err(LmtpError::Io(std::io::ErrorKind::TimedOut)),
+    }
+}

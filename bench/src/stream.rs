@@ -1,0 +1,152 @@
+//! Stream connections, TCP or Unix.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+/// Where a server listens: `HOST:PORT` or `unix:PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    Tcp(String),
+    Unix(PathBuf),
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Ok(Self::Unix(path.into()));
+        }
+        match text.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(Self::Tcp(text.to_owned())),
+            _ => Err("an address is HOST:PORT or unix:PATH".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => f.write_str(address),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A connection.
+pub enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    /// # Errors
+    /// As the system says.
+    pub async fn connect(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Tcp(address) => {
+                let stream = TcpStream::connect(address.as_str()).await?;
+                // A command must not wait for the acknowledgement of the one before it.
+                stream.set_nodelay(true)?;
+                Ok(Self::Tcp(stream))
+            }
+            Address::Unix(path) => Ok(Self::Unix(UnixStream::connect(path).await?)),
+        }
+    }
+
+    /// # Errors
+    /// As the system says.
+    pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.write_all(bytes).await,
+            Self::Unix(stream) => stream.write_all(bytes).await,
+        }
+    }
+
+    /// Reads what there is into `input`, at least one octet.
+    ///
+    /// # Errors
+    /// As the system says; `UnexpectedEof` at the end of the stream.
+    pub async fn read_into(&mut self, input: &mut Input) -> io::Result<()> {
+        let buffer = input.space();
+        let count = match self {
+            Self::Tcp(stream) => stream.read_buf(buffer).await?,
+            Self::Unix(stream) => stream.read_buf(buffer).await?,
+        };
+        if count == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+}
+
+/// Bytes received and not used yet.
+#[derive(Debug, Default)]
+pub struct Input {
+    buffer: Vec<u8>,
+    used: usize,
+}
+
+impl Input {
+    /// What is unused.
+    pub fn unused(&self) -> &[u8] {
+        &self.buffer[self.used..]
+    }
+
+    /// Marks `count` octets as used. They stay where they are until the next [`Input::space`].
+    pub fn consume(&mut self, count: usize) {
+        self.used += count;
+        assert!(self.used <= self.buffer.len(), "more was used than there is");
+    }
+
+    /// The octets before the unused ones, of which the last `count` are returned.
+    pub fn last_used(&self, count: usize) -> &[u8] {
+        &self.buffer[self.used - count..self.used]
+    }
+
+    /// The buffer, with room at its end to read into.
+    pub fn space(&mut self) -> &mut Vec<u8> {
+        const READ_BYTES_MIN: usize = 16 << 10;
+        if self.used == self.buffer.len() {
+            self.buffer.clear();
+            self.used = 0;
+        } else if self.used >= READ_BYTES_MIN {
+            self.buffer.drain(..self.used);
+            self.used = 0;
+        }
+        if self.buffer.capacity() - self.buffer.len() < READ_BYTES_MIN {
+            // Doubles, so that a large literal is not copied for each read.
+            self.buffer.reserve(READ_BYTES_MIN);
+        }
+        &mut self.buffer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read() {
+        assert_eq!("127.0.0.1:24".parse(), Ok(Address::Tcp("127.0.0.1:24".to_owned())));
+        assert_eq!("[::1]:24".parse(), Ok(Address::Tcp("[::1]:24".to_owned())));
+        assert_eq!("unix:/run/lmtp".parse(), Ok(Address::Unix("/run/lmtp".into())));
+        assert!("localhost".parse::<Address>().is_err());
+        assert!(":24".parse::<Address>().is_err());
+    }
+
+    #[test]
+    fn input_keeps_what_is_unused() {
+        let mut input = Input::default();
+        input.space().extend_from_slice(b"abcdef");
+        input.consume(4);
+        assert_eq!(input.last_used(2), b"cd");
+        input.space().extend_from_slice(b"gh");
+        assert_eq!(input.unused(), b"efgh");
+        input.consume(4);
+        input.space();
+        assert_eq!(input.unused(), b"");
+    }
+}

@@ -72,20 +72,14 @@ struct Written {
 }
 
 impl<S: Storage> Shard<S> {
-    /// Writes what has changed since the last checkpoint and commits it. On return a restart replays only what is
-    /// committed after the call began.
+    /// Writes what has changed since the last checkpoint and commits it, after one that is under way. On return a
+    /// restart replays only what is committed after the call began.
     ///
     /// # Errors
     /// Storage that fails. The old checkpoint stays in force.
     pub async fn checkpoint(&self) -> Result<(), EngineError> {
-        let inner = &self.0;
-        if inner.checkpoint_runs.replace(true) {
-            // Another one is under way; what it leaves is replayed.
-            return Ok(());
-        }
-        let result = self.checkpoint_now().await;
-        inner.checkpoint_runs.set(false);
-        result
+        let _one_at_a_time = self.0.checkpoint_lock.lock().await;
+        self.checkpoint_now().await
     }
 
     async fn checkpoint_now(&self) -> Result<(), EngineError> {
@@ -167,6 +161,7 @@ impl<S: Storage> Shard<S> {
             log.bytes_since_checkpoint = log.bytes_since_checkpoint.saturating_sub(log_bytes);
         }
         self.count(|stats| stats.checkpoints += 1);
+        inner.last_checkpoint_error.take();
         for name in unused {
             inner.blobs.delete(name).await?;
         }

@@ -69,6 +69,7 @@ pub struct ShardStats {
     pub log_bytes: u64,
     pub segments_sealed: u64,
     pub checkpoints: u64,
+    pub checkpoints_failed: u64,
     pub index_loads: u64,
     pub record_reads: u64,
     pub record_read_bytes: u64,
@@ -177,7 +178,11 @@ pub(crate) struct Inner<S: Storage> {
     room: Notify,
     ended: Notify,
     committer_ended: Cell<bool>,
-    pub checkpoint_runs: Cell<bool>,
+    /// Checkpoints go one after another.
+    pub checkpoint_lock: Mutex<()>,
+    checkpoint_scheduled: Cell<bool>,
+    /// Why the last checkpoint failed, if it did.
+    pub last_checkpoint_error: RefCell<Option<EngineError>>,
     pub stats: Cell<ShardStats>,
     pub clock: Cell<u64>,
     pub cached_index_bytes: Cell<usize>,
@@ -320,7 +325,9 @@ impl<S: Storage> Shard<S> {
             room: Notify::new(),
             ended: Notify::new(),
             committer_ended: Cell::new(false),
-            checkpoint_runs: Cell::new(false),
+            checkpoint_lock: Mutex::new(()),
+            checkpoint_scheduled: Cell::new(false),
+            last_checkpoint_error: RefCell::default(),
             stats: Cell::default(),
             clock: Cell::new(0),
             cached_index_bytes: Cell::new(0),
@@ -344,6 +351,24 @@ impl<S: Storage> Shard<S> {
         let mut stats = self.0.stats.get();
         edit(&mut stats);
         self.0.stats.set(stats);
+    }
+
+    /// A failed checkpoint harms nobody at once: the log's tail grows until one succeeds. It is tried again after as much
+    /// log as usual.
+    fn note_failed_checkpoint(&self, error: &EngineError) {
+        self.0.last_checkpoint_error.replace(Some(error.clone()));
+        self.0.log.borrow_mut().bytes_since_checkpoint = 0;
+        self.count(|stats| stats.checkpoints_failed += 1);
+    }
+
+    /// Why the last checkpoint failed, if it did.
+    pub fn last_checkpoint_error(&self) -> Option<EngineError> {
+        self.0.last_checkpoint_error.borrow().clone()
+    }
+
+    /// Why the shard takes no changes, if so.
+    pub fn poisoned(&self) -> Option<Arc<str>> {
+        self.0.log.borrow().poisoned.clone()
     }
 
     /// Says that a delivery is on its way, so that a commit may wait for it a little; drop the guard when it is
@@ -405,13 +430,14 @@ impl<S: Storage> Shard<S> {
             } else {
                 self.answer_barriers();
             }
-            if self.0.log.borrow().bytes_since_checkpoint >= self.0.config.checkpoint_bytes
-                && !self.0.checkpoint_runs.get()
-            {
+            let due = self.0.log.borrow().bytes_since_checkpoint >= self.0.config.checkpoint_bytes;
+            if due && !self.0.checkpoint_scheduled.replace(true) {
                 let shard = self.clone();
                 self.0.storage.spawn(async move {
-                    // The error has been noted, and the next commit tries again.
-                    let _ = shard.checkpoint().await;
+                    if let Err(error) = shard.checkpoint().await {
+                        shard.note_failed_checkpoint(&error);
+                    }
+                    shard.0.checkpoint_scheduled.set(false);
                 });
             }
         }

@@ -269,3 +269,9 @@ impl File for RealFile {
         Ok(self.file.metadata()?.len())
     }
 }
+
+/// Gives memory that has been freed back to the system: once after a start, when replay has left a heap of it. It takes
+/// some milliseconds.
+pub fn trim_memory() {
+    sys::trim_memory();
+}

@@ -170,3 +170,12 @@ pub(super) fn random() -> u64 {
     assert_eq!(count, 8, "getrandom gives up to 256 bytes whole");
     u64::from_ne_bytes(bytes)
 }
+
+/// Gives memory that has been freed back to the system.
+pub(super) fn trim_memory() {
+    // SAFETY: malloc_trim takes no pointers and may be called at any time from any thread.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

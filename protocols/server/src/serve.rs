@@ -236,6 +236,8 @@ async fn run(
             return Err(error);
         }
     };
+    // Replay leaves a heap of freed memory behind.
+    posthaste_engine::io::real::trim_memory();
     let context = Context::install(Arc::clone(&node), worker.clone(), io.clone());
     wait_for(&node, Phase::Serving).await;
     let mut acceptors = Vec::new();

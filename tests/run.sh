@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Runs the tests. `bash tests/run.sh` is what CI runs; `bash tests/run.sh nightly [MINUTES]` runs all of it on both I/O
+# backends and simulates, mutates and kills for as long as one likes.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tier=${1:-ci}
+minutes=${2:-60}
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "licences, bans, sources"
+command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+cargo deny check licenses bans sources
+
+step "format and lints"
+cargo fmt --all --check
+cargo clippy --workspace --all-targets -- -D warnings
+cargo clippy -p posthaste-tests --all-targets --features planted-bugs -- -D warnings
+
+step "the program, optimised"
+cargo build --release -p posthaste -p posthaste-bench
+export POSTHASTE_BIN="$PWD/target/release/posthaste"
+
+step "all tests, io_uring"
+cargo test --workspace
+
+step "the proofs, optimised"
+cargo build --release -p posthaste-tests --features planted-bugs --bins
+
+if [ "$tier" = nightly ]; then
+  step "all tests, epoll"
+  POSTHASTE_IO=epoll cargo test --workspace
+  step "simulation, $minutes minutes"
+  target/release/simulate --seed "$(date +%s)" --seconds $((minutes * 60))
+  step "planted bugs"
+  target/release/mutations --runs 20
+else
+  step "smoke set, epoll"
+  POSTHASTE_IO=epoll cargo test -p posthaste-engine --test io
+  POSTHASTE_IO=epoll cargo test -p posthaste
+  step "simulation, one minute"
+  target/release/simulate --seed "$(date +%s)" --seconds 60
+  step "planted bugs, one run each"
+  target/release/mutations --runs 1
+fi
+step "done"

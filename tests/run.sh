@@ -23,6 +23,7 @@ export POSTHASTE_BIN="$PWD/target/release/posthaste"
 
 step "all tests, io_uring"
 cargo test --workspace
+cargo test -p posthaste-bench --benches
 
 step "the proofs, optimised"
 cargo build --release -p posthaste-tests --features planted-bugs --bins
@@ -34,6 +35,8 @@ if [ "$tier" = nightly ]; then
   target/release/simulate --seed "$(date +%s)" --seconds $((minutes * 60))
   step "planted bugs"
   target/release/mutations --runs 20
+  step "kill -9, 100 rounds"
+  target/release/kill-rounds --rounds 100
 else
   step "smoke set, epoll"
   POSTHASTE_IO=epoll cargo test -p posthaste-engine --test io

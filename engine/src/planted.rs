@@ -22,8 +22,6 @@ pub enum Bug {
     IgnoreFailedSync,
     /// Replay begins one segment too late after a checkpoint.
     ReplayTooLate,
-    /// A torn tail's batch is applied record by record as far as it is good.
-    ApplyTornBatch,
     /// The mod-sequence of an expunge is not remembered.
     ForgetExpungeModSeq,
     /// A checkpoint includes what is pending, not only what is published.

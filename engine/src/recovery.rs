@@ -296,9 +296,6 @@ pub(crate) fn judge(
                 if at >= durable {
                     let what = format!("{file} at offset {offset}: {error}");
                     verdict.torn = Some((at, what));
-                    if planted::is_on(Bug::ApplyTornBatch) {
-                        verdict.batches.push(batch);
-                    }
                     break 'log;
                 }
                 verdict.damage.push(finding(offset, error.to_string(), batch.lost()));

@@ -91,7 +91,13 @@ impl<S: Storage> Shard<S> {
             }
             let blob = log.next_index_blob;
             log.next_index_blob += 1;
-            (log.position, log.next_sequence, state.as_of, blob, log.bytes_since_checkpoint)
+            // An idle mark after the last batch is not durable: the log may yet lose it.
+            let (from, sequence) = if log.durable.segment == log.position.segment {
+                (log.durable, log.durable_sequence)
+            } else {
+                (log.position, log.next_sequence)
+            };
+            (from, sequence, state.as_of, blob, log.bytes_since_checkpoint)
         };
         let full = {
             let log = inner.log.borrow();

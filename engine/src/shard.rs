@@ -144,6 +144,8 @@ pub(crate) struct Log {
     pub position: Position,
     /// Everything before is durable.
     pub durable: Position,
+    /// The sequence of the batch at `durable`.
+    pub durable_sequence: u64,
     pub poisoned: Option<Arc<str>>,
     stopping: bool,
     /// The last durable batch is not yet recorded as such by a later one.
@@ -266,17 +268,16 @@ impl Log {
     }
 }
 
-/// Waits for the first of two; both may be dropped without loss.
-pub(crate) async fn either(first: impl Future<Output = ()>, second: impl Future<Output = ()>) {
+/// Waits for the first of two; both may be dropped without loss. Whether it was the second.
+async fn second_of(first: impl Future<Output = ()>, second: impl Future<Output = ()>) -> bool {
     let (mut first, mut second) = (pin!(first), pin!(second));
     std::future::poll_fn(|context| {
-        if first.as_mut().poll(context).is_ready() || second.as_mut().poll(context).is_ready() {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
+        if first.as_mut().poll(context).is_ready() {
+            return Poll::Ready(false);
         }
+        second.as_mut().poll(context).map(|()| true)
     })
-    .await;
+    .await
 }
 
 impl<S: Storage> Shard<S> {
@@ -297,6 +298,7 @@ impl<S: Storage> Shard<S> {
             next_segment: from.next_segment,
             position: Position { segment: from.next_segment, offset: 0 },
             durable: from.manifest.log_end,
+            durable_sequence: from.next_sequence,
             poisoned: None,
             stopping: false,
             unmarked: false,
@@ -414,8 +416,9 @@ impl<S: Storage> Shard<S> {
                 }
                 if unmarked {
                     let sleep = self.0.storage.sleep(IDLE_MARK_AFTER);
-                    either(self.0.work.notified(), sleep).await;
-                    if !self.0.log.borrow().building.wanted && !self.0.log.borrow().stopping {
+                    // A wake-up may be left over from a batch that is long committed.
+                    let is_idle = second_of(self.0.work.notified(), sleep).await;
+                    if is_idle && !self.0.log.borrow().building.wanted && !self.0.log.borrow().stopping {
                         self.mark_durable().await;
                     }
                 } else {
@@ -572,6 +575,7 @@ impl<S: Storage> Shard<S> {
         log.position.offset += batch_bytes;
         log.durable = log.position;
         log.next_sequence += 1;
+        log.durable_sequence = log.next_sequence;
         log.unmarked = true;
         log.bytes_since_checkpoint += batch_bytes;
         drop(state);
@@ -671,6 +675,7 @@ impl<S: Storage> Shard<S> {
         log.next_segment = SegmentId(segment.0 + 1);
         log.position = Position { segment, offset: header_len };
         log.durable = log.position;
+        log.durable_sequence = log.next_sequence;
         Ok(())
     }
 

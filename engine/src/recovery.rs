@@ -70,9 +70,20 @@ pub(crate) struct SegmentSource<'a, S: Storage> {
     blobs: &'a S::Blobs,
     name: SegmentName,
     sealed: bool,
+    /// Lets other tasks run between batches.
+    pause: Option<&'a S>,
 }
 
-impl<S: Storage> SegmentSource<'_, S> {
+impl<'a, S: Storage> SegmentSource<'a, S> {
+    pub(crate) fn new(wal: &'a S::Wal, blobs: &'a S::Blobs, name: SegmentName, sealed: bool) -> Self {
+        Self { wal, blobs, name, sealed, pause: None }
+    }
+
+    /// For a scan beside sessions: other tasks run after every batch.
+    pub(crate) fn pausing(self, runtime: &'a S) -> Self {
+        Self { pause: Some(runtime), ..self }
+    }
+
     async fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
         if self.sealed {
             self.blobs.get(BlobName::Segment(self.name), offset, len).await
@@ -151,6 +162,9 @@ pub(crate) async fn scan_segment<S: Storage>(
                 let bytes = window.at(offset, total as usize).await?;
                 found.batches.push(open_batch(header, &bytes[..bytes.len().min(total as usize)]));
                 offset += total;
+                if let Some(runtime) = source.pause {
+                    runtime.yield_now().await;
+                }
             }
             Err(error) => {
                 let is_zero = block.iter().all(|&byte| byte == 0);
@@ -460,7 +474,7 @@ pub(crate) async fn scan_log<S: Storage>(
             (true, None) => sealed_data_end::<S>(blobs, name).await?,
             (false, None) => wal.len(name).await?,
         };
-        let source = SegmentSource::<S> { wal, blobs, name, sealed };
+        let source = SegmentSource::<S>::new(wal, blobs, name, sealed);
         let start = if name.segment == from.segment { from.offset } else { 0 };
         match scan_segment(&source, start, limit).await {
             // The others can still be read.
@@ -683,7 +697,7 @@ async fn recover<S: Storage>(
         && let Some((name, sealed, _)) = known.into_iter().find(|(name, ..)| name.segment == begun.segment)
         && (!sealed || footers.contains_key(&begun.segment))
     {
-        let source = SegmentSource::<S> { wal: &wal, blobs: &blobs, name, sealed };
+        let source = SegmentSource::<S>::new(&wal, &blobs, name, sealed);
         let head = scan_segment(&source, 0, begun.offset).await?;
         let footer = footers.entry(begun.segment).or_default();
         footer.data_end = footer.data_end.max(begun.offset);

@@ -121,6 +121,8 @@ pub struct Slot {
     pub watchers: Vec<Weak<Watcher>>,
     /// The checkpoint does not have this state.
     pub dirty: bool,
+    /// The pages are damaged: the index is kept in memory until the next checkpoint writes it anew.
+    pub rewrite: bool,
     /// When it was last used, for eviction of the index.
     pub used: u64,
     /// UIDs below this are claimed as `\Recent` by some session of this start, durably or not.

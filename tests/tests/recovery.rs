@@ -19,7 +19,7 @@ use posthaste_engine::io::sim::{FaultRates, Sim, SimIo};
 use posthaste_engine::mailboxes::Status;
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
 use posthaste_engine::read::Part;
-use posthaste_engine::shard::{Shard, ShardConfig};
+use posthaste_engine::shard::{Shard, ShardConfig, ShardEvent};
 use posthaste_engine::storage::Storage;
 use posthaste_engine::storage::faulty::{Faulty, Policy, SharedPolicy};
 use posthaste_engine::storage::local::{Local, parse_segment_file};
@@ -338,6 +338,87 @@ fn a_segment_that_is_gone_costs_its_own_messages_only() {
         assert_eq!(node.bodies(inbox).await, [(2, "body 2\r\n".to_owned())]);
         assert_eq!(node.deliver(3).await, Uid(3));
     });
+}
+
+#[test]
+fn a_mailbox_whose_pages_are_damaged_is_rebuilt_from_the_log() {
+    for file_gone in [false, true] {
+        let sim = machine(1, async |node: Node| {
+            for number in 1..=5 {
+                node.deliver(number).await;
+            }
+            let inbox = node.shard.inbox(node.account).await.unwrap();
+            let target = node.shard.create_mailbox(node.account, "Target", 0).await.unwrap();
+            let keyword = vec![FlagName::Keyword("$Work".to_owned()), FlagName::Seen];
+            node.shard.store_flags(inbox, UidSet::range(1..=3), FlagOp::Add, keyword, None).await.unwrap();
+            node.shard.move_messages(inbox, UidSet::range(2..=2), target).await.unwrap();
+            node.worker.stop().await.unwrap();
+        });
+        let look = async |node: &Node, name: &str| {
+            let mailbox = node.shard.mailbox(node.account, name).unwrap();
+            let messages = node.shard.messages(mailbox, UidSet::range(1..=1000)).await.unwrap();
+            (messages, node.shard.keywords(mailbox).await.unwrap(), node.bodies(mailbox).await)
+        };
+        let before = again(&sim, async move |node: Node| {
+            let before = (look(&node, "INBOX").await, look(&node, "Target").await);
+            node.worker.stop().await.unwrap();
+            before
+        });
+        // The start above was a clean one: both pages are in the first blob still.
+        let index = sim.files("shard-0000/idx/").remove(0).0;
+        if file_gone {
+            sim.remove_file(&index);
+        } else {
+            sim.damage(&index, |bytes| bytes[60] ^= 1);
+        }
+        again(&sim, async move |node: Node| {
+            assert_eq!(node.deliver(6).await, Uid(6));
+            let inbox = look(&node, "INBOX").await;
+            assert_eq!(inbox.0[..4], before.0.0);
+            assert_eq!(inbox.1, before.0.1);
+            assert_eq!(inbox.2.len(), 5);
+            assert_eq!(look(&node, "Target").await, before.1);
+            let rebuilt = node.shard.stats().indexes_rebuilt;
+            if file_gone {
+                // The directory was in it, so the start has rebuilt all of the index.
+                assert_eq!((rebuilt, node.report.damage.len()), (0, 1));
+            } else {
+                assert_eq!((rebuilt, node.report.damage.len()), (1, 0));
+                assert!(matches!(node.shard.next_event().await, ShardEvent::IndexRebuilt(..)));
+            }
+            node.shard.checkpoint().await.unwrap();
+            assert_eq!(node.shard.stats().checkpoints, 1);
+            node.worker.stop().await.unwrap();
+        });
+        check_everything(&sim).unwrap_or_else(|found| panic!("{}", found.0));
+        again(&sim, async move |node: Node| {
+            look(&node, "INBOX").await;
+            assert_eq!(node.shard.stats().indexes_rebuilt, 0, "the checkpoint has written it anew");
+        });
+    }
+}
+
+#[test]
+fn a_checkpoint_goes_on_over_a_damaged_delta_page() {
+    let sim = machine(1, async |node: Node| {
+        for number in 1..=300 {
+            node.deliver(number).await;
+        }
+        node.shard.checkpoint().await.unwrap();
+        node.deliver(301).await;
+        node.worker.stop().await.unwrap();
+    });
+    let delta = sim.files("shard-0000/idx/").pop().unwrap().0;
+    sim.damage(&delta, |bytes| bytes[60] ^= 1);
+    again(&sim, async |node: Node| {
+        assert_eq!(node.deliver(302).await, Uid(302));
+        node.shard.checkpoint().await.unwrap();
+        assert_eq!(node.shard.stats().indexes_rebuilt, 1);
+        let inbox = node.shard.inbox(node.account).await.unwrap();
+        assert_eq!(node.bodies(inbox).await.len(), 302);
+        node.worker.stop().await.unwrap();
+    });
+    check_everything(&sim).unwrap_or_else(|found| panic!("{}", found.0));
 }
 
 #[test]

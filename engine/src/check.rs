@@ -1,7 +1,7 @@
 //! The check of a whole shard: every record, frame, footer and page against its checksum, the index against the log, and
 //! every placement against the record it names. It changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{EngineError, Finding};
 use crate::format::FormatError;
@@ -15,7 +15,7 @@ use crate::format::segment::{Footer, TRAILER_BYTES, Trailer};
 use crate::ids::{AccountId, Epoch, Location, MailboxId, Position, SegmentId, ShardId};
 use crate::index::{Change, MailboxIndex};
 use crate::read::unpack_block;
-use crate::recovery::{FoundBatch, judge, replay, restore_index, scan_log};
+use crate::recovery::{FoundBatch, dropped_transactions, judge, replay, restore_index, scan_log};
 use crate::state::State;
 use crate::storage::local::{index_file, segment_file, shard_directory};
 use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, Wal};
@@ -118,11 +118,17 @@ impl<S: Storage> Check<S> {
             offsets.extend(batch.records.iter().map(|record| record.offset));
         }
         let broken = self.check_frames(&batches, &names, total, &progress).await?;
-        self.check_footers(&batches, &names).await?;
+        let damaged: BTreeSet<SegmentId> =
+            batches.iter().filter(|batch| !batch.is_good()).map(|batch| batch.position.segment).collect();
+        self.check_footers(&batches, &names, &damaged).await?;
         let tail: Vec<FoundBatch> =
             batches.iter().filter(|batch| batch.position >= manifest.replay_from).cloned().collect();
         let mut from_log = State { shard: self.id, ..State::default() };
         self.report.records = replay(&mut from_log, batches, &ordinals);
+        let directory = shard_directory(self.id);
+        let dropped =
+            dropped_transactions(&mut from_log, self.id, |segment| format!("{directory}/{}", self.file_of(segment)));
+        self.report.findings.extend(dropped);
         for (mailbox, slot) in &from_log.slots {
             self.report.mailboxes.insert(*mailbox, (slot.meta.account, slot.meta.name.clone()));
         }
@@ -138,7 +144,7 @@ impl<S: Storage> Check<S> {
             return self.check_placements(&mut from_log, &ordinals, &broken);
         }
         replay(&mut from_index, tail, &ordinals);
-        self.compare(&mut from_log, &from_index).await?;
+        self.compare(&from_log, &from_index, &damaged).await?;
         self.check_placements(&mut from_log, &ordinals, &broken)
     }
 
@@ -225,16 +231,13 @@ impl<S: Storage> Check<S> {
         &mut self,
         batches: &[FoundBatch],
         names: &BTreeMap<SegmentId, (SegmentName, bool)>,
+        damaged: &BTreeSet<SegmentId>,
     ) -> Result<(), EngineError> {
         let mut found: BTreeMap<SegmentId, Vec<Place>> = BTreeMap::new();
-        let mut damaged: std::collections::BTreeSet<SegmentId> = std::collections::BTreeSet::new();
         for batch in batches {
             let segment = batch.position.segment;
             let records = batch.records.iter().map(|record| (segment, record.offset));
             found.entry(segment).or_default().extend(records);
-            if !batch.is_good() {
-                damaged.insert(segment);
-            }
         }
         for (segment, (name, _)) in names.iter().filter(|(_, (_, sealed))| *sealed) {
             let file = format!("seg/{}", segment_file(*name));
@@ -265,8 +268,20 @@ impl<S: Storage> Check<S> {
         Ok(())
     }
 
-    /// Compares mailboxes, names and accounts of the index with those that the log alone gives.
-    async fn compare(&mut self, from_log: &mut State, from_index: &State) -> Result<(), EngineError> {
+    /// Compares mailboxes, names and accounts of the index with those that the log alone gives. Records of a damaged
+    /// segment cannot be counted, so their numbers in it are left out.
+    async fn compare(
+        &mut self,
+        from_log: &State,
+        from_index: &State,
+        damaged: &BTreeSet<SegmentId>,
+    ) -> Result<(), EngineError> {
+        let uncount = |index: &mut MailboxIndex| {
+            let messages = index.messages.iter_mut();
+            messages
+                .filter(|message| damaged.contains(&message.location.segment))
+                .for_each(|message| message.location.ordinal = 0);
+        };
         let mut differences = Vec::new();
         for (&mailbox, slot) in &from_log.slots {
             let Some(indexed) = from_index.slots.get(&mailbox) else {
@@ -293,6 +308,8 @@ impl<S: Storage> Check<S> {
                     for (_, change) in &indexed.delta {
                         index.apply(change);
                     }
+                    uncount(&mut index);
+                    uncount(&mut rebuilt);
                     if index != rebuilt {
                         differences.push((mailbox, difference(&index, &rebuilt)));
                     }

@@ -276,18 +276,39 @@ impl FoundBatch {
 
     /// The mailboxes and UIDs of what is lost.
     fn lost_uids(&self) -> Vec<(MailboxId, u32, u32)> {
-        self.lost()
-            .map(|touch| {
-                let (first, last) = touch.uids().unwrap_or_default();
-                (touch.mailbox, first, last)
-            })
-            .collect()
+        self.lost().map(named).collect()
     }
 
     /// The error of a record that only a newer program can apply. Its checksum was good: it is not damage.
     fn needs_newer_program(&self) -> Option<&(u64, FormatError)> {
         self.errors.iter().find(|(_, error)| matches!(error, FormatError::UnknownRecord { .. }))
     }
+}
+
+/// A touch as findings have it.
+fn named(touch: &Touch) -> (MailboxId, u32, u32) {
+    let (first, last) = touch.uids().unwrap_or_default();
+    (touch.mailbox, first, last)
+}
+
+/// Says which transactions damage has made incomplete, and whom they would have touched.
+pub(crate) fn dropped_transactions(
+    state: &mut State,
+    shard: ShardId,
+    file_of: impl Fn(SegmentId) -> String,
+) -> Vec<Finding> {
+    let dropped = std::mem::take(&mut state.dropped);
+    let findings = dropped.into_iter().map(|dropped| Finding {
+        shard,
+        file: file_of(dropped.place.segment),
+        offset: dropped.place.offset(),
+        what: format!(
+            "a transaction has lost records: the {} that could be read do not count either, as if it had not happened",
+            dropped.records
+        ),
+        touches: dropped.touches.iter().filter(|touch| touch.mailbox != MailboxId(0)).map(named).collect(),
+    });
+    findings.collect()
 }
 
 /// The end of the log and what counts of it.
@@ -760,6 +781,13 @@ async fn recover<S: Storage>(
     report.torn_tail = verdict.torn;
     report.damage.extend(verdict.damage);
     report.records = replay(&mut state, verdict.batches, &ordinals);
+    // By now every segment that counts is sealed.
+    report.damage.extend(dropped_transactions(&mut state, id, |segment| {
+        let entry = manifest.segments.iter().find(|entry| entry.segment == segment);
+        let name = SegmentName { segment, epoch: entry.map_or(epoch, |entry| entry.epoch) };
+        let (directory, file) = (crate::storage::local::shard_directory(id), crate::storage::local::segment_file(name));
+        format!("{directory}/seg/{file}")
+    }));
     for quarantine in verdict.quarantined {
         if !manifest.quarantined.contains(&quarantine) {
             manifest.quarantined.push(quarantine);

@@ -238,6 +238,15 @@ pub struct AccountState {
     pub closed: bool,
 }
 
+/// A transaction that does not count, because damage has taken some of its records.
+#[derive(Debug)]
+pub struct DroppedTransaction {
+    /// Of its first record that could be read.
+    pub place: Location,
+    pub records: usize,
+    pub touches: Vec<Touch>,
+}
+
 /// The published state of a shard.
 #[derive(Debug, Default)]
 pub struct State {
@@ -257,6 +266,8 @@ pub struct State {
     pub directory_changed: std::collections::BTreeSet<AccountId>,
     /// Records of transactions that have not been closed.
     pub(crate) open: BTreeMap<u64, Vec<(Lsn, Record, Location)>>,
+    /// Transactions that damage has made incomplete.
+    pub dropped: Vec<DroppedTransaction>,
     /// Dead records, by segment: ordinals. A cache for compaction.
     pub tombstones: BTreeMap<u32, RoaringBitmap>,
 }
@@ -273,13 +284,12 @@ impl State {
             let transaction = commit.transaction;
             let held = self.open.remove(&transaction).unwrap_or_default();
             // Damage may have taken some of its records: then none of it counts, or half a MOVE would lose messages.
-            let is_whole = held.len() == commit.records as usize;
-            for (lsn, record, location) in held {
-                if is_whole {
+            if held.len() == commit.records as usize {
+                for (lsn, record, location) in held {
                     self.apply_now(lsn, record, location);
-                } else {
-                    self.lose_record(lsn, &record);
                 }
+            } else {
+                self.drop_transaction(held);
             }
         } else if transaction != 0 {
             self.open.entry(transaction).or_default().push((lsn, record, location));
@@ -292,15 +302,43 @@ impl State {
 
     /// Gives up transactions whose commit record is not there.
     pub fn drop_open_transactions(&mut self) {
-        for (lsn, record, _) in std::mem::take(&mut self.open).into_values().flatten() {
-            self.lose_record(lsn, &record);
+        for held in std::mem::take(&mut self.open).into_values() {
+            self.drop_transaction(held);
         }
     }
 
-    /// A record does not count although it could be read.
-    fn lose_record(&mut self, lsn: Lsn, record: &Record) {
-        let kind = record.kind();
-        record.touches(&mut |mailbox, first, last| self.lose(&Touch { mailbox, first, last, lsn, kind }));
+    /// Its records do not count although they could be read.
+    fn drop_transaction(&mut self, held: Vec<(Lsn, Record, Location)>) {
+        let Some(&(_, _, place)) = held.first() else { return };
+        let mut dropped = DroppedTransaction { place, records: held.len(), touches: Vec::new() };
+        for (lsn, record, _) in held {
+            let kind = record.kind();
+            record.touches(&mut |mailbox, first, last| {
+                let touch = Touch { mailbox, first, last, lsn, kind };
+                self.lose(&touch);
+                dropped.touches.push(touch);
+            });
+            self.raise(&record);
+        }
+        self.dropped.push(dropped);
+    }
+
+    /// Moves the counters of a mailbox past what a record has given, whether or not it counts.
+    fn raise(&mut self, record: &Record) {
+        let (mailbox, modseq, uid_next) = match record {
+            Record::Placements(placements) => {
+                let last = placements.items.last().map_or(0, |item| item.uid.0);
+                (placements.mailbox, placements.modseq, last.saturating_add(1))
+            }
+            Record::Flags(change) => (change.mailbox, change.modseq, 0),
+            Record::Expunge(expunge) => (expunge.mailbox, expunge.modseq, 0),
+            _ => return,
+        };
+        if let Some(slot) = self.slots.get_mut(&mailbox) {
+            slot.meta.highest_modseq = slot.meta.highest_modseq.max(modseq.0);
+            slot.meta.uid_next = slot.meta.uid_next.max(uid_next);
+            slot.dirty = true;
+        }
     }
 
     /// Damage has taken a record. What it gave - UIDs, a mod-sequence, a UIDVALIDITY - is never given again, and messages

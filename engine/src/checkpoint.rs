@@ -81,7 +81,10 @@ impl<S: Storage> Shard<S> {
     /// Storage that fails. The old checkpoint stays in force.
     pub async fn checkpoint(&self) -> Result<(), EngineError> {
         let _one_at_a_time = self.0.checkpoint_lock.lock().await;
-        self.checkpoint_now().await
+        match self.checkpoint_now().await {
+            Err(EngineError::Full) if self.use_reserve().await? => self.checkpoint_now().await,
+            result => result,
+        }
     }
 
     async fn checkpoint_now(&self) -> Result<(), EngineError> {
@@ -146,7 +149,7 @@ impl<S: Storage> Shard<S> {
         let entry = IndexEntry { blob, epoch, directory_offset, directory_len, full };
         let mut unused = Vec::new();
         let used = self.blobs_in_use(&written, blob);
-        self.commit_manifest(|manifest| {
+        let committed = self.commit_manifest(|manifest| {
             manifest.indexes.push(entry);
             let first = manifest.indexes.iter().rposition(|entry| entry.full).unwrap_or(0);
             let mut place = 0;
@@ -161,8 +164,14 @@ impl<S: Storage> Shard<S> {
             manifest.replay_from = replay_from;
             manifest.replay_sequence = replay_sequence;
             manifest.as_of = as_of;
-        })
-        .await?;
+        });
+        if let Err(error) = committed.await {
+            if matches!(error, EngineError::Full) {
+                // Nothing refers to it, and it takes space.
+                inner.blobs.delete(name).await?;
+            }
+            return Err(error);
+        }
         self.take_over(written, full, known, &accounts, &directory);
         {
             let mut log = inner.log.borrow_mut();

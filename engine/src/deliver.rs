@@ -148,6 +148,7 @@ impl<S: Storage> Shard<S> {
         if message.rest_octets > limit {
             return Err(Refusal::TooLarge { octets: message.rest_octets, limit }.into());
         }
+        self.check_space().await?;
         self.admit().await?;
         let mut resolved = Vec::with_capacity(targets.len());
         for target in targets {

@@ -423,17 +423,40 @@ impl<S: Storage> Shard<S> {
         config: ShardConfig,
     ) -> Result<(Self, RecoveryReport), EngineError> {
         storage.prepare(id).await?;
-        let manifests = storage.manifests(id);
-        let old = match manifests.latest().await? {
-            Some((_, _, bytes)) => Some(read_manifest(id, store, &bytes)?),
-            None => None,
+        let wal = storage.wal(id);
+        let (epoch, mut recovered, report) = match try_open(&storage, id, store).await {
+            Err(EngineError::Full) => {
+                // A start takes little, and the reserve is for that.
+                wal.release().await?;
+                try_open(&storage, id, store).await?
+            }
+            opened => opened?,
         };
-        let epoch = manifests.claim().await?;
-        let mut report = RecoveryReport::default();
-        let recovered = recover(&storage, id, store, epoch, old, &mut report).await?;
+        if config.reserve_bytes > 0 {
+            match wal.set_aside(config.reserve_bytes).await {
+                Err(StorageError::NoSpace(_)) => recovered.low_space = true,
+                set_aside => set_aside?,
+            }
+        }
         let shard = Self::start(storage, id, store, epoch, config, recovered);
         Ok((shard, report))
     }
+}
+
+async fn try_open<S: Storage>(
+    storage: &S,
+    id: ShardId,
+    store: u128,
+) -> Result<(Epoch, Recovered, RecoveryReport), EngineError> {
+    let manifests = storage.manifests(id);
+    let old = match manifests.latest().await? {
+        Some((_, _, bytes)) => Some(read_manifest(id, store, &bytes)?),
+        None => None,
+    };
+    let epoch = manifests.claim().await?;
+    let mut report = RecoveryReport::default();
+    let recovered = recover(storage, id, store, epoch, old, &mut report).await?;
+    Ok((epoch, recovered, report))
 }
 
 fn read_manifest(id: ShardId, store: u128, bytes: &[u8]) -> Result<Manifest, EngineError> {
@@ -807,6 +830,7 @@ async fn recover<S: Storage>(
         .iter()
         .map(|entry| (entry.segment, SegmentName { segment: entry.segment, epoch: entry.epoch }));
     let next_index_blob = next_index_blob::<S>(&blobs).await?;
+    sweep::<S>(&wal, &blobs, &manifest).await?;
     Ok(Recovered {
         state,
         next_sequence: verdict.next_sequence,
@@ -814,8 +838,27 @@ async fn recover<S: Storage>(
         next_index_blob,
         sealed: sealed.collect(),
         tail_bytes,
+        low_space: false,
         manifest,
     })
+}
+
+/// Removes what earlier epochs have left and no manifest names.
+async fn sweep<S: Storage>(wal: &S::Wal, blobs: &S::Blobs, manifest: &Manifest) -> Result<(), StorageError> {
+    for name in blobs.list().await? {
+        if let BlobName::Index { blob, epoch } = name
+            && epoch < manifest.epoch
+            && !manifest.indexes.iter().any(|entry| (entry.blob, entry.epoch) == (blob, epoch))
+        {
+            blobs.delete(name).await?;
+        }
+    }
+    for name in wal.list().await? {
+        if name.epoch < manifest.epoch && !manifest.segments.iter().any(|entry| entry.segment == name.segment) {
+            wal.discard(name).await?;
+        }
+    }
+    Ok(())
 }
 
 fn footer_entry(record: &FoundRecord) -> FooterEntry {

@@ -40,6 +40,8 @@ pub struct ShardConfig {
     pub gather_us_max: u64,
     /// A message may have so many octets.
     pub message_octets_max: u64,
+    /// Space that is kept in reserve, so that on a full device expunging, checkpoints and a restart still work. 0 for none.
+    pub reserve_bytes: u64,
 }
 
 impl Default for ShardConfig {
@@ -50,6 +52,7 @@ impl Default for ShardConfig {
             index_cache_bytes: 64 << 20,
             gather_us_max: 2000,
             message_octets_max: 100 << 20,
+            reserve_bytes: 0,
         }
     }
 }
@@ -58,6 +61,8 @@ impl Default for ShardConfig {
 const BUILDING_BYTES_MAX: usize = 8 << 20;
 /// A batch stops gathering at this size: larger ones add latency and no rate.
 const BATCH_BYTES_GATHERED: usize = 1 << 20;
+/// How often a shard that has used its reserve looks whether there is space again.
+const SPACE_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// After so long without a commit, an empty batch records that the last one is durable.
 const IDLE_MARK_AFTER: Duration = Duration::from_millis(200);
 
@@ -71,6 +76,10 @@ pub enum ShardEvent {
     Poisoned(Arc<str>),
     /// The old checkpoint stays in force, and the log's tail grows.
     CheckpointFailed(EngineError),
+    /// The device is full: the reserve is in use, and the shard takes no new messages.
+    SpaceLow,
+    /// There is space again, and a reserve.
+    SpaceBack,
     /// The index of a mailbox could not be read and was put together from the log again.
     IndexRebuilt(MailboxId, EngineError),
 }
@@ -146,6 +155,8 @@ struct Building {
 /// The unsealed segment.
 pub(crate) struct ActiveSegment {
     pub name: SegmentName,
+    /// Bytes that were set aside for it, its footer included.
+    pub capacity: u64,
     pub entries: Vec<FooterEntry>,
 }
 
@@ -167,6 +178,10 @@ pub(crate) struct Log {
     /// The last durable batch is not yet recorded as such by a later one.
     unmarked: bool,
     pub bytes_since_checkpoint: u64,
+    /// The reserve is in use: no new messages until there is space again.
+    low_space: bool,
+    /// When there was last a look for space.
+    looked_for_space: Duration,
     pub manifest: Manifest,
     pub next_index_blob: u32,
 }
@@ -229,6 +244,8 @@ pub(crate) struct Recovered {
     pub next_index_blob: u32,
     pub sealed: BTreeMap<SegmentId, SegmentName>,
     pub tail_bytes: u64,
+    /// There is no space for the reserve.
+    pub low_space: bool,
 }
 
 /// An operation's wait for its commit.
@@ -322,6 +339,8 @@ impl<S: Storage> Shard<S> {
             stopping: false,
             unmarked: false,
             bytes_since_checkpoint: from.tail_bytes,
+            low_space: from.low_space,
+            looked_for_space: Duration::ZERO,
             manifest: from.manifest,
             next_index_blob: from.next_index_blob,
         };
@@ -430,6 +449,41 @@ impl<S: Storage> Shard<S> {
         }
     }
 
+    /// Checks that there is space for new messages: on a full device only what frees space or takes little goes on.
+    pub(crate) async fn check_space(&self) -> Result<(), EngineError> {
+        let inner = &self.0;
+        {
+            let mut log = inner.log.borrow_mut();
+            if !log.low_space {
+                return Ok(());
+            }
+            let now = inner.storage.now();
+            if now.saturating_sub(log.looked_for_space) < SPACE_LOOK_INTERVAL {
+                return Err(EngineError::Full);
+            }
+            log.looked_for_space = now;
+        }
+        inner.wal.set_aside(inner.config.reserve_bytes).await?;
+        if std::mem::take(&mut inner.log.borrow_mut().low_space) {
+            self.tell(ShardEvent::SpaceBack);
+        }
+        Ok(())
+    }
+
+    /// Gives up the reserve, so that what needs a little space can be tried again. Whether there was one.
+    pub(crate) async fn use_reserve(&self) -> Result<bool, StorageError> {
+        {
+            let mut log = self.0.log.borrow_mut();
+            if std::mem::replace(&mut log.low_space, true) {
+                return Ok(false);
+            }
+            log.looked_for_space = self.0.storage.now();
+        }
+        self.tell(ShardEvent::SpaceLow);
+        self.0.wal.release().await?;
+        Ok(true)
+    }
+
     /// Ends a submission: the caller waits for the commit of everything pushed so far.
     pub(crate) fn ticket(&self, log: &mut Log) -> Ticket {
         let (sender, receiver) = oneshot::channel();
@@ -530,7 +584,7 @@ impl<S: Storage> Shard<S> {
         }
         let batch_bytes = building.batch.total_bytes();
         assert!(batch_bytes <= BATCH_BYTES_MAX, "a batch of {batch_bytes} bytes");
-        if let Err(error) = self.make_room(batch_bytes).await {
+        if let Err(error) = self.make_room(batch_bytes, building.records.len()).await {
             return self.fail(building, error);
         }
         let records_start = building.batch.records_start();
@@ -642,13 +696,15 @@ impl<S: Storage> Shard<S> {
     }
 
     /// Makes sure that the active segment can take a batch, sealing it and beginning the next where it cannot.
-    async fn make_room(&self, batch_bytes: u64) -> Result<(), EngineError> {
-        let inner = &self.0;
+    async fn make_room(&self, batch_bytes: u64, records: usize) -> Result<(), EngineError> {
         let (fits, has_active) = {
-            let log = inner.log.borrow();
-            let end = log.position.offset + batch_bytes;
-            let is_fresh = log.active.as_ref().is_some_and(|active| active.entries.is_empty());
-            (log.active.is_some() && (end <= inner.config.segment_size_bytes || is_fresh), log.active.is_some())
+            let log = self.0.log.borrow();
+            let fits = log.active.as_ref().is_some_and(|active| {
+                // The footer must not need space of its own when the time comes.
+                let footer = Footer::len_of(active.entries.len() + records);
+                log.position.offset + batch_bytes + footer <= active.capacity
+            });
+            (fits, log.active.is_some())
         };
         if fits {
             return Ok(());
@@ -657,7 +713,12 @@ impl<S: Storage> Shard<S> {
             self.poison(&error);
             return Err(error.into());
         }
-        if let Err(error) = self.begin_segment(batch_bytes).await {
+        let needed = batch_bytes + Footer::len_of(records);
+        let mut begun = self.begin_segment(needed).await;
+        if matches!(begun, Err(StorageError::NoSpace(_))) && self.use_reserve().await? {
+            begun = self.begin_segment(needed).await;
+        }
+        if let Err(error) = begun {
             if !matches!(error, StorageError::NoSpace(_)) {
                 self.poison(&error);
             }
@@ -689,11 +750,11 @@ impl<S: Storage> Shard<S> {
         Ok(())
     }
 
-    async fn begin_segment(&self, batch_bytes: u64) -> Result<(), StorageError> {
+    async fn begin_segment(&self, needed_bytes: u64) -> Result<(), StorageError> {
         let inner = &self.0;
-        let (segment, first_batch) = {
+        let (segment, first_batch, low_space) = {
             let log = inner.log.borrow();
-            (log.next_segment, log.next_sequence)
+            (log.next_segment, log.next_sequence, log.low_space)
         };
         let name = SegmentName { segment, epoch: inner.epoch };
         let header = SegmentHeader {
@@ -707,10 +768,13 @@ impl<S: Storage> Shard<S> {
         };
         let header = header.encode();
         let header_len = header.len() as u64;
-        let reserve = inner.config.segment_size_bytes.max(header_len + batch_bytes);
-        inner.wal.begin(name, header, reserve).await?;
+        // Out of the reserve it gets a part only: checkpoints need some as well.
+        let (size, reserve) = (inner.config.segment_size_bytes, inner.config.reserve_bytes);
+        let size = if low_space && reserve > 0 { size.min(reserve / 4) } else { size };
+        let capacity = size.max(header_len + needed_bytes);
+        inner.wal.begin(name, header, capacity).await?;
         let mut log = inner.log.borrow_mut();
-        log.active = Some(ActiveSegment { name, entries: Vec::new() });
+        log.active = Some(ActiveSegment { name, capacity, entries: Vec::new() });
         log.next_segment = SegmentId(segment.0 + 1);
         log.position = Position { segment, offset: header_len };
         log.durable = log.position;
@@ -726,7 +790,8 @@ impl<S: Storage> Shard<S> {
             log.unmarked = false;
             let Some(active) = &log.active else { return };
             let batch = BatchBuilder::default();
-            if log.position.offset + batch.total_bytes() > inner.config.segment_size_bytes {
+            let footer = Footer::len_of(active.entries.len());
+            if log.position.offset + batch.total_bytes() + footer > active.capacity {
                 return;
             }
             (active.name, log.position, batch.finish(log.next_sequence, inner.epoch, log.position, log.durable))
@@ -776,10 +841,18 @@ impl<S: Storage> Shard<S> {
         edit(&mut manifest);
         manifest.number += 1;
         let bytes = manifest.to_bytes();
-        if let Err(error) = inner.manifests.commit(inner.epoch, manifest.number, bytes).await {
-            // Whether it counts is unknown: this epoch can commit nothing more.
-            self.poison(&error);
-            return Err(error.into());
+        let mut committed = inner.manifests.commit(inner.epoch, manifest.number, bytes.clone()).await;
+        if matches!(committed, Err(StorageError::NoSpace(_))) && self.use_reserve().await? {
+            committed = inner.manifests.commit(inner.epoch, manifest.number, bytes).await;
+        }
+        match committed {
+            Ok(()) => {}
+            Err(error @ StorageError::NoSpace(_)) => return Err(error.into()),
+            Err(error) => {
+                // Whether it counts is unknown: this epoch can commit nothing more.
+                self.poison(&error);
+                return Err(error.into());
+            }
         }
         {
             // Segments may have been sealed meanwhile.

@@ -536,3 +536,110 @@ fn whoever_waits_for_somebody_elses_change_is_answered_at_a_stop() {
         });
     }
 }
+
+/// Delivers until the store is full.
+async fn fill(node: &Node) -> u64 {
+    for number in 1.. {
+        match node.try_deliver(number).await {
+            Ok(_) => {}
+            Err(EngineError::Full) => return number - 1,
+            Err(error) => panic!("delivery {number}: {error}"),
+        }
+    }
+    unreachable!("the device is not endless")
+}
+
+fn small_segments() -> ShardConfig {
+    ShardConfig {
+        segment_size_bytes: 128 << 10,
+        checkpoint_bytes: 256 << 10,
+        reserve_bytes: 256 << 10,
+        ..ShardConfig::default()
+    }
+}
+
+#[test]
+fn a_full_device_refuses_mail_and_lets_clients_expunge() {
+    // Wherever exactly the space ends.
+    for slack in 0..12_u64 {
+        let sim = Sim::new(slack);
+        sim.set_capacity(Some((2 << 20) + slack * 28_672));
+        let (io, device) = (sim.io(), sim.clone());
+        sim.run(async move {
+            let node = start_with(Local::new(io.clone()), small_segments()).await.unwrap();
+            let delivered = fill(&node).await;
+            assert!(matches!(node.shard.next_event().await, ShardEvent::SpaceLow), "slack {slack}");
+            let inbox = node.shard.inbox(node.account).await.unwrap();
+            let deleted = vec![FlagName::Deleted];
+            for uid in 1..=20 {
+                let uids = UidSet::range(uid..=uid);
+                node.shard.store_flags(inbox, uids, FlagOp::Add, deleted.clone(), None).await.unwrap();
+                node.shard.expunge(inbox, None).await.unwrap();
+            }
+            node.shard.checkpoint().await.unwrap();
+            assert_eq!(u64::from(node.status("INBOX").exists), delivered - 20);
+            assert!(node.shard.poisoned().is_none());
+            // Space returns.
+            device.set_capacity(Some(8 << 20));
+            io.sleep(Duration::from_secs(2)).await;
+            assert!(node.deliver(5000).await > Uid(delivered as u32));
+        });
+    }
+}
+
+#[test]
+fn a_store_on_a_full_device_opens_again_after_a_crash() {
+    for slack in 0..12_u64 {
+        let sim = Sim::new(100 + slack);
+        sim.set_capacity(Some((2 << 20) + slack * 28_672));
+        let io = sim.io();
+        // Full to the last byte behind the store's back, or because of the store.
+        let others = slack % 2 == 0;
+        let delivered = sim.run(async move {
+            let node = start_with(Local::new(io), small_segments()).await.unwrap();
+            if !others {
+                return fill(&node).await;
+            }
+            for number in 1..=20 {
+                node.deliver(number).await;
+            }
+            20
+        });
+        let mut delivered = delivered.unwrap();
+        sim.crash_now();
+        if others {
+            sim.set_capacity(Some(sim.used_bytes()));
+        }
+        for _ in 0..3 {
+            let io = sim.io();
+            let more = sim.run(async move {
+                let node = start_with(Local::new(io), small_segments()).await.unwrap();
+                assert_eq!(u64::from(node.status("INBOX").exists), delivered, "slack {slack}");
+                let more = fill(&node).await;
+                let inbox = node.shard.inbox(node.account).await.unwrap();
+                let seen = vec![FlagName::Seen];
+                node.shard.store_flags(inbox, UidSet::range(1..=5), FlagOp::Add, seen, None).await.unwrap();
+                more
+            });
+            delivered += more.unwrap();
+            sim.crash_now();
+        }
+        sim.set_capacity(None);
+        check_everything(&sim).unwrap_or_else(|found| panic!("slack {slack}: {}", found.0));
+    }
+}
+
+#[test]
+fn what_nobody_refers_to_is_removed_at_a_start() {
+    let sim = machine(1, async |node: Node| {
+        node.deliver(1).await;
+        node.worker.stop().await.unwrap();
+    });
+    let orphan = "shard-0000/idx/0000000999-00000001";
+    for file in [orphan, "shard-0000/idx/0000000998-00000001.tmp", "shard-0000/manifest/half.tmp"] {
+        sim.put_file(file, vec![7; 10_000]);
+    }
+    again(&sim, async |node: Node| assert_eq!(node.deliver(2).await, Uid(2)));
+    let left: Vec<String> = sim.files("shard-0000/").into_iter().map(|(file, _)| file).collect();
+    assert!(!left.iter().any(|file| file == orphan || file.ends_with(".tmp")), "{left:?}");
+}

@@ -86,6 +86,7 @@ pub struct Store {
     pub checkpoint_bytes: Option<u64>,
     pub index_cache_bytes: Option<usize>,
     pub gather_us: Option<u64>,
+    pub reserve_bytes: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -210,7 +211,7 @@ fn insert(table: &mut toml::Table, key: &str, value: toml::Value) -> Option<()> 
 impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         const MB: u64 = 1 << 20;
-        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 13] = [
+        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 14] = [
             ("limits.message_bytes", Some(self.limits.message_bytes), 64 << 10..=1 << 30, "64 KB to 1 GB"),
             ("limits.in_flight_bytes", Some(self.limits.in_flight_bytes), MB..=1 << 40, "1 MB to 1 TB"),
             ("limits.connections", Some(self.limits.connections as u64), 1..=10_000_000, "1 to 10,000,000"),
@@ -228,6 +229,7 @@ impl Config {
             ("store.shards", self.store.shards.map(u64::from), 1..=SHARDS_MAX.into(), "1 to 1024"),
             ("store.segment_size_bytes", self.store.segment_size_bytes, MB..=16 << 30, "1 MB to 16 GB"),
             ("store.gather_us", self.store.gather_us, 0..=100_000, "0 to 100,000"),
+            ("store.reserve_bytes", self.store.reserve_bytes, 0..=1 << 30, "0 (none) to 1 GB"),
             ("store.checkpoint_bytes", self.store.checkpoint_bytes, MB..=1 << 30, "1 MB to 1 GB"),
         ];
         for (key, value, range, text) in checks {
@@ -299,6 +301,7 @@ mod tests {
             "store.checkpoint_bytes",
             "store.index_cache_bytes",
             "store.gather_us",
+            "store.reserve_bytes",
             "log.level",
         ] {
             assert!(document.contains(&format!("`{key}`")), "{key}");

@@ -117,6 +117,9 @@ fn shards_at_creation(config: &Config, cores: &[usize]) -> u32 {
     config.store.shards.unwrap_or(cores.len().max(1) as u32)
 }
 
+/// Space in reserve, per shard, unless configured.
+const RESERVE_BYTES: u64 = 64 << 20;
+
 fn store_config(config: &Config) -> StoreConfig {
     let default = ShardConfig::default();
     let store = &config.store;
@@ -126,6 +129,7 @@ fn store_config(config: &Config) -> StoreConfig {
         index_cache_bytes: store.index_cache_bytes.unwrap_or(default.index_cache_bytes),
         gather_us_max: store.gather_us.unwrap_or(default.gather_us_max),
         message_octets_max: config.limits.message_bytes,
+        reserve_bytes: store.reserve_bytes.unwrap_or(RESERVE_BYTES),
     };
     StoreConfig { shard }
 }
@@ -277,6 +281,10 @@ async fn log_events(shard: Shard<Storage>) {
             ShardEvent::CheckpointFailed(error) => {
                 tracing::error!(shard = %id, %error, "a checkpoint failed: restarts take longer until one succeeds");
             }
+            ShardEvent::SpaceLow => {
+                tracing::error!(shard = %id, "the device is full: no new messages until there is space again; expunging goes on in the reserve");
+            }
+            ShardEvent::SpaceBack => tracing::info!(shard = %id, "there is space again"),
             ShardEvent::IndexRebuilt(mailbox, error) => {
                 tracing::error!(shard = %id, %mailbox, %error, "a mailbox's index was damaged and has been rebuilt from the log");
             }

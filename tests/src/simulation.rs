@@ -125,6 +125,7 @@ pub fn run(plan: Plan) -> Result<Outcome, Violation> {
             return Err(violation);
         }
         sim.crash_after(None);
+        sim.set_capacity(None);
         if plan.check {
             check_everything(&sim)?;
         }
@@ -221,7 +222,13 @@ impl Node {
         }
         let accounts = self.accounts(&workers).await?;
         if self.faults {
-            self.sim.set_faults(FaultRates { read_errors: 20, write_errors: 60, sync_errors: 120, no_space: 60 });
+            if self.sim.below(3) == 0 {
+                // The device fills up for real.
+                let left = self.sim.below(512 << 10);
+                self.sim.set_capacity(Some(self.sim.used_bytes() + left));
+            } else {
+                self.sim.set_faults(FaultRates { read_errors: 20, write_errors: 60, sync_errors: 120, no_space: 60 });
+            }
         }
         if self.faults && self.remote {
             self.policy.set(Policy {

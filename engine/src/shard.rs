@@ -658,6 +658,10 @@ impl<S: Storage> Shard<S> {
                 tip.pending -= 1;
                 if tip.pending == 0 {
                     slot.tip = None;
+                } else {
+                    // A mailbox that is never at rest keeps its tip: what is published now needs no room in it.
+                    let published = slot.meta.highest_modseq;
+                    tip.modified.drain(..tip.modified.partition_point(|(modseq, _)| modseq.0 <= published));
                 }
             }
         }

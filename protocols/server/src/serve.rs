@@ -56,7 +56,7 @@ pub fn serve(data: &Path, mut config: Config) -> Result<(), Box<dyn Error>> {
         open_superblock(&Local::new(io), shards_at_creation(&config, &cores)).await
     })??;
     let (cluster, seats) = Cluster::new(superblock, workers);
-    let store = store_config(&config);
+    let store = store_config(&config, superblock.shards);
     let node = Node::new(config, kind, Arc::clone(&cluster));
     let (opened, opening) = mpsc::channel();
     let mut threads = Vec::new();
@@ -104,7 +104,7 @@ pub fn execute_alone(data: &Path, config: &Config, request: Request) -> Result<R
         let superblock = open_superblock(&storage, shards_at_creation(config, &cores)).await?;
         let (cluster, mut seats) = Cluster::new(superblock, 1);
         let Some(seat) = seats.pop() else { unreachable!("one worker has one seat") };
-        let (worker, reports) = Worker::open(storage, cluster, seat, store_config(config)).await?;
+        let (worker, reports) = Worker::open(storage, cluster, seat, store_config(config, superblock.shards)).await?;
         reports.iter().flat_map(|report| &report.damage).for_each(|finding| eprintln!("damage: {finding:?}"));
         let response = control::execute(&worker, None, request).await;
         worker.stop().await?;
@@ -120,12 +120,16 @@ fn shards_at_creation(config: &Config, cores: &[usize]) -> u32 {
 /// Space in reserve, per shard, unless configured.
 const RESERVE_BYTES: u64 = 64 << 20;
 
-fn store_config(config: &Config) -> StoreConfig {
+/// What a restart has to replay at most, over all shards, unless configured.
+const TAIL_BYTES: u64 = 512 << 20;
+
+fn store_config(config: &Config, shards: u32) -> StoreConfig {
     let default = ShardConfig::default();
+    let checkpoint_bytes = default.checkpoint_bytes.min(TAIL_BYTES / u64::from(shards.max(1))).max(1 << 20);
     let store = &config.store;
     let shard = ShardConfig {
         segment_size_bytes: store.segment_size_bytes.unwrap_or(default.segment_size_bytes),
-        checkpoint_bytes: store.checkpoint_bytes.unwrap_or(default.checkpoint_bytes),
+        checkpoint_bytes: store.checkpoint_bytes.unwrap_or(checkpoint_bytes),
         index_cache_bytes: store.index_cache_bytes.unwrap_or(default.index_cache_bytes),
         gather_us_max: store.gather_us.unwrap_or(default.gather_us_max),
         message_octets_max: config.limits.message_bytes,

@@ -2,7 +2,7 @@
 
 use roaring::RoaringBitmap;
 
-use crate::deliver::{FlagName, has_keyword};
+use crate::deliver::FlagName;
 use crate::error::{EngineError, Refusal};
 use crate::flags::{Flags, UidSet};
 use crate::format::record::{Expunge, FlagChange, PlacedMessage, Placements, Record};
@@ -257,15 +257,15 @@ impl<S: Storage> Shard<S> {
                 });
             }
             // Keyword numbers are each mailbox's own.
-            let names: Vec<(usize, String)> = keywords
+            let (numbers, names): (Vec<usize>, Vec<FlagName>) = keywords
                 .into_iter()
                 .filter_map(|number| {
                     let published = index.keywords.get(number).filter(|name| !name.is_empty()).cloned();
                     let pending =
                         || tip.keywords.iter().find(|(n, _)| *n as usize == number).map(|(_, name)| name.clone());
-                    Some((number, published.or_else(pending)?))
+                    Some((number, FlagName::Keyword(published.or_else(pending)?)))
                 })
-                .collect();
+                .unzip();
             drop_idle_tip(slot);
             let target = state.slots.get_mut(&to).ok_or(Refusal::NoSuchMailbox)?;
             let uid_validity = target.meta.uid_validity;
@@ -276,12 +276,7 @@ impl<S: Storage> Shard<S> {
                 drop_idle_tip(target);
                 return Err(Refusal::UidsExhausted.into());
             }
-            let mut bits = Vec::with_capacity(names.len());
-            for (number, name) in names {
-                let name = [FlagName::Keyword(name)];
-                debug_assert!(has_keyword(&name));
-                bits.push((Flags::keyword(number), self.flag_bits(target, log, &name, true)?));
-            }
+            let bits = self.bits_of(target, log, &names, true)?;
             let tip = target.tip();
             tip.highest_modseq += 1;
             tip.pending += 1;
@@ -291,8 +286,8 @@ impl<S: Storage> Shard<S> {
                 item.uid = Uid(tip.uid_next);
                 tip.uid_next += 1;
                 let mut flags = Flags(item.flags.0 & 0xff);
-                for (old, new) in &bits {
-                    if item.flags.contains(*old) {
+                for (number, new) in numbers.iter().zip(&bits) {
+                    if item.flags.contains(Flags::keyword(*number)) {
                         flags = flags.with(*new);
                     }
                 }

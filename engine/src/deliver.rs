@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{EngineError, Refusal};
-use crate::flags::Flags;
+use crate::flags::{Flags, KEYWORDS_MAX};
 use crate::format::checksum;
 use crate::format::frame::{BLOCK_RAW_BYTES, FRAME_RAW_BYTES_MAX, FrameInfo, Packer};
 use crate::format::message::{BlockReference, MessageHead, PREFIX_BYTES_MAX, Placement};
@@ -239,9 +239,7 @@ impl<S: Storage> Shard<S> {
         Ok(Placement { mailbox, uid, modseq, flags, internal_date, zone_minutes, save_date: now_s, prefix })
     }
 
-    /// The bits of flags, giving numbers to keywords that the mailbox does not have yet if `allot` is set and leaving
-    /// them out otherwise. The index must be loaded if there are keywords among them; if it was evicted, it counts as
-    /// storage that failed.
+    /// The bits of flags together: see [`Shard::bits_of`].
     pub(crate) fn flag_bits(
         &self,
         slot: &mut Slot,
@@ -249,54 +247,43 @@ impl<S: Storage> Shard<S> {
         names: &[FlagName],
         allot: bool,
     ) -> Result<Flags, EngineError> {
-        let mut flags = Flags::NONE;
+        Ok(self.bits_of(slot, log, names, allot)?.into_iter().fold(Flags::NONE, Flags::with))
+    }
+
+    /// The bit of each flag, giving numbers to keywords that the mailbox does not have yet if `allot` is set; without it
+    /// they have no bit. The index must be loaded if there are keywords among them.
+    ///
+    /// # Errors
+    /// Too many keywords; then none of them has been given a number.
+    pub(crate) fn bits_of(
+        &self,
+        slot: &mut Slot,
+        log: &mut Log,
+        names: &[FlagName],
+        allot: bool,
+    ) -> Result<Vec<Flags>, EngineError> {
+        let mut bits = Vec::with_capacity(names.len());
+        let mut new = Vec::new();
         for name in names {
-            flags = flags.with(match name {
+            bits.push(match name {
                 FlagName::Seen => Flags::SEEN,
                 FlagName::Answered => Flags::ANSWERED,
                 FlagName::Flagged => Flags::FLAGGED,
                 FlagName::Deleted => Flags::DELETED,
                 FlagName::Draft => Flags::DRAFT,
-                FlagName::Keyword(name) => match self.keyword_bit(slot, log, name, allot)? {
-                    Some(bit) => bit,
-                    None => continue,
-                },
+                FlagName::Keyword(name) => keyword_bit(slot, &mut new, name, allot)?,
             });
         }
-        Ok(flags)
-    }
-
-    fn keyword_bit(
-        &self,
-        slot: &mut Slot,
-        log: &mut Log,
-        name: &str,
-        allot: bool,
-    ) -> Result<Option<Flags>, EngineError> {
-        let index = slot.index.as_ref().ok_or(Refusal::NoSuchMailbox)?;
-        if let Some(number) = index.keyword_number(name) {
-            return Ok(Some(Flags::keyword(number)));
-        }
-        let known = index.keywords.len();
         let mailbox = slot.meta.mailbox;
-        let tip = slot.tip();
-        if let Some((number, _)) = tip.keywords.iter().find(|(_, keyword)| keyword.eq_ignore_ascii_case(name)) {
-            return Ok(Some(Flags::keyword(*number as usize)));
+        for (number, name) in new {
+            let tip = slot.tip();
+            tip.keywords.push((number, name.clone()));
+            tip.pending += 1;
+            log.touched(mailbox);
+            let lsn = log.next_lsn(self.0.epoch);
+            log.push(lsn, 0, Record::Keyword(Keyword { mailbox, number, name }), &[]);
         }
-        if !allot {
-            return Ok(None);
-        }
-        let number = tip.keywords.iter().map(|(number, _)| *number as usize + 1).max().unwrap_or(0).max(known);
-        if number >= crate::flags::KEYWORDS_MAX {
-            return Err(Refusal::TooManyKeywords(crate::flags::KEYWORDS_MAX).into());
-        }
-        tip.keywords.push((number as u16, name.to_owned()));
-        tip.pending += 1;
-        log.touched(mailbox);
-        let lsn = log.next_lsn(self.0.epoch);
-        let keyword = Keyword { mailbox, number: number as u16, name: name.to_owned() };
-        log.push(lsn, 0, Record::Keyword(keyword), &[]);
-        Ok(Some(Flags::keyword(number)))
+        Ok(bits)
     }
 
     /// The account's INBOX, made if it does not exist.
@@ -334,6 +321,28 @@ impl<S: Storage> Shard<S> {
         }
         Ok(blocks)
     }
+}
+
+/// The bit of a keyword that the mailbox has, will have by its tip, or gets: then it is added to `new`.
+fn keyword_bit(slot: &Slot, new: &mut Vec<(u16, String)>, name: &str, allot: bool) -> Result<Flags, EngineError> {
+    let index = slot.index.as_ref().ok_or(Refusal::NoSuchMailbox)?;
+    if let Some(number) = index.keyword_number(name) {
+        return Ok(Flags::keyword(number));
+    }
+    let pending = slot.tip.iter().flat_map(|tip| &tip.keywords);
+    let unpublished = || pending.clone().chain(new.iter());
+    if let Some((number, _)) = unpublished().find(|(_, keyword)| keyword.eq_ignore_ascii_case(name)) {
+        return Ok(Flags::keyword(*number as usize));
+    }
+    if !allot {
+        return Ok(Flags::NONE);
+    }
+    let number = unpublished().map(|(number, _)| *number as usize + 1).max().unwrap_or(0).max(index.keywords.len());
+    if number >= KEYWORDS_MAX {
+        return Err(Refusal::TooManyKeywords(KEYWORDS_MAX).into());
+    }
+    new.push((number as u16, name.to_owned()));
+    Ok(Flags::keyword(number))
 }
 
 pub(crate) fn has_keyword(flags: &[FlagName]) -> bool {

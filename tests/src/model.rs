@@ -97,11 +97,6 @@ impl Mailbox {
         first.map(|at| at as u32 + 1)
     }
 
-    /// Keywords that it can take yet.
-    pub fn room(&self) -> usize {
-        KEYWORDS_MAX - self.keywords.len()
-    }
-
     pub fn spelling(&self, name: &str) -> Option<&String> {
         self.keywords.iter().find(|keyword| keyword.eq_ignore_ascii_case(name))
     }

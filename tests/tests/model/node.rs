@@ -72,13 +72,6 @@ pub async fn open(
     Ok((node, reports))
 }
 
-/// Whether some of so many new keywords may fit and others not. Such operations are left out: they are refused, but those
-/// keywords that fitted stay.
-pub fn may_fit_in_part(run: &mut Run, key: Option<Key>, more: usize) -> bool {
-    let room = key.and_then(|key| run.model.mailbox(key)).map_or(0, |mailbox| mailbox.room());
-    room > 0 && more > room
-}
-
 impl Node {
     /// Finds the accounts, which a crash while the first of all starts may have prevented.
     pub async fn find_accounts(&mut self) -> Result<(), EngineError> {
@@ -145,12 +138,10 @@ impl Node {
             Op::ManyKeywords { mailbox, uids, count } => {
                 let (_, key, id) = self.resolve(run, *mailbox);
                 let mut names: Vec<String> = (0..250).map(|number| format!("many{number}")).collect();
-                let mut count = usize::from(*count);
                 if let Some(mailbox) = key.and_then(|key| run.model.mailbox(key)) {
                     names.retain(|name| mailbox.spelling(name).is_none());
-                    count = if mailbox.room() == 0 { count } else { count.min(mailbox.room()) };
                 }
-                names.truncate(count);
+                names.truncate(usize::from(*count));
                 self.store(run, mailbox.account, key, id, *uids, How::Add, names, None).await?;
                 Ok(())
             }
@@ -235,13 +226,6 @@ impl Node {
         for (_, recipients) in by_shard {
             run.model.origins += 1;
             let origin = run.model.origins;
-            let keywords: usize = recipients.iter().map(|recipient| recipient.flags.len()).sum();
-            if recipients.iter().any(|recipient| {
-                let key = self.resolve(run, recipient.mailbox).1;
-                may_fit_in_part(run, key, keywords)
-            }) {
-                continue;
-            }
             let mut targets = Vec::new();
             let mut resolved = Vec::new();
             for (number, recipient) in recipients.iter().enumerate() {
@@ -300,9 +284,6 @@ impl Node {
         names: Vec<String>,
         unchanged_since: Option<u8>,
     ) -> Outcome<Stored> {
-        if may_fit_in_part(run, key, names.len()) {
-            return Ok(Default::default());
-        }
         let mailbox = key.and_then(|key| run.model.mailbox(key));
         let uid_next = mailbox.as_ref().map_or(9, |mailbox| mailbox.uid_next);
         let since = unchanged_since.map(u64::from);
@@ -344,10 +325,7 @@ impl Node {
         let (account, from_key, from) = self.resolve(run, from);
         let (_, to_key, to) = self.resolve(run, to);
         let source = from_key.and_then(|key| run.model.mailbox(key));
-        let (uid_next, keywords) = source.map_or((9, 0), |mailbox| (mailbox.uid_next, mailbox.keywords.len()));
-        if from_key != to_key && may_fit_in_part(run, to_key, keywords) {
-            return Ok(());
-        }
+        let uid_next = source.map_or(9, |mailbox| mailbox.uid_next);
         let expected = match (from_key, to_key) {
             (Some(from), Some(to)) => {
                 run.model.transfer(from, &uids.set(uid_next), to, is_move).map(|pairs| (to.1, pairs))

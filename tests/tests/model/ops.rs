@@ -113,7 +113,7 @@ pub enum Op {
         flags: Vec<u8>,
         unchanged_since: Option<u8>,
     },
-    /// New keywords, no more than there is room for; where there is none, `count` too many.
+    /// New keywords, which may be more than there is room for.
     ManyKeywords {
         mailbox: Pick,
         uids: Uids,

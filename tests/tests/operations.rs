@@ -1,0 +1,100 @@
+//! What particular operations on mailboxes, messages and accounts come to, each on a simulated disk.
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+use std::sync::Arc;
+
+use posthaste_engine::changes::FlagOp;
+use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
+use posthaste_engine::error::{EngineError, Refusal};
+use posthaste_engine::flags::UidSet;
+use posthaste_engine::format::frame::Packer;
+use posthaste_engine::ids::{AccountId, ShardId, Uid};
+use posthaste_engine::io::sim::{Sim, SimIo};
+use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
+use posthaste_engine::shard::{Shard, ShardConfig};
+use posthaste_engine::storage::local::Local;
+
+type Store = Local<SimIo>;
+
+const NAME: &str = "a@example.org";
+const SHARD: ShardId = ShardId(0);
+
+/// A node with one worker, one shard and one account.
+struct Node {
+    shard: Shard<Store>,
+    account: AccountId,
+    /// Its shard lives as long as it does.
+    _worker: Worker<Store>,
+}
+
+async fn start(io: &SimIo, shard: ShardConfig) -> Node {
+    let storage = Local::new(io.clone());
+    let superblock = open_superblock(&storage, 1).await.unwrap();
+    let (cluster, mut seats) = Cluster::new(superblock, 1);
+    let (worker, _) = Worker::open(storage, cluster, seats.remove(0), StoreConfig { shard }).await.unwrap();
+    let account = NewAccount { name: NAME.to_owned(), password: String::new() };
+    worker.add_accounts(vec![account]).await.unwrap();
+    let account = worker.cluster().directory().find(NAME).unwrap().account;
+    Node { shard: worker.local(SHARD).unwrap(), account, _worker: worker }
+}
+
+/// Runs a test on a new node.
+fn on_a_node(seed: u64, test: impl AsyncFnOnce(Node) + 'static) {
+    let sim = Sim::new(seed);
+    let io = sim.io();
+    sim.run(async move { test(start(&io, ShardConfig::default()).await).await }).unwrap();
+}
+
+fn prepare(header: &str, body: &[u8]) -> Arc<Prepared> {
+    let bytes = [header.as_bytes(), body].concat();
+    Arc::new(Prepared::new(&mut Packer::default(), &bytes, header.len(), b"digest", 1))
+}
+
+fn keywords(numbers: std::ops::Range<u32>) -> Vec<FlagName> {
+    numbers.map(|number| FlagName::Keyword(format!("k{number}"))).collect()
+}
+
+fn all() -> UidSet {
+    UidSet::range(1..=1000)
+}
+
+impl Node {
+    fn target(&self, mailbox: TargetMailbox, flags: Vec<FlagName>) -> Target {
+        Target { account: self.account, mailbox, prefix: Vec::new(), flags, internal_date: None }
+    }
+
+    async fn append(&self, mailbox: TargetMailbox, flags: Vec<FlagName>) -> Result<Uid, EngineError> {
+        let message = prepare("Subject: s\r\n\r\n", b"body\r\n");
+        let mut results = self.shard.deliver(message, vec![self.target(mailbox, flags)]).await;
+        results.remove(0).map(|delivered| delivered.uid)
+    }
+
+    async fn deliver(&self) -> Uid {
+        self.append(TargetMailbox::Inbox, Vec::new()).await.unwrap()
+    }
+}
+
+fn is_refused_for_keywords<T>(result: Result<T, EngineError>) -> bool {
+    matches!(result, Err(EngineError::Refused(Refusal::TooManyKeywords(_))))
+}
+
+#[test]
+fn a_change_refused_for_too_many_keywords_keeps_none_of_them() {
+    on_a_node(1, async |node| {
+        let shard = &node.shard;
+        let inbox = shard.inbox(node.account).await.unwrap();
+        let other = shard.create_mailbox(node.account, "Other", 0).await.unwrap();
+        node.deliver().await;
+        shard.store_flags(inbox, all(), FlagOp::Add, keywords(0..119), None).await.unwrap();
+        assert!(is_refused_for_keywords(shard.store_flags(inbox, all(), FlagOp::Add, keywords(119..121), None).await));
+        assert!(is_refused_for_keywords(node.append(TargetMailbox::Inbox, keywords(119..121)).await));
+        node.append(TargetMailbox::Id(other), keywords(119..121)).await.unwrap();
+        assert!(is_refused_for_keywords(shard.copy(other, all(), inbox).await));
+        assert!(is_refused_for_keywords(shard.move_messages(other, all(), inbox).await));
+        // What was left pending would come with any later commit.
+        node.deliver().await;
+        assert_eq!(shard.keywords(inbox).await.unwrap().len(), 119);
+        node.append(TargetMailbox::Inbox, keywords(120..121)).await.unwrap();
+        assert_eq!(shard.keywords(inbox).await.unwrap()[119], "k120");
+    });
+}

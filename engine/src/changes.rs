@@ -28,6 +28,8 @@ pub struct Stored {
     pub changed: UidSet,
     /// Messages that have changed since `unchanged_since` (RFC 7162, 3.1.3).
     pub refused: UidSet,
+    /// Those of `changed` that had changed before, after what the caller knew of.
+    pub news: UidSet,
 }
 
 /// What COPY or MOVE did.
@@ -59,6 +61,18 @@ fn existing(index: &MailboxIndex, tip: &Tip, uids: &UidSet) -> RoaringBitmap {
     }
     existing -= &tip.expunged;
     existing
+}
+
+/// The UIDs of `uids` that have changed after a mod-sequence, at the tip.
+fn changed_since(index: &MailboxIndex, tip: &Tip, uids: &RoaringBitmap, since: ModSeq) -> UidSet {
+    if since.0 >= tip.highest_modseq {
+        return UidSet::default();
+    }
+    let changed = uids.iter().map(Uid).filter(|&uid| {
+        let published = index.message(uid).map_or(ModSeq(0), |message| message.modseq);
+        tip.modseq_of(uid, published) > since
+    });
+    changed.collect()
 }
 
 impl<S: Storage> Shard<S> {
@@ -104,6 +118,19 @@ impl<S: Storage> Shard<S> {
         flags: Vec<FlagName>,
         unchanged_since: Option<ModSeq>,
     ) -> Result<Stored, EngineError> {
+        self.store_flags_knowing(mailbox, uids, op, flags, unchanged_since, ModSeq(u64::MAX)).await
+    }
+
+    /// [`Shard::store_flags`] for a caller that knows of the changes up to `known`.
+    pub(crate) async fn store_flags_knowing(
+        &self,
+        mailbox: MailboxId,
+        uids: UidSet,
+        op: FlagOp,
+        flags: Vec<FlagName>,
+        unchanged_since: Option<ModSeq>,
+        known: ModSeq,
+    ) -> Result<Stored, EngineError> {
         self.change(&[mailbox], |state, log| {
             let slot = state.slots.get_mut(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
             let bits = self.flag_bits(slot, log, &flags, op != FlagOp::Remove)?;
@@ -114,20 +141,16 @@ impl<S: Storage> Shard<S> {
             let mut uids = existing(index, tip, &uids);
             let mut refused = UidSet::default();
             if let Some(unchanged_since) = unchanged_since {
-                let changed = uids.iter().filter(|&uid| {
-                    let published = index.message(Uid(uid)).map_or(ModSeq(0), |message| message.modseq);
-                    tip.modseq_of(Uid(uid), published) > unchanged_since
-                });
-                refused.0 = changed.collect();
+                refused = changed_since(index, tip, &uids, unchanged_since);
                 uids -= &refused.0;
             }
-            let known =
+            let in_use =
                 (0..Flags::BITS as u8).filter(|bit| index.with_flag(*bit).is_some() || tip.flags.contains_key(bit));
-            let known = known.fold(Flags::NONE, |flags, bit| flags.with(Flags(1 << bit)));
+            let in_use = in_use.fold(Flags::NONE, |flags, bit| flags.with(Flags(1 << bit)));
             let (set, clear) = match op {
                 FlagOp::Add => (bits, Flags::NONE),
                 FlagOp::Remove => (Flags::NONE, bits),
-                FlagOp::Replace => (bits, known.without(bits)),
+                FlagOp::Replace => (bits, in_use.without(bits)),
             };
             let mut changed = RoaringBitmap::new();
             for bit in set.bits() {
@@ -150,6 +173,7 @@ impl<S: Storage> Shard<S> {
             } else {
                 0
             };
+            let news = changed_since(index, tip, &changed, known);
             let changed = UidSet(changed);
             let tip = slot.tip();
             tip.highest_modseq += 1;
@@ -162,7 +186,7 @@ impl<S: Storage> Shard<S> {
             let unseen_change = unseen_change as i32;
             let record = FlagChange { mailbox, modseq, uids: changed.clone(), set, clear, unseen_change };
             log.push(lsn, 0, Record::Flags(record), &[]);
-            Ok((Stored { modseq: Some(modseq), changed, refused }, Some(self.ticket(log))))
+            Ok((Stored { modseq: Some(modseq), changed, refused, news }, Some(self.ticket(log))))
         })
         .await
     }

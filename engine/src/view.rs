@@ -7,6 +7,8 @@ use std::rc::Rc;
 
 use roaring::RoaringBitmap;
 
+use crate::changes::{FlagOp, Stored};
+use crate::deliver::FlagName;
 use crate::error::{EngineError, Refusal};
 use crate::flags::{Flags, UidSet};
 use crate::format::record::{Recent, Record};
@@ -113,7 +115,8 @@ pub struct View<S: Storage> {
     recent: Runs,
     claims_recent: bool,
     first_unseen: Option<u32>,
-    ignored: Vec<ModSeq>,
+    /// The session's last change that it knows of without being told, and the messages of which nothing else is new.
+    own: (ModSeq, UidSet),
 }
 
 impl<S: Storage> Shard<S> {
@@ -149,7 +152,7 @@ impl<S: Storage> Shard<S> {
                 recent: Runs::default(),
                 claims_recent: claim_recent,
                 first_unseen: unseen.map(|at| at as u32 + 1),
-                ignored: Vec::new(),
+                own: Default::default(),
             };
             let from = slot.meta.recent_below.max(slot.recent_claimed);
             view.recent =
@@ -247,9 +250,21 @@ impl<S: Storage> View<S> {
         }
     }
 
-    /// The session made this change itself and was told so, or asked not to be.
-    pub fn ignore_modseq(&mut self, modseq: ModSeq) {
-        self.ignored.push(modseq);
+    /// STORE .SILENT: [`Shard::store_flags`] for a session that knows what it has changed. The next [`View::sync`] leaves
+    /// out the messages that nobody else has changed, before or after; only those of the last change before it.
+    pub async fn store_silently(
+        &mut self,
+        uids: UidSet,
+        op: FlagOp,
+        flags: Vec<FlagName>,
+        unchanged_since: Option<ModSeq>,
+    ) -> Result<Stored, EngineError> {
+        let shard = &self.shard;
+        let stored = shard.store_flags_knowing(self.mailbox, uids, op, flags, unchanged_since, self.modseq).await?;
+        if let Some(modseq) = stored.modseq {
+            self.own = (modseq, UidSet(&stored.changed.0 - &stored.news.0));
+        }
+        Ok(stored)
     }
 
     /// Brings the view up to the published state. Without `allow_expunge` (RFC 3501, 7.4.1: during FETCH, STORE and
@@ -299,17 +314,16 @@ impl<S: Storage> View<S> {
             }
             let known_below = self.uid_next;
             if modseq > old_modseq {
+                let (own_modseq, own_uids) = std::mem::take(&mut self.own);
                 for message in index.messages.iter().filter(|message| {
-                    message.uid.0 < known_below
-                        && message.modseq > old_modseq
-                        && !self.ignored.contains(&message.modseq)
+                    let is_own = message.modseq == own_modseq && own_uids.contains(message.uid);
+                    message.uid.0 < known_below && message.modseq > old_modseq && !is_own
                 }) {
                     if let Some(sequence) = self.uids.sequence_of(message.uid.0) {
                         let flags = index.flags_of(message.uid);
                         changes.flags.push((sequence, message.uid, flags, message.modseq));
                     }
                 }
-                self.ignored.clear();
             }
             let start = index.position(Uid(known_below)).unwrap_or_else(|at| at);
             let recent_from = slot.meta.recent_below.max(slot.recent_claimed);

@@ -1,12 +1,14 @@
 //! What particular operations on mailboxes, messages and accounts come to, each on a simulated disk.
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Waker};
 
 use posthaste_engine::changes::FlagOp;
 use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
 use posthaste_engine::error::{EngineError, Refusal};
-use posthaste_engine::flags::UidSet;
+use posthaste_engine::flags::{Flags, UidSet};
 use posthaste_engine::format::frame::Packer;
 use posthaste_engine::ids::{AccountId, ShardId, Uid};
 use posthaste_engine::io::sim::{Sim, SimIo};
@@ -74,6 +76,11 @@ impl Node {
     }
 }
 
+/// Lets an operation begin: what it promises is pending then.
+fn begin(operation: Pin<&mut impl Future>) {
+    assert!(operation.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+}
+
 fn is_refused_for_keywords<T>(result: Result<T, EngineError>) -> bool {
     matches!(result, Err(EngineError::Refused(Refusal::TooManyKeywords(_))))
 }
@@ -96,5 +103,33 @@ fn a_change_refused_for_too_many_keywords_keeps_none_of_them() {
         assert_eq!(shard.keywords(inbox).await.unwrap().len(), 119);
         node.append(TargetMailbox::Inbox, keywords(120..121)).await.unwrap();
         assert_eq!(shard.keywords(inbox).await.unwrap()[119], "k120");
+    });
+}
+
+/// A change that somebody else makes before, after or during a silent STORE of the same message is told with it.
+#[test]
+fn a_silent_store_hides_only_its_own_change() {
+    on_a_node(1, async |node| {
+        let shard = &node.shard;
+        let inbox = shard.inbox(node.account).await.unwrap();
+        for _ in 0..4 {
+            node.deliver().await;
+        }
+        let store = |uid, flag| shard.store_flags(inbox, UidSet::one(Uid(uid)), FlagOp::Add, vec![flag], None);
+        let mut view = shard.select(inbox, false).await.unwrap();
+        store(1, FlagName::Flagged).await.unwrap();
+        // Of UID 2 the other change is not committed yet when the session makes its own.
+        let mut pending = pin!(store(2, FlagName::Flagged));
+        begin(pending.as_mut());
+        let own = view.store_silently(UidSet::range(1..=4), FlagOp::Add, vec![FlagName::Seen], None).await.unwrap();
+        assert_eq!(own.changed.len(), 4);
+        pending.await.unwrap();
+        store(3, FlagName::Flagged).await.unwrap();
+        let told: Vec<_> = view.sync(true).await.unwrap().flags.iter().map(|told| (told.1.0, told.2)).collect();
+        let both = Flags::SEEN.with(Flags::FLAGGED);
+        assert_eq!(told, [(1, both), (2, both), (3, both)]);
+        // A later change is not hidden by what has been told.
+        store(4, FlagName::Flagged).await.unwrap();
+        assert_eq!(view.sync(true).await.unwrap().flags.len(), 1);
     });
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use posthaste_engine::changes::Stored as FlagsStored;
 use posthaste_engine::deliver::{Prepared, Target, TargetMailbox};
 use posthaste_engine::error::{EngineError, RecoveryReport};
 use posthaste_engine::flags::UidSet;
@@ -70,6 +71,13 @@ pub async fn open(
     }
     let node = Node { io: io.clone(), workers, accounts: Vec::new(), sessions: Default::default() };
     Ok((node, reports))
+}
+
+fn expect_stored(stored: Result<FlagsStored, EngineError>, expected: &Result<Stored, Refused>) -> Outcome<()> {
+    let found = refusal(stored)?
+        .map(|stored| (stored.modseq.map(|modseq| modseq.0), uid_set(&stored.changed), uid_set(&stored.refused)));
+    let told = expected.clone().map(|stored| (stored.modseq, stored.changed, stored.refused));
+    expect("STORE", found, told)
 }
 
 impl Node {
@@ -295,10 +303,7 @@ impl Node {
                 shard.store_flags(id, set, flag_op(how), flags, since).await
             })
             .await?;
-        let found = refusal(stored)?
-            .map(|stored| (stored.modseq.map(|modseq| modseq.0), uid_set(&stored.changed), uid_set(&stored.refused)));
-        let told = expected.clone().map(|stored| (stored.modseq, stored.changed, stored.refused));
-        expect("STORE", found, told)?;
+        expect_stored(stored, &expected)?;
         Ok(expected.unwrap_or_default())
     }
 
@@ -379,16 +384,15 @@ impl Node {
         how: How,
         names: Vec<String>,
     ) -> Outcome<()> {
-        mirror.sync(&mut run.model, true).await?;
-        let key = mirror.mailbox;
-        if run.model.mailbox(key).is_none() {
-            return Ok(());
-        }
-        let stored = self.store(run, key.0 as u8, Some(key), mirror.view.mailbox(), uids, how, names, None).await?;
-        let Some(modseq) = stored.modseq else { return Ok(()) };
-        mirror.view.ignore_modseq(ModSeq(modseq));
-        for known in mirror.messages.iter_mut().filter(|known| stored.changed.contains(&known.uid)) {
-            known.flags = how.apply(&known.flags, &stored.flags);
+        let Some(mailbox) = run.model.mailbox(mirror.mailbox) else { return Ok(()) };
+        let set = uids.uid_set(mailbox.uid_next);
+        let expected = mailbox.store(&uids.set(mailbox.uid_next), how, &names, None);
+        let stored = mirror.view.store_silently(set, flag_op(how), to_engine(&names), None).await;
+        expect_stored(stored, &expected)?;
+        let Ok(Stored { modseq: Some(modseq), changed, flags, .. }) = expected else { return Ok(()) };
+        // What the session makes of it is right where nobody else has changed anything; else it is told.
+        for known in mirror.messages.iter_mut().filter(|known| changed.contains(&known.uid)) {
+            known.flags = how.apply(&known.flags, &flags);
             known.modseq = modseq;
         }
         Ok(())

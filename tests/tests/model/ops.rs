@@ -157,7 +157,7 @@ pub enum Op {
         session: u8,
         allow_expunge: bool,
     },
-    /// STORE of a session that does not want to hear of its own change, right after a sync.
+    /// STORE of a session that does not want to hear of its own change.
     StoreSilently {
         session: u8,
         uids: Uids,
@@ -235,7 +235,7 @@ pub fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(session, mailbox, claim_recent)| Op::Select { session, mailbox, claim_recent }),
         14 => (session.clone(), any::<bool>())
             .prop_map(|(session, allow_expunge)| Op::Sync { session, allow_expunge }),
-        3 => (session, uids(), how(), flags())
+        6 => (session, uids(), how(), flags())
             .prop_map(|(session, uids, how, flags)| Op::StoreSilently { session, uids, how, flags }),
         3 => account().prop_map(|account| Op::Checkpoint { account }),
         5 => (any::<bool>(), 1_u8..4, prop::option::weighted(0.3, 1_u8..80)).prop_map(

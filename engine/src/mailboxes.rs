@@ -5,7 +5,7 @@
 
 use crate::error::{EngineError, Refusal};
 use crate::flags::UidSet;
-use crate::format::record::{Expunge, MailboxChange, PlacedMessage, Placements, Record, Subscription};
+use crate::format::record::{Expunge, Keyword, MailboxChange, PlacedMessage, Placements, Record, Subscription};
 use crate::ids::{AccountId, MailboxId, ModSeq, Uid};
 use crate::shard::{Log, Shard};
 use crate::storage::Storage;
@@ -282,10 +282,12 @@ impl<S: Storage> Shard<S> {
                 log.push(lsn, transaction, Record::Mailbox(change), &[]);
             }
             let mut records = levels.len() as u32;
-            for (number, name) in index.keywords.iter().enumerate() {
+            let known = (0..).zip(&index.keywords);
+            // A keyword is pending as long as anything is, also when the index has it.
+            let pending = tip.keywords.iter().filter(|(number, _)| *number as usize >= index.keywords.len());
+            for (number, name) in known.chain(pending.map(|(number, name)| (*number, name))) {
                 let lsn = log.next_lsn(self.0.epoch);
-                let keyword =
-                    crate::format::record::Keyword { mailbox: target, number: number as u16, name: name.clone() };
+                let keyword = Keyword { mailbox: target, number, name: name.clone() };
                 log.push(lsn, transaction, Record::Keyword(keyword), &[]);
                 records += 1;
             }

@@ -133,3 +133,21 @@ fn a_silent_store_hides_only_its_own_change() {
         assert_eq!(view.sync(true).await.unwrap().flags.len(), 1);
     });
 }
+
+#[test]
+fn renaming_inbox_takes_along_keywords_that_are_not_committed_yet() {
+    on_a_node(1, async |node| {
+        let shard = &node.shard;
+        let inbox = shard.inbox(node.account).await.unwrap();
+        node.deliver().await;
+        shard.store_flags(inbox, all(), FlagOp::Add, keywords(0..1), None).await.unwrap();
+        let mut pending = pin!(shard.store_flags(inbox, all(), FlagOp::Add, keywords(1..2), None));
+        begin(pending.as_mut());
+        shard.rename_mailbox(node.account, "INBOX", "Old").await.unwrap();
+        pending.await.unwrap();
+        let old = shard.mailbox(node.account, "Old").unwrap();
+        assert_eq!(shard.keywords(old).await.unwrap(), ["k0", "k1"]);
+        let moved = shard.messages(old, all()).await.unwrap();
+        assert_eq!(moved[0].flags, Flags::keyword(0).with(Flags::keyword(1)));
+    });
+}

@@ -82,11 +82,11 @@ impl<S: Storage> Shard<S> {
         mailboxes: &[MailboxId],
         mut submit: impl FnMut(&mut State, &mut Log) -> Result<(T, Option<Ticket>), EngineError>,
     ) -> Result<T, EngineError> {
-        self.admit().await?;
         let (value, ticket) = loop {
             for &mailbox in mailboxes {
                 self.load_index(mailbox).await?;
             }
+            self.admit().await?;
             let mut state = self.0.state.borrow_mut();
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::checkpoint::INDEXES_KEPT;
 use crate::error::{EngineError, Refusal};
 use crate::flags::{Flags, KEYWORDS_MAX};
 use crate::format::checksum;
@@ -132,11 +133,15 @@ impl<S: Storage> Shard<S> {
     /// # Errors
     /// Per recipient: no such mailbox, too many keywords, UIDs used up; or the shard cannot write, which goes for all.
     pub async fn deliver(&self, message: Arc<Prepared>, targets: Vec<Target>) -> Vec<Result<Delivered, EngineError>> {
-        let count = targets.len();
-        match self.try_deliver(&message, targets).await {
-            Ok(results) => results,
-            Err(error) => vec![Err(error); count],
+        let mut results = Vec::with_capacity(targets.len());
+        for group in groups_of(targets) {
+            let count = group.len();
+            match self.try_deliver(&message, group).await {
+                Ok(delivered) => results.extend(delivered),
+                Err(error) => results.extend(std::iter::repeat_n(Err(error), count)),
+            }
         }
+        results
     }
 
     async fn try_deliver(
@@ -149,25 +154,33 @@ impl<S: Storage> Shard<S> {
             return Err(Refusal::TooLarge { octets: message.rest_octets, limit }.into());
         }
         self.check_space().await?;
-        self.admit().await?;
         let mut resolved = Vec::with_capacity(targets.len());
         for target in targets {
             let mailbox = match target.mailbox {
                 TargetMailbox::Id(mailbox) => Ok(mailbox),
                 TargetMailbox::Inbox => self.inbox(target.account).await,
             };
-            let mailbox = match mailbox {
-                Ok(mailbox) if has_keyword(&target.flags) => self.load_index(mailbox).await.map(|()| mailbox),
-                other => other,
-            };
             resolved.push((target, mailbox));
         }
         let blocks = self.write_blocks(message).await?;
         let now_s = (self.0.storage.wall_clock_ms() / 1000) as i64;
-        let (results, ticket) = {
+        let (results, ticket) = loop {
+            for (target, mailbox) in &mut resolved {
+                if let Ok(id) = *mailbox
+                    && has_keyword(&target.flags)
+                {
+                    *mailbox = self.load_index(id).await.map(|()| id);
+                }
+            }
+            self.admit().await?;
             let mut state = self.0.state.borrow_mut();
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;
+            let is_evicted = |mailbox| state.slots.get(mailbox).is_some_and(|slot| slot.index.is_none());
+            let mut with_keywords = resolved.iter().filter(|(target, _)| has_keyword(&target.flags));
+            if with_keywords.any(|(_, mailbox)| mailbox.as_ref().is_ok_and(is_evicted)) {
+                continue;
+            }
             let mut placements = Vec::with_capacity(resolved.len());
             let mut results = Vec::with_capacity(resolved.len());
             for (target, mailbox) in resolved {
@@ -207,7 +220,7 @@ impl<S: Storage> Shard<S> {
                 contents: Vec::new(),
             };
             log.push(lsn, 0, Record::Message(Box::new(head)), &[&message.frames]);
-            (results, self.ticket(&mut log))
+            break (results, self.ticket(&mut log));
         };
         ticket.committed().await?;
         Ok(results)
@@ -345,6 +358,25 @@ fn keyword_bit(slot: &Slot, new: &mut Vec<(u16, String)>, name: &str, allot: boo
     Ok(Flags::keyword(number))
 }
 
-pub(crate) fn has_keyword(flags: &[FlagName]) -> bool {
+/// Targets in groups whose keywords can be looked up together: almost always all of them. Each group takes a record.
+fn groups_of(targets: Vec<Target>) -> Vec<Vec<Target>> {
+    let mut groups = vec![Vec::new()];
+    let mut indexes = 0;
+    for target in targets {
+        if has_keyword(&target.flags) {
+            indexes += 1;
+        }
+        if indexes > INDEXES_KEPT {
+            groups.push(Vec::new());
+            indexes = 1;
+        }
+        if let Some(group) = groups.last_mut() {
+            group.push(target);
+        }
+    }
+    groups
+}
+
+fn has_keyword(flags: &[FlagName]) -> bool {
     flags.iter().any(|flag| matches!(flag, FlagName::Keyword(_)))
 }

@@ -246,6 +246,7 @@ impl<S: Storage> Shard<S> {
         let inbox = self.mailbox(account, INBOX).ok_or(Refusal::NoSuchMailbox)?;
         let ticket = loop {
             self.load_index(inbox).await?;
+            self.admit().await?;
             let mut state = self.0.state.borrow_mut();
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;

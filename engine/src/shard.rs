@@ -434,7 +434,8 @@ impl<S: Storage> Shard<S> {
         ExpectedDelivery(self.clone())
     }
 
-    /// Waits until the batch being built has room, and checks that changes are taken.
+    /// Waits until the batch being built has room, and checks that changes are taken. To be called right before the turn
+    /// that appends: whoever waits for anything else in between finds the room taken by others.
     pub(crate) async fn admit(&self) -> Result<(), EngineError> {
         loop {
             let room = self.0.room.notified();

@@ -9,12 +9,14 @@ use posthaste_engine::changes::FlagOp;
 use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
 use posthaste_engine::error::{EngineError, Refusal};
 use posthaste_engine::flags::{Flags, UidSet};
+use posthaste_engine::format::batch::{BatchHeader, end_of};
 use posthaste_engine::format::frame::Packer;
-use posthaste_engine::ids::{AccountId, ShardId, Uid};
+use posthaste_engine::ids::{AccountId, Position, ShardId, Uid};
+use posthaste_engine::io::Runtime;
 use posthaste_engine::io::sim::{Sim, SimIo};
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
 use posthaste_engine::shard::{Shard, ShardConfig};
-use posthaste_engine::storage::local::Local;
+use posthaste_engine::storage::local::{Local, parse_segment_file};
 
 type Store = Local<SimIo>;
 
@@ -42,14 +44,28 @@ async fn start(io: &SimIo, shard: ShardConfig) -> Node {
 
 /// Runs a test on a new node.
 fn on_a_node(seed: u64, test: impl AsyncFnOnce(Node) + 'static) {
+    on_a_node_with(seed, ShardConfig::default(), test);
+}
+
+fn on_a_node_with(seed: u64, shard: ShardConfig, test: impl AsyncFnOnce(Node) + 'static) {
     let sim = Sim::new(seed);
     let io = sim.io();
-    sim.run(async move { test(start(&io, ShardConfig::default()).await).await }).unwrap();
+    sim.run(async move { test(start(&io, shard).await).await }).unwrap();
 }
 
 fn prepare(header: &str, body: &[u8]) -> Arc<Prepared> {
     let bytes = [header.as_bytes(), body].concat();
     Arc::new(Prepared::new(&mut Packer::default(), &bytes, header.len(), b"digest", 1))
+}
+
+/// Text that does not compress much.
+fn noise(seed: u64, octets: usize) -> String {
+    let mut state = seed.wrapping_mul(2) + 1;
+    let letters = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(b'0' + (state >> 58) as u8)
+    });
+    letters.take(octets).collect()
 }
 
 fn keywords(numbers: std::ops::Range<u32>) -> Vec<FlagName> {
@@ -150,4 +166,64 @@ fn renaming_inbox_takes_along_keywords_that_are_not_committed_yet() {
         let moved = shard.messages(old, all()).await.unwrap();
         assert_eq!(moved[0].flags, Flags::keyword(0).with(Flags::keyword(1)));
     });
+}
+
+/// Ten mailboxes are more than the least that stay loaded.
+#[test]
+fn a_delivery_with_keywords_finds_its_mailboxes_whose_indexes_are_evicted_meanwhile() {
+    on_a_node_with(1, ShardConfig { index_cache_bytes: 1, ..ShardConfig::default() }, async |node| {
+        let shard = &node.shard;
+        let mut mailboxes = Vec::new();
+        for number in 0..10 {
+            mailboxes.push(shard.create_mailbox(node.account, &number.to_string(), 0).await.unwrap());
+        }
+        // Of its blocks each waits for a commit.
+        let message = prepare("Subject: s\r\n\r\n", &[b'x'; 1_000_000]);
+        let target = node.target(TargetMailbox::Id(mailboxes[0]), keywords(0..1));
+        let mut pending = pin!(shard.deliver(message, vec![target]));
+        begin(pending.as_mut());
+        for &mailbox in &mailboxes[1..] {
+            shard.messages(mailbox, all()).await.unwrap();
+        }
+        pending.await.remove(0).unwrap();
+        // All of them at once, too.
+        let targets = mailboxes.iter().map(|&mailbox| node.target(TargetMailbox::Id(mailbox), keywords(1..2)));
+        let delivered = shard.deliver(prepare("Subject: s\r\n\r\n", b"body\r\n"), targets.collect()).await;
+        assert!(delivered.iter().all(Result::is_ok), "{delivered:?}");
+        assert_eq!(shard.keywords(mailboxes[0]).await.unwrap(), ["k0", "k1"]);
+    });
+}
+
+/// The records of messages whose blocks were committed together do not all go into the next batch.
+#[test]
+fn deliveries_of_large_messages_that_go_on_together_keep_batches_small() {
+    const DELIVERIES: u64 = 24;
+    let sim = Sim::new(1);
+    let io = sim.io();
+    sim.run(async move {
+        let node = start(&io, ShardConfig::default()).await;
+        let (sender, mut delivered) = tokio::sync::mpsc::unbounded_channel();
+        for number in 0..DELIVERIES {
+            let header = format!("Subject: {}\r\n\r\n", noise(number, 900_000));
+            let (message, target) = (prepare(&header, &[b'x'; 300_000]), node.target(TargetMailbox::Inbox, Vec::new()));
+            let (shard, sender) = (node.shard.clone(), sender.clone());
+            io.spawn(async move {
+                let _ = sender.send(shard.deliver(message, vec![target]).await.remove(0));
+            });
+        }
+        for _ in 0..DELIVERIES {
+            delivered.recv().await.unwrap().unwrap();
+        }
+    })
+    .unwrap();
+    let (file, _) = sim.files("shard-0000/wal/").into_iter().max().unwrap();
+    let bytes = sim.contents(&file).unwrap();
+    let name = parse_segment_file(file.rsplit_once('/').unwrap().1).unwrap();
+    let mut position = Position { segment: name.segment, offset: 4096 };
+    let mut largest = 0;
+    while let Ok(batch) = BatchHeader::decode(&bytes[position.offset as usize..], position, name.epoch) {
+        largest = largest.max(batch.total_bytes());
+        position = end_of(&batch);
+    }
+    assert!((4 << 20..10 << 20).contains(&largest), "{largest}");
 }

@@ -58,6 +58,19 @@ impl<S: Storage> Shard<S> {
         }
     }
 
+    /// How many messages of a mailbox have a flag.
+    pub async fn count_with(&self, mailbox: MailboxId, flag: Flags) -> Result<u32, EngineError> {
+        loop {
+            self.load_index(mailbox).await?;
+            let state = self.0.state.borrow();
+            let slot = state.slots.get(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
+            let Some(index) = &slot.index else { continue };
+            // After damage a bitmap may name messages that are lost.
+            let with = flag.bits().filter_map(|bit| index.with_flag(bit as u8)).flatten();
+            return Ok(with.filter(|&uid| index.contains(Uid(uid))).count() as u32);
+        }
+    }
+
     /// The keywords of a mailbox by their numbers; an empty name is a number that is not in use.
     pub async fn keywords(&self, mailbox: MailboxId) -> Result<Vec<String>, EngineError> {
         loop {

@@ -227,3 +227,19 @@ fn deliveries_of_large_messages_that_go_on_together_keep_batches_small() {
     }
     assert!((4 << 20..10 << 20).contains(&largest), "{largest}");
 }
+
+#[test]
+fn messages_with_a_flag_are_counted() {
+    on_a_node(1, async |node| {
+        let shard = &node.shard;
+        let inbox = shard.inbox(node.account).await.unwrap();
+        for _ in 0..5 {
+            node.deliver().await;
+        }
+        assert_eq!(shard.count_with(inbox, Flags::DELETED).await.unwrap(), 0);
+        shard.store_flags(inbox, UidSet::range(2..=4), FlagOp::Add, vec![FlagName::Deleted], None).await.unwrap();
+        assert_eq!(shard.count_with(inbox, Flags::DELETED).await.unwrap(), 3);
+        shard.expunge(inbox, Some(UidSet::one(Uid(3)))).await.unwrap();
+        assert_eq!(shard.count_with(inbox, Flags::DELETED).await.unwrap(), 2);
+    });
+}

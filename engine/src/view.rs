@@ -13,6 +13,7 @@ use crate::error::{EngineError, Refusal};
 use crate::flags::{Flags, UidSet};
 use crate::format::record::{Recent, Record};
 use crate::ids::{MailboxId, ModSeq, Uid};
+use crate::index::Message;
 use crate::shard::Shard;
 use crate::state::{Watcher, take_change};
 use crate::storage::Storage;
@@ -313,11 +314,12 @@ impl<S: Storage> View<S> {
                 self.expunge_modseq = modseq;
             }
             let known_below = self.uid_next;
-            if modseq > old_modseq {
+            let start = index.position(Uid(known_below)).unwrap_or_else(|at| at);
+            if modseq > old_modseq && !all_from_arrivals(&index.messages[start..], old_modseq, modseq) {
                 let (own_modseq, own_uids) = std::mem::take(&mut self.own);
-                for message in index.messages.iter().filter(|message| {
+                for message in index.messages[..start].iter().filter(|message| {
                     let is_own = message.modseq == own_modseq && own_uids.contains(message.uid);
-                    message.uid.0 < known_below && message.modseq > old_modseq && !is_own
+                    message.modseq > old_modseq && !is_own
                 }) {
                     if let Some(sequence) = self.uids.sequence_of(message.uid.0) {
                         let flags = index.flags_of(message.uid);
@@ -325,7 +327,6 @@ impl<S: Storage> View<S> {
                     }
                 }
             }
-            let start = index.position(Uid(known_below)).unwrap_or_else(|at| at);
             let recent_from = slot.meta.recent_below.max(slot.recent_claimed);
             let (old_exists, old_recent) = (self.uids.len(), self.recent.len());
             for message in &index.messages[start..] {
@@ -350,9 +351,52 @@ impl<S: Storage> View<S> {
     }
 }
 
+/// Whether the arrival of `new` messages alone accounts for every mod-sequence after `from`, up to `to`: then nothing else
+/// has changed, as each change has a mod-sequence of its own. False if in doubt.
+fn all_from_arrivals(new: &[Message], from: ModSeq, to: ModSeq) -> bool {
+    let mut last = from;
+    let mut different = 0;
+    for message in new {
+        // Those that came together have one; those that were changed since may hide others.
+        if message.modseq > last {
+            last = message.modseq;
+            different += 1;
+        }
+    }
+    different == to.0 - from.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{Location, MessageId};
+
+    #[test]
+    fn only_arrivals_make_a_view_skip_the_messages_that_it_knows() {
+        let from_arrivals = |modseqs: &[u64], from, to| {
+            let new = modseqs.iter().map(|&modseq| Message {
+                uid: Uid(1),
+                prefix_of: 0,
+                zone_minutes: 0,
+                modseq: ModSeq(modseq),
+                id: MessageId::default(),
+                location: Location::default(),
+                head_bytes: 0,
+                size: 0,
+                internal_date: 0,
+                save_date: 0,
+            });
+            all_from_arrivals(&new.collect::<Vec<_>>(), ModSeq(from), ModSeq(to))
+        };
+        assert!(from_arrivals(&[6, 7, 8], 5, 8));
+        // A copy of several messages has one mod-sequence.
+        assert!(from_arrivals(&[6, 6, 6, 7], 5, 7));
+        // A change of an older message, an expunge, a change of a new one.
+        assert!(!from_arrivals(&[6, 8], 5, 8));
+        assert!(!from_arrivals(&[6, 7], 5, 8));
+        assert!(!from_arrivals(&[8, 7], 5, 8));
+        assert!(!from_arrivals(&[], 5, 6));
+    }
 
     #[test]
     fn runs_rank_and_find() {

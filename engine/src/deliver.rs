@@ -6,7 +6,7 @@ use crate::checkpoint::INDEXES_KEPT;
 use crate::error::{EngineError, Refusal};
 use crate::flags::{Flags, KEYWORDS_MAX};
 use crate::format::checksum;
-use crate::format::frame::{BLOCK_RAW_BYTES, FRAME_RAW_BYTES_MAX, FrameInfo, Packer};
+use crate::format::frame::{BLOCK_RAW_BYTES, FrameInfo, HEADER_RAW_BYTES, Packer};
 use crate::format::message::{BlockReference, MessageHead, PREFIX_BYTES_MAX, Placement};
 use crate::format::record::{Keyword, Record};
 use crate::ids::{AccountId, Lsn, MailboxId, ModSeq, Uid};
@@ -30,7 +30,7 @@ pub struct Prepared {
     body: FrameInfo,
     /// The stored bytes of the four frames, one after another.
     frames: Vec<u8>,
-    /// A body of more than 256 KB, in blocks.
+    /// A body of more than 256 KB, with what comes before it of a header of more than 1 MB, in blocks.
     blocks: Vec<(FrameInfo, Vec<u8>)>,
 }
 
@@ -41,11 +41,11 @@ impl Prepared {
     /// This costs about 3 us per KB: run messages over 256 KB through [`Runtime::offload`].
     ///
     /// # Panics
-    /// If `header_octets` is past the end of the message.
+    /// If `header_octets` is past the end of the message, or 4 GB or more.
     pub fn new(packer: &mut Packer, rest: &[u8], header_octets: usize, digest: &[u8], received_ms: u64) -> Self {
-        // A header that no frame can hold is cut: its rest is stored as body, and what goes out is the same.
-        let header_octets = header_octets.min(FRAME_RAW_BYTES_MAX);
-        let (header_bytes, body_bytes) = rest.split_at(header_octets);
+        let header_octets = u32::try_from(header_octets).expect("messages are shorter than 4 GB");
+        // A record stays small also where the header is not: what its frame has no room for goes with the body.
+        let (header_bytes, body_bytes) = rest.split_at(HEADER_RAW_BYTES.min(header_octets as usize));
         let mut frames = Vec::with_capacity(rest.len() / 2 + 256);
         let (small, overflow) = digest.split_at(digest.len().min(DIGEST_BYTES_MAX));
         let digest = packer.pack(small, &mut frames);
@@ -67,7 +67,7 @@ impl Prepared {
             received_ms,
             rest_octets: rest.len() as u64,
             rest_checksum: checksum(rest),
-            header_octets: header_octets as u32,
+            header_octets,
             digest,
             digest_overflow,
             header,

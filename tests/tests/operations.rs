@@ -15,6 +15,7 @@ use posthaste_engine::ids::{AccountId, Position, ShardId, Uid};
 use posthaste_engine::io::Runtime;
 use posthaste_engine::io::sim::{Sim, SimIo};
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
+use posthaste_engine::read::Part;
 use posthaste_engine::shard::{Shard, ShardConfig};
 use posthaste_engine::storage::local::{Local, parse_segment_file};
 
@@ -241,5 +242,45 @@ fn messages_with_a_flag_are_counted() {
         assert_eq!(shard.count_with(inbox, Flags::DELETED).await.unwrap(), 3);
         shard.expunge(inbox, Some(UidSet::one(Uid(3)))).await.unwrap();
         assert_eq!(shard.count_with(inbox, Flags::DELETED).await.unwrap(), 2);
+    });
+}
+
+/// A header of three megabytes, before a body in blocks and before none, and one just larger than its frame.
+#[test]
+fn a_header_larger_than_its_frame_comes_back_whole() {
+    on_a_node(1, async |node| {
+        let shard = &node.shard;
+        let inbox = shard.inbox(node.account).await.unwrap();
+        let lines = |octets| format!("{}\r\n\r\n", noise(1, octets).replace('0', "\r\nX: "));
+        let just_larger = format!("{}\r\n\r\n", noise(2, 1 << 20));
+        let cases = [
+            (lines(3_000_000), vec![b'x'; 700_000]),
+            (lines(3_000_000), b"body\r\n".to_vec()),
+            (lines(3_000_000), Vec::new()),
+            (just_larger.clone(), b"body\r\n".to_vec()),
+            (just_larger, Vec::new()),
+            ("Subject: s\r\n\r\n".to_owned(), vec![b'x'; 700_000]),
+        ];
+        for (header, body) in &cases {
+            let target = Target { prefix: b"Prefix: p\r\n".to_vec(), ..node.target(TargetMailbox::Inbox, Vec::new()) };
+            shard.deliver(prepare(header, body), vec![target]).await.remove(0).unwrap();
+        }
+        for (found, (header, body)) in shard.messages(inbox, all()).await.unwrap().iter().zip(&cases) {
+            let what = format!("a header of {} octets and a body of {}", header.len(), body.len());
+            let message = &found.message;
+            assert_eq!(message.size, (11 + header.len() + body.len()) as u64, "{what}");
+            // Block records are 256 KB: a record holds no more than a frame of the header and a body's.
+            assert!(message.location.len < 1_400_000, "{what}: {} bytes", message.location.len);
+            let whole = shard.read_message(message, inbox, Part::Whole).await.unwrap();
+            assert!((&whole.header[..], &whole.body) == (header.as_bytes(), body), "{what}");
+            let before = shard.stats().record_read_bytes;
+            let head = shard.read_message(message, inbox, Part::Header).await.unwrap();
+            assert!((&head.header[..], head.body.len()) == (header.as_bytes(), 0), "{what}");
+            assert_eq!(head.prefix, b"Prefix: p\r\n", "{what}");
+            let read = shard.stats().record_read_bytes - before;
+            assert!(read < header.len() as u64 * 2 + 300_000, "{what}: {read} bytes read");
+            let digest = shard.read_message(message, inbox, Part::Digest).await.unwrap();
+            assert_eq!(digest.digest, b"digest", "{what}");
+        }
     });
 }

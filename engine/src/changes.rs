@@ -12,6 +12,17 @@ use crate::shard::{Log, Shard, Ticket};
 use crate::state::{State, Tip};
 use crate::storage::Storage;
 
+/// COPY, MOVE and a rename of INBOX take at most so many messages: each is one transaction that must be published in one
+/// step, so it is part of one batch, where a message takes up to 81 bytes.
+const TRANSFER_MESSAGES_MAX: u64 = 500_000;
+
+/// # Errors
+/// There are too many to be copied or moved in one transaction.
+pub(crate) fn check_transfer(messages: u64) -> Result<(), Refusal> {
+    let limit = TRANSFER_MESSAGES_MAX;
+    if messages > limit { Err(Refusal::TooManyMessages { messages, limit }) } else { Ok(()) }
+}
+
 /// How STORE combines flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlagOp {
@@ -260,6 +271,7 @@ impl<S: Storage> Shard<S> {
                 return Err(Refusal::NoSuchMailbox.into());
             };
             let uids = existing(index, tip, &uids);
+            check_transfer(uids.len())?;
             let mut items: Vec<PlacedMessage> = Vec::with_capacity(uids.len() as usize);
             let mut sources = Vec::with_capacity(uids.len() as usize);
             let mut keywords = std::collections::BTreeSet::new();

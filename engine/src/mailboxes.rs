@@ -3,6 +3,7 @@
 //! Changes of one account's structure go one after another, each waiting for the commit of the one before: they are rare,
 //! and names then need no pending tip.
 
+use crate::changes::check_transfer;
 use crate::error::{EngineError, Refusal};
 use crate::flags::UidSet;
 use crate::format::record::{Expunge, Keyword, MailboxChange, PlacedMessage, Placements, Record, Subscription};
@@ -267,6 +268,8 @@ impl<S: Storage> Shard<S> {
             }
             slot.tip();
             let (Some(index), Some(tip)) = (&slot.index, &slot.tip) else { continue };
+            let moved: Vec<_> = index.messages.iter().filter(|message| !tip.expunged.contains(message.uid.0)).collect();
+            check_transfer(moved.len() as u64)?;
             let mut transaction = 0;
             let mut target = MailboxId::default();
             for (number, level) in levels.iter().enumerate() {
@@ -292,7 +295,6 @@ impl<S: Storage> Shard<S> {
                 log.push(lsn, transaction, Record::Keyword(keyword), &[]);
                 records += 1;
             }
-            let moved: Vec<_> = index.messages.iter().filter(|message| !tip.expunged.contains(message.uid.0)).collect();
             let uids: UidSet = moved.iter().map(|message| message.uid).collect();
             let size = moved.iter().map(|message| message.size).sum();
             let mut unseen = 0;

@@ -284,3 +284,27 @@ fn a_header_larger_than_its_frame_comes_back_whole() {
         }
     });
 }
+
+#[test]
+fn a_copy_that_no_batch_could_hold_is_refused() {
+    on_a_node(1, async |node| {
+        let shard = &node.shard;
+        let inbox = shard.inbox(node.account).await.unwrap();
+        node.deliver().await;
+        let everything = UidSet::range(1..=1_000_000);
+        for _ in 0..19 {
+            shard.copy(inbox, everything.clone(), inbox).await.unwrap();
+        }
+        let messages = 1 << 19;
+        let is_refused = |result: Option<EngineError>| {
+            let Some(EngineError::Refused(refusal)) = result else { return false };
+            refusal == Refusal::TooManyMessages { messages, limit: 500_000 }
+        };
+        assert!(is_refused(shard.copy(inbox, everything.clone(), inbox).await.err()));
+        assert!(is_refused(shard.move_messages(inbox, everything, inbox).await.err()));
+        assert!(is_refused(shard.rename_mailbox(node.account, "INBOX", "Old").await.err()));
+        assert_eq!(shard.status(inbox).unwrap().exists as u64, messages);
+        let part = UidSet::range(1..=500_000);
+        assert_eq!(shard.copy(inbox, part, inbox).await.unwrap().pairs.len(), 500_000);
+    });
+}

@@ -3,12 +3,16 @@
 //! Changes of one account's structure go one after another, each waiting for the commit of the one before: they are rare,
 //! and names then need no pending tip.
 
+use std::sync::Arc;
+
 use crate::changes::check_transfer;
 use crate::error::{EngineError, Refusal};
 use crate::flags::UidSet;
 use crate::format::record::{Expunge, Keyword, MailboxChange, PlacedMessage, Placements, Record, Subscription};
 use crate::ids::{AccountId, MailboxId, ModSeq, Uid};
+use crate::node::SharedDirectory;
 use crate::shard::{Log, Shard};
+use crate::state::State;
 use crate::storage::Storage;
 
 pub const INBOX: &str = "INBOX";
@@ -123,10 +127,9 @@ impl<S: Storage> Shard<S> {
             let state = self.0.state.borrow();
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;
-            let (mut next, existing) = match state.accounts.get(&account) {
+            let existing = match state.accounts.get(&account) {
                 Some(account) if account.closed => return Err(Refusal::NoSuchAccount.into()),
-                Some(account) => (account.uid_validity_next.max(1), Some(&account.mailboxes)),
-                None => (1, None),
+                account => account.map(|account| &account.mailboxes),
             };
             let exists = |name: &str| existing.is_some_and(|mailboxes| mailboxes.contains_key(name));
             if exists(&name) {
@@ -135,8 +138,8 @@ impl<S: Storage> Shard<S> {
             let mut levels: Vec<&str> =
                 name.match_indices(SEPARATOR).map(|(at, _)| &name[..at]).filter(|level| !exists(level)).collect();
             levels.push(&name);
-            next = next.max(state.uid_validity_floors.get(&account).copied().unwrap_or(1));
-            let mailbox = self.push_creations(&mut log, account, &levels, next, special_use);
+            let first_uid_validity = self.uid_validity_next(&state, account);
+            let mailbox = self.push_creations(&mut log, account, &levels, first_uid_validity, special_use);
             (mailbox, self.ticket(&mut log))
         };
         ticket.committed().await?;
@@ -223,7 +226,7 @@ impl<S: Storage> Shard<S> {
                 count += 1;
                 log.push(lsn, transaction, Record::Mailbox(change(lsn.0)), &[]);
             };
-            let first_uid_validity = account_state.uid_validity_next.max(1);
+            let first_uid_validity = self.uid_validity_next(&state, account);
             for (number, parent) in parents.iter().enumerate() {
                 push(&mut log, &mut |lsn| MailboxChange::Create {
                     mailbox: MailboxId(lsn),
@@ -255,7 +258,7 @@ impl<S: Storage> Shard<S> {
             if account_state.mailboxes.contains_key(to) {
                 return Err(Refusal::MailboxExists.into());
             }
-            let first_uid_validity = account_state.uid_validity_next.max(1);
+            let first_uid_validity = self.uid_validity_next(&state, account);
             let mut levels: Vec<&str> = to
                 .match_indices(SEPARATOR)
                 .map(|(at, _)| &to[..at])
@@ -411,9 +414,15 @@ impl<S: Storage> Shard<S> {
         Ok(())
     }
 
-    /// Every UIDVALIDITY that an account gets from here on is at least `floor`.
-    pub(crate) fn raise_uid_validity(&self, account: AccountId, floor: u32) {
-        self.0.state.borrow_mut().uid_validity_floors.insert(account, floor);
+    /// The UIDVALIDITY of an account's next mailbox: above that of any other mailbox that an account of its name ever had.
+    fn uid_validity_next(&self, state: &State, account: AccountId) -> u32 {
+        let floor = self.0.directory.get().map_or(1, |directory| directory.load().uid_validity_floor(account));
+        state.accounts.get(&account).map_or(1, |account| account.uid_validity_next).max(floor)
+    }
+
+    /// Lets the shard know the accounts. To be called once, by its worker.
+    pub(crate) fn share_directory(&self, directory: &SharedDirectory) {
+        assert!(self.0.directory.set(Arc::clone(directory)).is_ok(), "a shard has one worker");
     }
 }
 

@@ -100,13 +100,18 @@ type Bucket = Arc<HashMap<Box<str>, Arc<AccountRecord>>>;
 #[derive(Clone, Debug)]
 pub struct Directory {
     buckets: Vec<Bucket>,
+    /// Of accounts whose name an account had before.
+    uid_validity_floors: Arc<HashMap<AccountId, u32>>,
 }
 
 impl Default for Directory {
     fn default() -> Self {
-        Self { buckets: vec![Bucket::default(); BUCKETS] }
+        Self { buckets: vec![Bucket::default(); BUCKETS], uid_validity_floors: Arc::default() }
     }
 }
+
+/// Where workers and shards find the newest directory. It is complete before any session starts.
+pub(crate) type SharedDirectory = Arc<ArcSwap<Directory>>;
 
 impl Directory {
     fn bucket_of(name: &str) -> usize {
@@ -136,7 +141,17 @@ impl Directory {
         self.iter().next().is_none()
     }
 
+    /// Every UIDVALIDITY that an account gets is at least this.
+    pub(crate) fn uid_validity_floor(&self, account: AccountId) -> u32 {
+        self.uid_validity_floors.get(&account).copied().unwrap_or(1)
+    }
+
     fn put(&mut self, record: AccountRecord) {
+        if record.uid_validity_floor > 1 && !record.deleted {
+            Arc::make_mut(&mut self.uid_validity_floors).insert(record.account, record.uid_validity_floor);
+        } else if self.uid_validity_floors.contains_key(&record.account) {
+            Arc::make_mut(&mut self.uid_validity_floors).remove(&record.account);
+        }
         let bucket = Arc::make_mut(&mut self.buckets[Self::bucket_of(&record.name)]);
         match bucket.get(record.name.as_str()) {
             // An account that was made again: the deleted one's record has an older id.
@@ -155,7 +170,7 @@ pub type Job<S> = Box<dyn FnOnce(&Worker<S>) + Send>;
 pub struct Cluster<S: Storage> {
     pub superblock: Superblock,
     workers: Vec<mpsc::UnboundedSender<Job<S>>>,
-    directory: ArcSwap<Directory>,
+    directory: SharedDirectory,
 }
 
 /// A worker's end of the cluster, to be opened on its thread.
@@ -169,7 +184,7 @@ impl<S: Storage> Cluster<S> {
     pub fn new(superblock: Superblock, workers: usize) -> (Arc<Self>, Vec<WorkerSeat<S>>) {
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..workers.max(1)).map(|_| mpsc::unbounded_channel()).unzip();
         let seats = receivers.into_iter().enumerate().map(|(index, jobs)| WorkerSeat { index, jobs }).collect();
-        (Arc::new(Self { superblock, workers: senders, directory: ArcSwap::default() }), seats)
+        (Arc::new(Self { superblock, workers: senders, directory: SharedDirectory::default() }), seats)
     }
 
     pub fn workers(&self) -> usize {
@@ -248,6 +263,7 @@ impl<S: Storage> Worker<S> {
         for shard in (0..cluster.superblock.shards).map(ShardId).filter(|&shard| cluster.owner(shard) == seat.index) {
             let (opened, report) =
                 Shard::open(storage.clone(), shard, cluster.superblock.store, config.shard.clone()).await?;
+            opened.share_directory(&cluster.directory);
             reports.push(report);
             worker.0.shards.borrow_mut().insert(shard, opened);
         }
@@ -342,9 +358,9 @@ impl<S: Storage> Worker<S> {
             .call(SYSTEM_SHARD, move |system| async move { system.put_accounts(&cluster, accounts).await })
             .await??;
         // INBOXes are made at once where they can be, so that a client's first LIST shows them.
-        let mut by_shard: BTreeMap<ShardId, Vec<(AccountId, u32)>> = BTreeMap::new();
+        let mut by_shard: BTreeMap<ShardId, Vec<AccountId>> = BTreeMap::new();
         for account in results.iter().flatten() {
-            by_shard.entry(account.shard).or_default().push((account.account, account.uid_validity_floor));
+            by_shard.entry(account.shard).or_default().push(account.account);
         }
         for (shard, accounts) in by_shard {
             self.call(shard, move |shard| async move { shard.make_inboxes(accounts).await }).await??;
@@ -448,10 +464,9 @@ impl<S: Storage> Shard<S> {
     }
 
     /// INBOXes of new accounts, committed together.
-    async fn make_inboxes(&self, accounts: Vec<(AccountId, u32)>) -> Result<(), EngineError> {
+    async fn make_inboxes(&self, accounts: Vec<AccountId>) -> Result<(), EngineError> {
         let mut waiting = Vec::with_capacity(accounts.len());
-        for (account, floor) in accounts {
-            self.raise_uid_validity(account, floor);
+        for account in accounts {
             let shard = self.clone();
             let (sender, receiver) = oneshot::channel();
             self.0.storage.spawn(async move {

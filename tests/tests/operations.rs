@@ -11,6 +11,7 @@ use posthaste_engine::error::{EngineError, Refusal};
 use posthaste_engine::flags::{Flags, UidSet};
 use posthaste_engine::format::batch::{BatchHeader, end_of};
 use posthaste_engine::format::frame::Packer;
+use posthaste_engine::format::record::AccountRecord;
 use posthaste_engine::ids::{AccountId, Position, ShardId, Uid};
 use posthaste_engine::io::Runtime;
 use posthaste_engine::io::sim::{Sim, SimIo};
@@ -22,6 +23,7 @@ use posthaste_engine::storage::local::{Local, parse_segment_file};
 type Store = Local<SimIo>;
 
 const NAME: &str = "a@example.org";
+const NAME_IN_SECOND_SHARD: &str = "c@example.org";
 const SHARD: ShardId = ShardId(0);
 
 /// A node with one worker, one shard and one account.
@@ -41,6 +43,35 @@ async fn start(io: &SimIo, shard: ShardConfig) -> Node {
     worker.add_accounts(vec![account]).await.unwrap();
     let account = worker.cluster().directory().find(NAME).unwrap().account;
     Node { shard: worker.local(SHARD).unwrap(), account, _worker: worker }
+}
+
+/// Two workers with a shard each, which open in any order. The account is in the second shard.
+async fn start_two(io: &SimIo) -> Vec<Worker<Store>> {
+    let superblock = open_superblock(&Local::new(io.clone()), 2).await.unwrap();
+    let (cluster, seats) = Cluster::new(superblock, 2);
+    let mut opening = Vec::new();
+    for seat in seats {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let shard = ShardConfig { segment_size_bytes: 1 << 20, ..ShardConfig::default() };
+        let opened = Worker::open(Local::new(io.clone()), Arc::clone(&cluster), seat, StoreConfig { shard });
+        io.spawn(async move {
+            let _ = sender.send(opened.await);
+        });
+        opening.push(receiver);
+    }
+    let mut workers = Vec::new();
+    for receiver in opening {
+        workers.push(receiver.await.unwrap().unwrap().0);
+    }
+    workers
+}
+
+async fn add_account(worker: &Worker<Store>) -> Arc<AccountRecord> {
+    let account = NewAccount { name: NAME_IN_SECOND_SHARD.to_owned(), password: String::new() };
+    worker.add_accounts(vec![account]).await.unwrap().remove(0).unwrap();
+    let account = worker.cluster().directory().find(NAME_IN_SECOND_SHARD).unwrap();
+    assert_eq!(account.shard, ShardId(1));
+    account
 }
 
 /// Runs a test on a new node.
@@ -307,4 +338,37 @@ fn a_copy_that_no_batch_could_hold_is_refused() {
         let part = UidSet::range(1..=500_000);
         assert_eq!(shard.copy(inbox, part, inbox).await.unwrap().pairs.len(), 500_000);
     });
+}
+
+#[test]
+fn an_account_made_again_gets_no_uid_validity_twice_wherever_that_crashes() {
+    let mut without_inbox = 0;
+    for crash_after in 1..60 {
+        let sim = Sim::new(crash_after);
+        let (io, machine) = (sim.io(), sim.clone());
+        sim.run(async move {
+            let workers = start_two(&io).await;
+            let account = add_account(&workers[0]).await;
+            let shard = workers[1].local(account.shard).unwrap();
+            shard.create_mailbox(account.account, "Other", 0).await.unwrap();
+            workers[0].delete_account(NAME_IN_SECOND_SHARD).await.unwrap();
+            machine.crash_after(Some(crash_after));
+            add_account(&workers[0]).await;
+        });
+        sim.crash_after(None);
+        sim.crash_now();
+        let io = sim.io();
+        let had_inbox = sim.run(async move {
+            let workers = start_two(&io).await;
+            let account = workers[0].cluster().directory().find(NAME_IN_SECOND_SHARD)?;
+            let shard = workers[1].local(account.shard).unwrap();
+            let had_inbox = shard.mailbox(account.account, "INBOX").is_some();
+            let inbox = shard.inbox(account.account).await.unwrap();
+            let uid_validity = shard.status(inbox).unwrap().uid_validity;
+            assert!(uid_validity > 2, "UIDVALIDITY {uid_validity} after a crash at operation {crash_after}");
+            Some(had_inbox)
+        });
+        without_inbox += u32::from(had_inbox.unwrap() == Some(false));
+    }
+    assert!(without_inbox > 0, "no crash came between the account and its INBOX");
 }

@@ -12,7 +12,7 @@ use crate::format::record::{Expunge, Keyword, MailboxChange, PlacedMessage, Plac
 use crate::ids::{AccountId, MailboxId, ModSeq, Uid};
 use crate::node::SharedDirectory;
 use crate::shard::{Log, Shard};
-use crate::state::State;
+use crate::state::{AccountState, State};
 use crate::storage::Storage;
 
 pub const INBOX: &str = "INBOX";
@@ -194,7 +194,7 @@ impl<S: Storage> Shard<S> {
             let state = self.0.state.borrow();
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;
-            let account_state = state.accounts.get(&account).ok_or(Refusal::NoSuchMailbox)?;
+            let account_state = open_account(&state, account)?;
             let mailboxes = &account_state.mailboxes;
             let below = format!("{from}{SEPARATOR}");
             let moved: Vec<(MailboxId, String)> = mailboxes
@@ -254,7 +254,7 @@ impl<S: Storage> Shard<S> {
             let mut state = self.0.state.borrow_mut();
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;
-            let account_state = state.accounts.get(&account).ok_or(Refusal::NoSuchMailbox)?;
+            let account_state = open_account(&state, account)?;
             if account_state.mailboxes.contains_key(to) {
                 return Err(Refusal::MailboxExists.into());
             }
@@ -383,19 +383,33 @@ impl<S: Storage> Shard<S> {
         Ok(())
     }
 
-    /// Deletes all mailboxes of an account and lets it make no more; returns a UIDVALIDITY above all it ever had.
-    pub(crate) async fn close_account(&self, account: AccountId) -> Result<u32, EngineError> {
+    /// Lets an account make no more mailboxes; returns a UIDVALIDITY above all it ever had.
+    pub(crate) async fn close_account(&self, account: AccountId) -> u32 {
+        let lock = self.account_lock(account);
+        let _one_at_a_time = lock.lock().await;
+        let mut state = self.0.state.borrow_mut();
+        state.accounts.entry(account).or_default().closed = true;
+        self.uid_validity_next(&state, account)
+    }
+
+    /// Undoes [`Shard::close_account`].
+    pub(crate) fn reopen_account(&self, account: AccountId) {
+        if let Some(account) = self.0.state.borrow_mut().accounts.get_mut(&account) {
+            account.closed = false;
+        }
+    }
+
+    /// Deletes all mailboxes of an account that has been deleted itself, and lets it make no more.
+    pub(crate) async fn empty_account(&self, account: AccountId) -> Result<(), EngineError> {
         let lock = self.account_lock(account);
         let _one_at_a_time = lock.lock().await;
         let mailboxes: Vec<MailboxId> = {
             let mut state = self.0.state.borrow_mut();
-            let account = state.accounts.entry(account).or_default();
+            let Some(account) = state.accounts.get_mut(&account) else { return Ok(()) };
             account.closed = true;
             account.mailboxes.values().copied().collect()
         };
-        self.delete_mailboxes(&mailboxes).await?;
-        let state = self.0.state.borrow();
-        Ok(state.accounts.get(&account).map_or(1, |account| account.uid_validity_next.max(1)))
+        self.delete_mailboxes(&mailboxes).await
     }
 
     /// Subscribes an account to a name, or unsubscribes it; the name need not exist. Durable on return.
@@ -424,6 +438,12 @@ impl<S: Storage> Shard<S> {
     pub(crate) fn share_directory(&self, directory: &SharedDirectory) {
         assert!(self.0.directory.set(Arc::clone(directory)).is_ok(), "a shard has one worker");
     }
+}
+
+/// An account that may make mailboxes.
+fn open_account(state: &State, account: AccountId) -> Result<&AccountState, Refusal> {
+    let account = state.accounts.get(&account).ok_or(Refusal::NoSuchMailbox)?;
+    if account.closed { Err(Refusal::NoSuchAccount) } else { Ok(account) }
 }
 
 fn status_of(meta: &crate::state::Meta) -> Status {

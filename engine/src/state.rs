@@ -234,7 +234,7 @@ pub struct AccountState {
     pub uid_validity_next: u32,
     pub attributes: BTreeMap<(MailboxId, String), Vec<u8>>,
     pub dirty: bool,
-    /// The account is being deleted: it makes no more mailboxes. Not stored; deleting it again is harmless.
+    /// The account is being deleted: it makes no more mailboxes. Not stored: its record says whether it has been.
     pub closed: bool,
 }
 

@@ -1,9 +1,12 @@
 //! What particular operations on mailboxes, messages and accounts come to, each on a simulated disk.
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+use std::cell::Cell;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 use posthaste_engine::changes::FlagOp;
 use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
@@ -14,7 +17,7 @@ use posthaste_engine::format::frame::Packer;
 use posthaste_engine::format::record::AccountRecord;
 use posthaste_engine::ids::{AccountId, Position, ShardId, Uid};
 use posthaste_engine::io::Runtime;
-use posthaste_engine::io::sim::{Sim, SimIo};
+use posthaste_engine::io::sim::{FaultRates, Sim, SimIo};
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
 use posthaste_engine::read::Part;
 use posthaste_engine::shard::{Shard, ShardConfig};
@@ -371,4 +374,90 @@ fn an_account_made_again_gets_no_uid_validity_twice_wherever_that_crashes() {
         without_inbox += u32::from(had_inbox.unwrap() == Some(false));
     }
     assert!(without_inbox > 0, "no crash came between the account and its INBOX");
+}
+
+#[test]
+fn an_account_is_deleted_with_all_its_mail_or_not_at_all_wherever_that_crashes() {
+    let (mut lived, mut was_deleted) = (0, 0);
+    for crash_after in 1..60 {
+        let sim = Sim::new(crash_after);
+        let (io, machine) = (sim.io(), sim.clone());
+        let id = Rc::new(Cell::new(AccountId(0)));
+        let made = Rc::clone(&id);
+        sim.run(async move {
+            let workers = start_two(&io).await;
+            let account = add_account(&workers[0]).await;
+            made.set(account.account);
+            let shard = workers[1].local(account.shard).unwrap();
+            shard.create_mailbox(account.account, "Other", 0).await.unwrap();
+            machine.crash_after(Some(crash_after));
+            workers[0].delete_account(NAME_IN_SECOND_SHARD).await.unwrap();
+        });
+        sim.crash_after(None);
+        sim.crash_now();
+        let io = sim.io();
+        let lives = sim.run(async move {
+            let workers = start_two(&io).await;
+            let shard = workers[1].local(ShardId(1)).unwrap();
+            // What is left of a deleted account goes soon.
+            io.sleep(Duration::from_secs(1)).await;
+            let lives = workers[0].cluster().directory().find(NAME_IN_SECOND_SHARD).is_some();
+            let mailboxes = shard.mailboxes(id.get()).len();
+            assert_eq!(mailboxes, if lives { 2 } else { 0 }, "after a crash at operation {crash_after}");
+            lives
+        });
+        *(if lives.unwrap() { &mut lived } else { &mut was_deleted }) += 1;
+    }
+    assert!(lived > 0 && was_deleted > 0, "{lived} lived, {was_deleted} were deleted");
+}
+
+#[test]
+fn an_account_that_there_was_no_room_to_delete_lives_on() {
+    let sim = Sim::new(1);
+    let io = sim.io();
+    let made = sim.run(async move {
+        let workers = start_two(&io).await;
+        let account = add_account(&workers[0]).await;
+        for worker in &workers {
+            worker.stop().await.unwrap();
+        }
+        account.account
+    });
+    let (io, machine, id) = (sim.io(), sim.clone(), made.unwrap());
+    sim.run(async move {
+        let workers = start_two(&io).await;
+        let shard = workers[1].local(ShardId(1)).unwrap();
+        // No log has a segment yet that could take a record.
+        machine.set_faults(FaultRates { no_space: 1 << 16, ..FaultRates::default() });
+        let full = workers[0].delete_account(NAME_IN_SECOND_SHARD).await;
+        assert!(matches!(full, Err(EngineError::Full)), "{full:?}");
+        machine.set_faults(FaultRates::default());
+        assert!(workers[0].cluster().directory().find(NAME_IN_SECOND_SHARD).is_some());
+        shard.create_mailbox(id, "Other", 0).await.unwrap();
+        assert_eq!(shard.mailboxes(id).len(), 2);
+        workers[0].delete_account(NAME_IN_SECOND_SHARD).await.unwrap();
+        assert!(workers[0].cluster().directory().find(NAME_IN_SECOND_SHARD).is_none());
+        assert_eq!(shard.mailboxes(id).len(), 0);
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_late_deletion_leaves_an_account_alone_that_has_got_the_name_meanwhile() {
+    let sim = Sim::new(1);
+    let io = sim.io();
+    sim.run(async move {
+        let workers = start_two(&io).await;
+        add_account(&workers[0]).await;
+        // The first step is another worker's.
+        let mut late = pin!(workers[0].delete_account(NAME_IN_SECOND_SHARD));
+        begin(late.as_mut());
+        workers[0].delete_account(NAME_IN_SECOND_SHARD).await.unwrap();
+        let again = add_account(&workers[0]).await;
+        let refused = late.await;
+        assert!(matches!(refused, Err(EngineError::Refused(Refusal::NoSuchAccount))), "{refused:?}");
+        let living = workers[0].cluster().directory().find(NAME_IN_SECOND_SHARD).unwrap();
+        assert_eq!(living.account, again.account);
+    })
+    .unwrap();
 }

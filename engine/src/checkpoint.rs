@@ -32,7 +32,7 @@ const ACCOUNTS_PAGE_BYTES: usize = 256 << 10;
 const MAILBOXES_PER_TURN: usize = 16;
 
 /// The most recently used indexes, which are never dropped.
-const INDEXES_KEPT: usize = 8;
+pub(crate) const INDEXES_KEPT: usize = 8;
 
 /// Pages being put together in parts.
 struct Pages {

@@ -16,7 +16,7 @@ use crate::storage::Storage;
 /// What to read of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Prefix and header; the body is not touched.
+    /// Prefix and header; the body is not touched, but for a block of it where the header is larger than its frame.
     Header,
     /// Prefix, header and body.
     Whole,
@@ -55,6 +55,19 @@ impl<S: Storage> Shard<S> {
                 infos.extend(run.map(|&message| MessageInfo { message, flags: index.flags_of(message.uid) }));
             }
             return Ok(infos);
+        }
+    }
+
+    /// How many messages of a mailbox have a flag.
+    pub async fn count_with(&self, mailbox: MailboxId, flag: Flags) -> Result<u32, EngineError> {
+        loop {
+            self.load_index(mailbox).await?;
+            let state = self.0.state.borrow();
+            let slot = state.slots.get(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
+            let Some(index) = &slot.index else { continue };
+            // After damage a bitmap may name messages that are lost.
+            let with = flag.bits().filter_map(|bit| index.with_flag(bit as u8)).flatten();
+            return Ok(with.filter(|&uid| index.contains(Uid(uid))).count() as u32);
         }
     }
 
@@ -129,15 +142,27 @@ impl<S: Storage> Shard<S> {
                 reader.body(&mut unpacker, &mut out.body).map_err(damaged)?;
             }
         }
-        if whole {
-            for block in &reader.head.blocks {
-                self.read_block(block.location, block.lsn, &what, &mut out.body).await?;
+        let head = &reader.head;
+        // A large header goes on before the body.
+        let more_header = head.header_octets as usize - head.header.raw_len as usize;
+        if !whole && more_header > 0 && head.blocks.is_empty() {
+            let whole = Box::pin(self.read_message(message, mailbox, Part::Whole)).await?;
+            return Ok(MessageBytes { body: Vec::new(), ..whole });
+        }
+        let wanted = if whole { head.rest_octets - u64::from(head.header.raw_len) } else { more_header as u64 };
+        for block in &head.blocks {
+            if out.body.len() as u64 >= wanted {
+                break;
             }
-            let octets = (out.header.len() + out.body.len()) as u64;
-            if octets != reader.head.rest_octets {
-                let (needed, available) = (reader.head.rest_octets, octets);
-                return Err(damaged(FormatError::Short { what: "message", needed, available }));
-            }
+            self.read_block(block.location, block.lsn, &what, &mut out.body).await?;
+        }
+        let available = out.body.len() as u64;
+        if available < wanted || (whole && available > wanted) {
+            return Err(damaged(FormatError::Short { what: "message", needed: wanted, available }));
+        }
+        out.header.extend(out.body.drain(..more_header));
+        if !whole {
+            out.body.clear();
         }
         Ok(out)
     }

@@ -5,7 +5,7 @@
 //! sessions read, and only then answers. Nothing between validation and append awaits, so the order of LSNs is the order
 //! of validation.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::pin;
@@ -23,6 +23,7 @@ use crate::format::manifest::{Manifest, SegmentEntry};
 use crate::format::record::{Commit, Record, RecordHeader};
 use crate::format::segment::{Footer, FooterEntry, SegmentHeader};
 use crate::ids::{AccountId, Epoch, Location, Lsn, MailboxId, MessageId, Position, SegmentId, ShardId};
+use crate::node::SharedDirectory;
 use crate::planted::{self, Bug};
 use crate::state::State;
 use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, StorageError, Wal};
@@ -203,6 +204,8 @@ pub(crate) struct Inner<S: Storage> {
     pub unpacker: RefCell<Unpacker>,
     /// Structure changes of an account go one after another.
     pub account_locks: RefCell<BTreeMap<AccountId, Rc<Mutex<()>>>>,
+    /// The accounts of the store; unset in a shard that no worker has.
+    pub directory: OnceCell<SharedDirectory>,
     /// Accounts are created, changed and deleted one after another (shard 0).
     pub directory_lock: Mutex<()>,
     /// Commits of the manifest go one after another.
@@ -359,6 +362,7 @@ impl<S: Storage> Shard<S> {
             packer: RefCell::default(),
             unpacker: RefCell::default(),
             account_locks: RefCell::default(),
+            directory: OnceCell::new(),
             directory_lock: Mutex::new(()),
             manifest_lock: Mutex::new(()),
             work: Notify::new(),
@@ -434,7 +438,8 @@ impl<S: Storage> Shard<S> {
         ExpectedDelivery(self.clone())
     }
 
-    /// Waits until the batch being built has room, and checks that changes are taken.
+    /// Waits until the batch being built has room, and checks that changes are taken. To be called right before the turn
+    /// that appends: whoever waits for anything else in between finds the room taken by others.
     pub(crate) async fn admit(&self) -> Result<(), EngineError> {
         loop {
             let room = self.0.room.notified();

@@ -234,7 +234,7 @@ pub struct AccountState {
     pub uid_validity_next: u32,
     pub attributes: BTreeMap<(MailboxId, String), Vec<u8>>,
     pub dirty: bool,
-    /// The account is being deleted: it makes no more mailboxes. Not stored; deleting it again is harmless.
+    /// The account is being deleted: it makes no more mailboxes. Not stored: its record says whether it has been.
     pub closed: bool,
 }
 
@@ -257,8 +257,6 @@ pub struct State {
     pub accounts: BTreeMap<AccountId, AccountState>,
     /// Mailboxes deleted since the last checkpoint's full directory: entries that say so must follow older ones.
     pub deleted: BTreeMap<MailboxId, Lsn>,
-    /// UIDVALIDITY floors that account records give; those of accounts without any mailbox yet.
-    pub uid_validity_floors: BTreeMap<AccountId, u32>,
     /// Shard 0 only: account records.
     pub directory: BTreeMap<AccountId, AccountRecord>,
     pub directory_as_of: BTreeMap<AccountId, Lsn>,

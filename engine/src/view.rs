@@ -7,10 +7,13 @@ use std::rc::Rc;
 
 use roaring::RoaringBitmap;
 
+use crate::changes::{FlagOp, Stored};
+use crate::deliver::FlagName;
 use crate::error::{EngineError, Refusal};
 use crate::flags::{Flags, UidSet};
 use crate::format::record::{Recent, Record};
 use crate::ids::{MailboxId, ModSeq, Uid};
+use crate::index::Message;
 use crate::shard::Shard;
 use crate::state::{Watcher, take_change};
 use crate::storage::Storage;
@@ -113,7 +116,8 @@ pub struct View<S: Storage> {
     recent: Runs,
     claims_recent: bool,
     first_unseen: Option<u32>,
-    ignored: Vec<ModSeq>,
+    /// The session's last change that it knows of without being told, and the messages of which nothing else is new.
+    own: (ModSeq, UidSet),
 }
 
 impl<S: Storage> Shard<S> {
@@ -149,7 +153,7 @@ impl<S: Storage> Shard<S> {
                 recent: Runs::default(),
                 claims_recent: claim_recent,
                 first_unseen: unseen.map(|at| at as u32 + 1),
-                ignored: Vec::new(),
+                own: Default::default(),
             };
             let from = slot.meta.recent_below.max(slot.recent_claimed);
             view.recent =
@@ -247,9 +251,21 @@ impl<S: Storage> View<S> {
         }
     }
 
-    /// The session made this change itself and was told so, or asked not to be.
-    pub fn ignore_modseq(&mut self, modseq: ModSeq) {
-        self.ignored.push(modseq);
+    /// STORE .SILENT: [`Shard::store_flags`] for a session that knows what it has changed. The next [`View::sync`] leaves
+    /// out the messages that nobody else has changed, before or after; only those of the last change before it.
+    pub async fn store_silently(
+        &mut self,
+        uids: UidSet,
+        op: FlagOp,
+        flags: Vec<FlagName>,
+        unchanged_since: Option<ModSeq>,
+    ) -> Result<Stored, EngineError> {
+        let shard = &self.shard;
+        let stored = shard.store_flags_knowing(self.mailbox, uids, op, flags, unchanged_since, self.modseq).await?;
+        if let Some(modseq) = stored.modseq {
+            self.own = (modseq, UidSet(&stored.changed.0 - &stored.news.0));
+        }
+        Ok(stored)
     }
 
     /// Brings the view up to the published state. Without `allow_expunge` (RFC 3501, 7.4.1: during FETCH, STORE and
@@ -298,20 +314,19 @@ impl<S: Storage> View<S> {
                 self.expunge_modseq = modseq;
             }
             let known_below = self.uid_next;
-            if modseq > old_modseq {
-                for message in index.messages.iter().filter(|message| {
-                    message.uid.0 < known_below
-                        && message.modseq > old_modseq
-                        && !self.ignored.contains(&message.modseq)
+            let start = index.position(Uid(known_below)).unwrap_or_else(|at| at);
+            if modseq > old_modseq && !all_from_arrivals(&index.messages[start..], old_modseq, modseq) {
+                let (own_modseq, own_uids) = std::mem::take(&mut self.own);
+                for message in index.messages[..start].iter().filter(|message| {
+                    let is_own = message.modseq == own_modseq && own_uids.contains(message.uid);
+                    message.modseq > old_modseq && !is_own
                 }) {
                     if let Some(sequence) = self.uids.sequence_of(message.uid.0) {
                         let flags = index.flags_of(message.uid);
                         changes.flags.push((sequence, message.uid, flags, message.modseq));
                     }
                 }
-                self.ignored.clear();
             }
-            let start = index.position(Uid(known_below)).unwrap_or_else(|at| at);
             let recent_from = slot.meta.recent_below.max(slot.recent_claimed);
             let (old_exists, old_recent) = (self.uids.len(), self.recent.len());
             for message in &index.messages[start..] {
@@ -336,9 +351,52 @@ impl<S: Storage> View<S> {
     }
 }
 
+/// Whether the arrival of `new` messages alone accounts for every mod-sequence after `from`, up to `to`: then nothing else
+/// has changed, as each change has a mod-sequence of its own. False if in doubt.
+fn all_from_arrivals(new: &[Message], from: ModSeq, to: ModSeq) -> bool {
+    let mut last = from;
+    let mut different = 0;
+    for message in new {
+        // Those that came together have one; those that were changed since may hide others.
+        if message.modseq > last {
+            last = message.modseq;
+            different += 1;
+        }
+    }
+    different == to.0 - from.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{Location, MessageId};
+
+    #[test]
+    fn only_arrivals_make_a_view_skip_the_messages_that_it_knows() {
+        let from_arrivals = |modseqs: &[u64], from, to| {
+            let new = modseqs.iter().map(|&modseq| Message {
+                uid: Uid(1),
+                prefix_of: 0,
+                zone_minutes: 0,
+                modseq: ModSeq(modseq),
+                id: MessageId::default(),
+                location: Location::default(),
+                head_bytes: 0,
+                size: 0,
+                internal_date: 0,
+                save_date: 0,
+            });
+            all_from_arrivals(&new.collect::<Vec<_>>(), ModSeq(from), ModSeq(to))
+        };
+        assert!(from_arrivals(&[6, 7, 8], 5, 8));
+        // A copy of several messages has one mod-sequence.
+        assert!(from_arrivals(&[6, 6, 6, 7], 5, 7));
+        // A change of an older message, an expunge, a change of a new one.
+        assert!(!from_arrivals(&[6, 8], 5, 8));
+        assert!(!from_arrivals(&[6, 7], 5, 8));
+        assert!(!from_arrivals(&[8, 7], 5, 8));
+        assert!(!from_arrivals(&[], 5, 6));
+    }
 
     #[test]
     fn runs_rank_and_find() {

@@ -312,6 +312,7 @@ impl<S: Storage> Shard<S> {
                 drop_idle_tip(target);
                 return Err(Refusal::UidsExhausted.into());
             }
+            self.check_messages(target, items.len())?;
             let bits = self.bits_of(target, log, &names, true)?;
             let tip = target.tip();
             tip.highest_modseq += 1;

@@ -10,6 +10,7 @@ use crate::format::frame::{BLOCK_RAW_BYTES, FrameInfo, HEADER_RAW_BYTES, Packer}
 use crate::format::message::{BlockReference, MessageHead, PREFIX_BYTES_MAX, Placement};
 use crate::format::record::{Keyword, Record};
 use crate::ids::{AccountId, Lsn, MailboxId, ModSeq, Uid};
+use crate::index::MESSAGES_MAX;
 use crate::mailboxes::INBOX;
 use crate::shard::{Log, Shard};
 use crate::state::Slot;
@@ -239,6 +240,7 @@ impl<S: Storage> Shard<S> {
         if slot.tip().uid_next == u32::MAX {
             return Err(Refusal::UidsExhausted.into());
         }
+        self.check_messages(slot, 1)?;
         let flags = self.flag_bits(slot, log, &target.flags, true)?;
         let tip = slot.tip();
         let uid = Uid(tip.uid_next);
@@ -250,6 +252,14 @@ impl<S: Storage> Shard<S> {
         let (internal_date, zone_minutes) = target.internal_date.unwrap_or((now_s, 0));
         let prefix = target.prefix;
         Ok(Placement { mailbox, uid, modseq, flags, internal_date, zone_minutes, save_date: now_s, prefix })
+    }
+
+    /// Checks that a mailbox can take so many more messages. What is pending counts, pending expunges do not.
+    pub(crate) fn check_messages(&self, slot: &mut Slot, more: usize) -> Result<(), Refusal> {
+        let limit = self.0.config.mailbox_messages_max.min(MESSAGES_MAX);
+        let pending = slot.tip().uid_next - slot.meta.uid_next;
+        let messages = u64::from(slot.meta.exists) + u64::from(pending) + more as u64;
+        if messages > u64::from(limit) { Err(Refusal::MailboxFull(limit)) } else { Ok(()) }
     }
 
     /// The bits of flags together: see [`Shard::bits_of`].

@@ -20,6 +20,8 @@ pub const INBOX: &str = "INBOX";
 pub const SEPARATOR: char = '/';
 /// Octets of a mailbox name, UTF-8.
 pub const NAME_BYTES_MAX: usize = 1000;
+/// Names that an account can be subscribed to.
+pub const SUBSCRIPTIONS_MAX: usize = 10_000;
 /// Levels of a mailbox name.
 pub const NAME_LEVELS_MAX: usize = 50;
 
@@ -417,7 +419,13 @@ impl<S: Storage> Shard<S> {
         let name = normalise_name(name)?;
         let lock = self.account_lock(account);
         let _one_at_a_time = lock.lock().await;
+        self.admit().await?;
         let ticket = {
+            let state = self.0.state.borrow();
+            let known = state.accounts.get(&account).map(|account| &account.subscriptions);
+            if subscribed && known.is_some_and(|known| known.len() >= SUBSCRIPTIONS_MAX && !known.contains(&name)) {
+                return Err(Refusal::TooManySubscriptions(SUBSCRIPTIONS_MAX).into());
+            }
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;
             let lsn = log.next_lsn(self.0.epoch);

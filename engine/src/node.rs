@@ -93,6 +93,8 @@ pub async fn open_superblock<S: Storage>(storage: &S, shards_at_creation: u32) -
     }
 }
 
+/// Accounts that are made in one commit: a batch has a limit.
+const ACCOUNTS_PER_COMMIT: usize = 10_000;
 const BUCKETS: usize = 256;
 type Bucket = Arc<HashMap<Box<str>, Arc<AccountRecord>>>;
 
@@ -351,11 +353,24 @@ impl<S: Storage> Worker<S> {
         result
     }
 
-    /// Makes accounts, all in one commit, each with an INBOX: they can receive when this returns.
+    /// Makes accounts, up to 10,000 in one commit, each with an INBOX: they can receive when this returns.
     ///
     /// # Errors
-    /// Per account, [`Refusal::AccountExists`]; or storage that fails.
+    /// Per account, [`Refusal::AccountExists`]; or storage that fails: some of the accounts may then exist.
     pub async fn add_accounts(
+        &self,
+        mut accounts: Vec<NewAccount>,
+    ) -> Result<Vec<Result<AccountRecord, Refusal>>, EngineError> {
+        let mut results = Vec::with_capacity(accounts.len());
+        while !accounts.is_empty() {
+            let later = accounts.split_off(accounts.len().min(ACCOUNTS_PER_COMMIT));
+            results.extend(self.add_some_accounts(accounts).await?);
+            accounts = later;
+        }
+        Ok(results)
+    }
+
+    async fn add_some_accounts(
         &self,
         accounts: Vec<NewAccount>,
     ) -> Result<Vec<Result<AccountRecord, Refusal>>, EngineError> {

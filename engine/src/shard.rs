@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify, oneshot};
 
-use crate::error::EngineError;
+use crate::error::{EngineError, Refusal};
 use crate::format::batch::{BATCH_BYTES_MAX, BatchBuilder, Touch};
 use crate::format::frame::{Packer, Unpacker};
 use crate::format::manifest::{Manifest, SegmentEntry};
@@ -41,6 +41,8 @@ pub struct ShardConfig {
     pub gather_us_max: u64,
     /// A message may have so many octets.
     pub message_octets_max: u64,
+    /// A mailbox may have so many messages; at most [`crate::index::MESSAGES_MAX`].
+    pub mailbox_messages_max: u32,
     /// Space that is kept in reserve, so that on a full device expunging, checkpoints and a restart still work. 0 for none.
     pub reserve_bytes: u64,
 }
@@ -53,6 +55,7 @@ impl Default for ShardConfig {
             index_cache_bytes: 64 << 20,
             gather_us_max: 2000,
             message_octets_max: 100 << 20,
+            mailbox_messages_max: crate::index::MESSAGES_MAX,
             reserve_bytes: 0,
         }
     }
@@ -588,7 +591,11 @@ impl<S: Storage> Shard<S> {
             return self.fail(building, EngineError::Poisoned { shard: inner.id, reason });
         }
         let batch_bytes = building.batch.total_bytes();
-        assert!(batch_bytes <= BATCH_BYTES_MAX, "a batch of {batch_bytes} bytes");
+        if batch_bytes > BATCH_BYTES_MAX {
+            // Every submission has a bound of its own, so this is a bug; those who submitted are the ones to know.
+            let refusal = Refusal::TooLarge { octets: batch_bytes, limit: BATCH_BYTES_MAX };
+            return self.fail(building, refusal.into());
+        }
         if let Err(error) = self.make_room(batch_bytes, building.records.len()).await {
             return self.fail(building, error);
         }

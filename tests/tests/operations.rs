@@ -18,6 +18,7 @@ use posthaste_engine::format::record::AccountRecord;
 use posthaste_engine::ids::{AccountId, Position, ShardId, Uid};
 use posthaste_engine::io::Runtime;
 use posthaste_engine::io::sim::{FaultRates, Sim, SimIo};
+use posthaste_engine::mailboxes::SUBSCRIPTIONS_MAX;
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
 use posthaste_engine::read::Part;
 use posthaste_engine::shard::{Shard, ShardConfig};
@@ -460,4 +461,40 @@ fn a_late_deletion_leaves_an_account_alone_that_has_got_the_name_meanwhile() {
         assert_eq!(living.account, again.account);
     })
     .unwrap();
+}
+
+#[test]
+fn a_full_mailbox_takes_no_more_until_something_is_expunged() {
+    let shard = ShardConfig { mailbox_messages_max: 5, ..ShardConfig::default() };
+    on_a_node_with(1, shard, async |node| {
+        for _ in 0..5 {
+            node.deliver().await;
+        }
+        let inbox = node.shard.inbox(node.account).await.unwrap();
+        let full = |result: Result<(), EngineError>| {
+            assert!(matches!(result, Err(EngineError::Refused(Refusal::MailboxFull(5)))), "{result:?}");
+        };
+        full(node.append(TargetMailbox::Inbox, Vec::new()).await.map(drop));
+        full(node.shard.copy(inbox, UidSet::range(1..=1), inbox).await.map(drop));
+        let deleted = vec![FlagName::Deleted];
+        node.shard.store_flags(inbox, UidSet::range(1..=1), FlagOp::Add, deleted, None).await.unwrap();
+        node.shard.expunge(inbox, None).await.unwrap();
+        node.deliver().await;
+        full(node.shard.copy(inbox, UidSet::range(2..=2), inbox).await.map(drop));
+    });
+}
+
+#[test]
+fn subscriptions_have_a_limit() {
+    on_a_node(1, async |node| {
+        for number in 0..SUBSCRIPTIONS_MAX {
+            node.shard.subscribe(node.account, &format!("list {number}"), true).await.unwrap();
+        }
+        let refused = node.shard.subscribe(node.account, "one more", true).await;
+        assert!(matches!(refused, Err(EngineError::Refused(Refusal::TooManySubscriptions(_)))), "{refused:?}");
+        // What is there can be repeated and removed.
+        node.shard.subscribe(node.account, "list 7", true).await.unwrap();
+        node.shard.subscribe(node.account, "list 7", false).await.unwrap();
+        node.shard.subscribe(node.account, "one more", true).await.unwrap();
+    });
 }

@@ -133,6 +133,7 @@ fn store_config(config: &Config, shards: u32) -> StoreConfig {
         index_cache_bytes: store.index_cache_bytes.unwrap_or(default.index_cache_bytes),
         gather_us_max: store.gather_us.unwrap_or(default.gather_us_max),
         message_octets_max: config.limits.message_bytes,
+        mailbox_messages_max: config.limits.mailbox_messages,
         reserve_bytes: store.reserve_bytes.unwrap_or(RESERVE_BYTES),
     };
     StoreConfig { shard }

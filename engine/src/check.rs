@@ -18,7 +18,7 @@ use crate::read::unpack_block;
 use crate::recovery::{FoundBatch, dropped_transactions, judge, replay, restore_index, scan_log};
 use crate::state::State;
 use crate::storage::local::{index_file, segment_file, shard_directory};
-use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, Wal};
+use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, StorageError, Wal};
 
 /// What a check of one shard found.
 #[derive(Debug, Default)]
@@ -97,12 +97,6 @@ impl<S: Storage> Check<S> {
         let names: BTreeMap<SegmentId, (SegmentName, bool)> =
             segments.iter().map(|segment| (segment.name.segment, (segment.name, segment.sealed))).collect();
         self.names.clone_from(&names);
-        for entry in &manifest.segments {
-            if !names.contains_key(&entry.segment) {
-                let name = SegmentName { segment: entry.segment, epoch: entry.epoch };
-                self.find(format!("seg/{}", segment_file(name)), 0, "the segment is missing".to_owned(), Vec::new());
-            }
-        }
         let total: u64 =
             segments.iter().flat_map(|segment| &segment.batches).map(|batch| batch.end - batch.position.offset).sum();
         self.report.log_bytes = total;
@@ -214,7 +208,11 @@ impl<S: Storage> Check<S> {
                 let detail = format!("a block in segment {segment}, which is not there");
                 return Ok(Err(FormatError::Misplaced { what: "message record", detail }));
             };
-            let bytes = self.read(name, sealed, block.location.offset(), len as usize).await?;
+            let bytes = match self.read(name, sealed, block.location.offset(), len as usize).await {
+                // The unpacking of nothing says what is wrong.
+                Err(EngineError::Storage(error)) if matches!(*error, StorageError::NotFound(_)) => Vec::new(),
+                bytes => bytes?,
+            };
             if let Err(error) = unpack_block(&bytes, block.lsn, &mut self.unpacker, &mut rest) {
                 return Ok(Err(error));
             }
@@ -241,7 +239,11 @@ impl<S: Storage> Check<S> {
         }
         for (segment, (name, _)) in names.iter().filter(|(_, (_, sealed))| *sealed) {
             let file = format!("seg/{}", segment_file(*name));
-            let (suffix, len) = self.blobs.get_suffix(BlobName::Segment(*name), TRAILER_BYTES).await?;
+            let (suffix, len) = match self.blobs.get_suffix(BlobName::Segment(*name), TRAILER_BYTES).await {
+                // The segment is gone, which has been found already.
+                Err(StorageError::NotFound(_)) => continue,
+                suffix => suffix?,
+            };
             let trailer = match Trailer::decode(&suffix, len) {
                 Ok(trailer) => trailer,
                 Err(error) => {
@@ -355,7 +357,7 @@ impl<S: Storage> Check<S> {
             let name = BlobName::Index { blob: location.blob, epoch: Epoch(location.epoch) };
             let bytes = match self.blobs.get(name, location.offset, location.len as usize).await {
                 Ok(bytes) => bytes,
-                Err(crate::storage::StorageError::NotFound(_)) => Vec::new(),
+                Err(StorageError::NotFound(_)) => Vec::new(),
                 Err(error) => return Err(error.into()),
             };
             let opened = open_page(page_kind, mailbox.0, &bytes, &mut self.unpacker);

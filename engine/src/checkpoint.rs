@@ -71,6 +71,8 @@ struct Written {
     changes: usize,
     page: PageLocation,
     delta: PageLocation,
+    /// The page has been written, and has everything.
+    whole: bool,
 }
 
 impl<S: Storage> Shard<S> {
@@ -167,8 +169,8 @@ impl<S: Storage> Shard<S> {
         });
         if let Err(error) = committed.await {
             if matches!(error, EngineError::Full) {
-                // Nothing refers to it, and it takes space.
-                inner.blobs.delete(name).await?;
+                // Nothing refers to it, and it takes space. Failing that, the next start removes it.
+                let _ = inner.blobs.delete(name).await;
             }
             return Err(error);
         }
@@ -198,7 +200,8 @@ impl<S: Storage> Shard<S> {
                 let Some(slot) = state.slots.get(&mailbox) else { return Ok(None) };
                 let new_bytes: usize = slot.delta.iter().map(|(_, change)| delta_bytes(change)).sum();
                 let delta_bytes = new_bytes + slot.delta_page.len as usize;
-                (slot.page, slot.delta_page, slot.delta.is_empty() && !slot.rewrite, slot.rewrite, delta_bytes)
+                let rewrite = slot.rewrite || slot.moves;
+                (slot.page, slot.delta_page, slot.delta.is_empty() && !rewrite, rewrite, delta_bytes)
             };
             let outgrown = page.is_none() || delta_bytes > DELTA_BYTES_MAX.max(page.len as usize / 8);
             let wants_page = rewrite || (!unchanged && outgrown);
@@ -219,10 +222,10 @@ impl<S: Storage> Shard<S> {
             // From here to the end of the turn nothing awaits: page, LSN and number of changes belong together.
             let state = inner.state.borrow();
             let Some(slot) = state.slots.get(&mailbox) else { return Ok(None) };
-            if unchanged && slot.delta.is_empty() && !slot.rewrite {
+            if unchanged && slot.delta.is_empty() && !slot.rewrite && !slot.moves {
                 // Only what stands in the directory has changed.
                 let (page, delta) = (slot.page, slot.delta_page);
-                return Ok(Some(Written { mailbox, as_of: slot.meta.as_of, changes: 0, page, delta }));
+                return Ok(Some(Written { mailbox, as_of: slot.meta.as_of, changes: 0, page, delta, whole: false }));
             }
             if unchanged || (wants_page && slot.index.is_none()) {
                 continue;
@@ -250,7 +253,8 @@ impl<S: Storage> Shard<S> {
             let place = PageLocation { blob, epoch: inner.epoch.0, offset, len: bytes.len() as u32 };
             let (page, delta) =
                 if kind == PageKind::Mailbox { (place, PageLocation::default()) } else { (slot.page, place) };
-            return Ok(Some(Written { mailbox, as_of, changes: slot.delta.len(), page, delta }));
+            let whole = kind == PageKind::Mailbox;
+            return Ok(Some(Written { mailbox, as_of, changes: slot.delta.len(), page, delta, whole }));
         }
     }
 
@@ -376,6 +380,7 @@ impl<S: Storage> Shard<S> {
             for slot in state.slots.values_mut() {
                 if slot.page.blob == oldest || slot.delta_page.blob == oldest {
                     slot.dirty = true;
+                    slot.moves = true;
                 }
             }
         }
@@ -398,7 +403,8 @@ impl<S: Storage> Shard<S> {
             slot.delta_page = written.delta;
             slot.page_as_of = written.as_of;
             // A page that was damaged is behind it once a whole one has been written.
-            slot.rewrite &= !written.delta.is_none();
+            slot.rewrite &= !written.whole;
+            slot.moves &= !written.whole;
             slot.delta.drain(..written.changes);
             slot.delta.shrink_to_fit();
             slot.dirty = slot.meta.as_of != written.as_of || !slot.delta.is_empty();
@@ -478,9 +484,10 @@ impl<S: Storage> Shard<S> {
             {
                 // The pages are a cache of the log. One at a time: the next one may find it done.
                 let _one_at_a_time = self.0.rebuild_lock.lock().await;
-                let is_done = |slot: &Slot| slot.index.is_some() || slot.page != page || slot.delta_page != delta_page;
-                let is_done = self.0.state.borrow().slots.get(&mailbox).map(is_done);
-                if is_done.ok_or(crate::error::Refusal::NoSuchMailbox)? {
+                let is_as_it_was =
+                    |slot: &Slot| slot.index.is_none() && slot.page == page && slot.delta_page == delta_page;
+                let found = self.0.state.borrow().slots.get(&mailbox).map(is_as_it_was);
+                if !found.ok_or(crate::error::Refusal::NoSuchMailbox)? {
                     continue;
                 }
                 rebuilt = Some(error.clone());

@@ -360,7 +360,7 @@ fn keyword_bit(slot: &Slot, new: &mut Vec<(u16, String)>, name: &str, allot: boo
     if !allot {
         return Ok(Flags::NONE);
     }
-    let number = unpublished().map(|(number, _)| *number as usize + 1).max().unwrap_or(0).max(index.keywords.len());
+    let number = unpublished().map(|(number, _)| *number as usize + 1).max().unwrap_or(0).max(index.keywords_end());
     if number >= KEYWORDS_MAX {
         return Err(Refusal::TooManyKeywords(KEYWORDS_MAX).into());
     }

@@ -64,7 +64,7 @@ impl Default for ShardConfig {
 /// Submitters wait while the batch being built is larger than this.
 const BUILDING_BYTES_MAX: usize = 8 << 20;
 /// A batch stops gathering at this size: larger ones add latency and no rate.
-const BATCH_BYTES_GATHERED: usize = 1 << 20;
+pub(crate) const BATCH_BYTES_GATHERED: usize = 1 << 20;
 /// How often a shard that has used its reserve looks whether there is space again.
 const SPACE_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// After so long without a commit, an empty batch records that the last one is durable.
@@ -217,6 +217,8 @@ pub(crate) struct Inner<S: Storage> {
     room: Notify,
     ended: Notify,
     committer_ended: Cell<bool>,
+    /// The reserve is given up and set aside by one at a time.
+    space_lock: Mutex<()>,
     /// Checkpoints go one after another.
     pub checkpoint_lock: Mutex<()>,
     /// So do rebuilds of damaged mailbox indexes: each reads the whole log.
@@ -372,6 +374,7 @@ impl<S: Storage> Shard<S> {
             room: Notify::new(),
             ended: Notify::new(),
             committer_ended: Cell::new(false),
+            space_lock: Mutex::new(()),
             checkpoint_lock: Mutex::new(()),
             rebuild_lock: Mutex::new(()),
             checkpoint_scheduled: Cell::new(false),
@@ -471,6 +474,12 @@ impl<S: Storage> Shard<S> {
             }
             log.looked_for_space = now;
         }
+        let _one_at_a_time = inner.space_lock.lock().await;
+        // There must be more than the reserve, or the next segment takes it at once.
+        let wanted = inner.config.reserve_bytes.saturating_add(2 * self.small_segment_bytes());
+        if inner.wal.free_bytes().await? < wanted {
+            return Err(EngineError::Full);
+        }
         inner.wal.set_aside(inner.config.reserve_bytes).await?;
         if std::mem::take(&mut inner.log.borrow_mut().low_space) {
             self.tell(ShardEvent::SpaceBack);
@@ -478,18 +487,31 @@ impl<S: Storage> Shard<S> {
         Ok(())
     }
 
-    /// Gives up the reserve, so that what needs a little space can be tried again. Whether there was one.
+    /// Gives up the reserve, so that what needs a little space can be tried again. Whether it has been given up since the
+    /// call, by this caller or another.
     pub(crate) async fn use_reserve(&self) -> Result<bool, StorageError> {
+        let inner = &self.0;
+        if inner.config.reserve_bytes == 0 {
+            return Ok(false);
+        }
+        let was_low = inner.log.borrow().low_space;
+        let _one_at_a_time = inner.space_lock.lock().await;
         {
-            let mut log = self.0.log.borrow_mut();
+            let mut log = inner.log.borrow_mut();
             if std::mem::replace(&mut log.low_space, true) {
-                return Ok(false);
+                return Ok(!was_low);
             }
-            log.looked_for_space = self.0.storage.now();
+            log.looked_for_space = inner.storage.now();
         }
         self.tell(ShardEvent::SpaceLow);
-        self.0.wal.release().await?;
+        inner.wal.release().await?;
         Ok(true)
+    }
+
+    /// What a segment gets where there is no space for a whole one.
+    fn small_segment_bytes(&self) -> u64 {
+        let config = &self.0.config;
+        config.segment_size_bytes.min(config.reserve_bytes / 4)
     }
 
     /// Ends a submission: the caller waits for the commit of everything pushed so far.
@@ -730,9 +752,15 @@ impl<S: Storage> Shard<S> {
             return Err(error.into());
         }
         let needed = batch_bytes + Footer::len_of(records);
-        let mut begun = self.begin_segment(needed).await;
+        let (size, small) = (self.0.config.segment_size_bytes, self.small_segment_bytes());
+        // On a device that is nearly full: a part of a segment, first beside the reserve, then out of it.
+        let size = if self.0.log.borrow().low_space { small } else { size };
+        let mut begun = self.begin_segment(needed, size).await;
+        if matches!(begun, Err(StorageError::NoSpace(_))) && small < size {
+            begun = self.begin_segment(needed, small).await;
+        }
         if matches!(begun, Err(StorageError::NoSpace(_))) && self.use_reserve().await? {
-            begun = self.begin_segment(needed).await;
+            begun = self.begin_segment(needed, small).await;
         }
         if let Err(error) = begun {
             if !matches!(error, StorageError::NoSpace(_)) {
@@ -757,7 +785,11 @@ impl<S: Storage> Shard<S> {
         let records = active.entries.len() as u32;
         // Until the seal is done readers find the segment in the log; after it, under the same name in the blobs.
         let footer = Footer { data_end, entries: active.entries };
-        let result = inner.wal.seal(active.name, data_end, footer.encode()).await;
+        let mut result = inner.wal.seal(active.name, data_end, footer.encode()).await;
+        if matches!(result, Err(StorageError::NoSpace(_))) && self.use_reserve().await? {
+            // Its new name may need room in a directory.
+            result = inner.wal.seal(active.name, data_end, footer.encode()).await;
+        }
         inner.sealed.borrow_mut().insert(active.name.segment, active.name);
         result?;
         let entry = SegmentEntry { segment: active.name.segment, epoch: inner.epoch, generation: 0, data_end, records };
@@ -766,11 +798,11 @@ impl<S: Storage> Shard<S> {
         Ok(())
     }
 
-    async fn begin_segment(&self, needed_bytes: u64) -> Result<(), StorageError> {
+    async fn begin_segment(&self, needed_bytes: u64, size: u64) -> Result<(), StorageError> {
         let inner = &self.0;
-        let (segment, first_batch, low_space) = {
+        let (segment, first_batch) = {
             let log = inner.log.borrow();
-            (log.next_segment, log.next_sequence, log.low_space)
+            (log.next_segment, log.next_sequence)
         };
         let name = SegmentName { segment, epoch: inner.epoch };
         let header = SegmentHeader {
@@ -784,9 +816,6 @@ impl<S: Storage> Shard<S> {
         };
         let header = header.encode();
         let header_len = header.len() as u64;
-        // Out of the reserve it gets a part only: checkpoints need some as well.
-        let (size, reserve) = (inner.config.segment_size_bytes, inner.config.reserve_bytes);
-        let size = if low_space && reserve > 0 { size.min(reserve / 4) } else { size };
         let capacity = size.max(header_len + needed_bytes);
         inner.wal.begin(name, header, capacity).await?;
         let mut log = inner.log.borrow_mut();
@@ -876,7 +905,8 @@ impl<S: Storage> Shard<S> {
             manifest.segments.clone_from(&log.manifest.segments);
             log.manifest = manifest.clone();
         }
-        inner.manifests.tidy(inner.epoch, manifest.number).await?;
+        // The commit counts, whatever becomes of this: what is left behind goes next time.
+        let _ = inner.manifests.tidy(inner.epoch, manifest.number).await;
         Ok(())
     }
 

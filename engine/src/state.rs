@@ -123,6 +123,8 @@ pub struct Slot {
     pub dirty: bool,
     /// The pages are damaged: the index is kept in memory until the next checkpoint writes it anew.
     pub rewrite: bool,
+    /// Its pages are in a blob that should go: the next checkpoint writes them anew.
+    pub moves: bool,
     /// When it was last used, for eviction of the index.
     pub used: u64,
     /// UIDs below this are claimed as `\Recent` by some session of this start, durably or not.
@@ -238,6 +240,9 @@ pub struct AccountState {
     pub closed: bool,
 }
 
+/// UIDs that one batch can give: each takes more than 32 bytes of it.
+const UIDS_PER_BATCH_MAX: u32 = (crate::format::batch::BATCH_BYTES_MAX / 32) as u32;
+
 /// A transaction that does not count, because damage has taken some of its records.
 #[derive(Debug)]
 pub struct DroppedTransaction {
@@ -346,17 +351,17 @@ impl State {
             self.recover_mailbox(touch, account);
         }
         let Some(slot) = self.slots.get_mut(&touch.mailbox) else { return };
-        // A record may touch a mailbox several times.
-        if touch.lsn < slot.meta.as_of {
+        if touch.lsn <= slot.meta.as_of {
             return;
         }
         if matches!(touch.kind, kind::MESSAGE | kind::PLACEMENTS)
             && let Some((_, last)) = touch.uids()
         {
-            slot.meta.uid_next = slot.meta.uid_next.max(last.saturating_add(1));
+            // No batch gives more; a table that says so is mail that looks like one.
+            let most = slot.meta.uid_next.saturating_add(UIDS_PER_BATCH_MAX);
+            slot.meta.uid_next = slot.meta.uid_next.max(last.saturating_add(1).min(most));
         }
         slot.meta.highest_modseq += 1;
-        slot.meta.as_of = touch.lsn;
         slot.dirty = true;
     }
 
@@ -374,11 +379,23 @@ impl State {
         }
     }
 
+    /// Gives mailboxes whose name another has taken one of their own: damage has taken the record that renamed them.
+    pub fn name_the_nameless(&mut self) {
+        for (mailbox, slot) in &mut self.slots {
+            let account = self.accounts.entry(slot.meta.account).or_default();
+            if account.mailboxes.get(&slot.meta.name) != Some(mailbox) {
+                slot.meta.name = recovered_name(*mailbox);
+                slot.dirty = true;
+                account.mailboxes.insert(slot.meta.name.clone(), *mailbox);
+            }
+        }
+    }
+
     /// Makes a mailbox whose creation was lost, under a name of its own.
     fn recover_mailbox(&mut self, touch: &Touch, account: AccountId) {
         let mailbox = touch.mailbox;
         let uid_validity = self.accounts.get(&account).map_or(1, |account| account.uid_validity_next.max(1));
-        let name = format!("Recovered {:x}", mailbox.0);
+        let name = recovered_name(mailbox);
         let create = MailboxChange::Create { mailbox, account, name, uid_validity, special_use: 0 };
         self.change_structure(touch.lsn, create);
     }
@@ -627,6 +644,11 @@ impl State {
             slot.tip = None;
         }
     }
+}
+
+/// The name of a mailbox whose own was lost.
+fn recovered_name(mailbox: MailboxId) -> String {
+    format!("Recovered {:x}", mailbox.0)
 }
 
 /// Bytes of a message record up to the end of its header frame.

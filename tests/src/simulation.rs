@@ -19,9 +19,9 @@ use posthaste_engine::io::sim::{FaultRates, Sim, SimIo};
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Superblock, Worker, open_superblock};
 use posthaste_engine::read::Part;
 use posthaste_engine::shard::{Shard, ShardConfig};
+use posthaste_engine::storage::Storage;
 use posthaste_engine::storage::faulty::{Faulty, Policy, SharedPolicy};
 use posthaste_engine::storage::local::Local;
-use posthaste_engine::storage::{Storage, StorageError};
 
 use crate::oracle::{Oracle, Shown, Violation};
 
@@ -148,8 +148,6 @@ pub fn check_everything(sim: &Sim) -> Result<(), Violation> {
         for shard in (0..superblock.shards).map(ShardId) {
             match check_shard(&storage, shard, superblock.store, |_, _| ()).await {
                 Ok(check) => checks.push(check),
-                // The shard was never begun.
-                Err(EngineError::Storage(error)) if matches!(*error, StorageError::NotFound(_)) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -10,10 +10,10 @@ use posthaste_engine::changes::FlagOp;
 use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
 use posthaste_engine::error::{EngineError, RecoveryReport};
 use posthaste_engine::flags::UidSet;
-use posthaste_engine::format::batch::{BatchBuilder, BatchHeader, records};
+use posthaste_engine::format::batch::{BatchBuilder, BatchHeader, Touch, records};
 use posthaste_engine::format::frame::Packer;
 use posthaste_engine::format::record::{RECORD_HEADER_BYTES, RecordHeader, kind};
-use posthaste_engine::ids::{AccountId, Lsn, MailboxId, Position, ShardId, Uid};
+use posthaste_engine::ids::{AccountId, Epoch, Lsn, MailboxId, Position, ShardId, Uid};
 use posthaste_engine::io::Runtime;
 use posthaste_engine::io::sim::{FaultRates, Sim, SimIo};
 use posthaste_engine::mailboxes::Status;
@@ -110,7 +110,7 @@ impl<S: Storage> Node<S> {
     /// The bodies that can be read in a mailbox, by UID.
     async fn bodies(&self, mailbox: MailboxId) -> Vec<(u32, String)> {
         let mut bodies = Vec::new();
-        for found in self.shard.messages(mailbox, UidSet::range(1..=1000)).await.unwrap() {
+        for found in self.shard.messages(mailbox, UidSet::range(1..=20_000_000)).await.unwrap() {
             if let Ok(bytes) = self.shard.read_message(&found.message, mailbox, Part::Whole).await {
                 bodies.push((found.message.uid.0, String::from_utf8(bytes.body).unwrap()));
             }
@@ -371,6 +371,7 @@ fn a_segment_that_is_gone_costs_its_own_messages_only() {
         });
         let oldest = sim.files("shard-0000/seg/").remove(0).0;
         sim.remove_file(&oldest);
+        assert!(check_everything(&sim).is_err(), "the check misses a whole segment");
         again(&sim, async |node: Node| {
             let inbox = node.shard.inbox(node.account).await.unwrap();
             assert_eq!(node.status("INBOX").exists, 2);
@@ -702,5 +703,136 @@ fn what_nobody_refers_to_is_removed_at_a_start() {
         again(&sim, async |node: Node| assert_eq!(node.deliver(2).await, Uid(2)));
         let left: Vec<String> = sim.files("shard-0000/").into_iter().map(|(file, _)| file).collect();
         assert!(!left.iter().any(|file| file == orphan || file.ends_with(".tmp")), "{left:?}");
+    });
+}
+
+#[test]
+fn a_segment_that_is_gone_gives_no_number_again() {
+    near_and_far(|| {
+        for sealed in [false, true] {
+            let sim = machine(1, async |node: Node| {
+                node.deliver(1).await;
+                node.shard.checkpoint().await.unwrap();
+                assert_eq!(node.deliver(2).await, Uid(2));
+            });
+            let gone = if sealed {
+                // The start seals it, and its replay begins in the middle of it the next time.
+                again(&sim, async |_: Node| ());
+                sim.files("shard-0000/seg/").remove(0).0
+            } else {
+                active_segment(&sim)
+            };
+            sim.remove_file(&gone);
+            assert!(check_everything(&sim).is_err());
+            again(&sim, async move |node: Node| {
+                assert!(!node.report.damage.is_empty(), "sealed {sealed}");
+                assert!(node.deliver(3).await > Uid(2), "sealed {sealed}");
+                node.worker.stop().await.unwrap();
+            });
+            again(&sim, async move |node: Node| assert!(node.deliver(4).await > Uid(3)));
+        }
+    });
+}
+
+#[test]
+fn a_mailbox_whose_renaming_is_lost_keeps_a_name() {
+    near_and_far(|| {
+        let sim = machine(1, async |node: Node| {
+            let work = node.shard.create_mailbox(node.account, "Work", 0).await.unwrap();
+            node.deliver(1).await;
+            let inbox = node.shard.inbox(node.account).await.unwrap();
+            node.shard.move_messages(inbox, UidSet::range(1..=1), work).await.unwrap();
+            node.shard.rename_mailbox(node.account, "Work", "Old").await.unwrap();
+            node.shard.create_mailbox(node.account, "Work", 0).await.unwrap();
+        });
+        let file = active_segment(&sim);
+        let records = records_of(&sim, &file);
+        let (offset, _) = records.iter().rev().filter(|(_, header)| header.kind == kind::MAILBOX).nth(1).unwrap();
+        sim.damage(&file, |bytes| bytes[*offset as usize + RECORD_HEADER_BYTES] ^= 1);
+        for _ in 0..2 {
+            again(&sim, async |node: Node| {
+                let mailboxes = node.shard.mailboxes(node.account);
+                let old = mailboxes.iter().find(|mailbox| mailbox.name.starts_with("Recovered ")).unwrap();
+                assert_eq!((old.status.exists, node.status("Work").exists), (1, 0));
+                assert_eq!(node.bodies(old.mailbox).await.len(), 1);
+                node.worker.stop().await.unwrap();
+            });
+        }
+    });
+}
+
+#[test]
+fn mail_that_looks_like_a_touch_table_says_nothing() {
+    near_and_far(|| {
+        let sim = machine(1, async |node: Node| {
+            for number in 1..=5 {
+                node.deliver(number).await;
+            }
+        });
+        let file = active_segment(&sim);
+        let lost = batches(&sim, &file).into_iter().rfind(|batch| batch.record_count > 0).unwrap();
+        let records = records_of(&sim, &file);
+        let newest = records.last().unwrap().1.lsn;
+        let mut forged = BatchBuilder::default();
+        let inbox = MailboxId(records.iter().find(|(_, header)| header.kind == kind::MAILBOX).unwrap().1.lsn.0);
+        let lsn = Lsn(newest.0 + 1_000_000);
+        forged.touch(Touch { mailbox: inbox, first: 1, last: u32::MAX, lsn, kind: kind::MESSAGE });
+        let forged = forged.finish(1, Epoch(1), lost.position, lost.position);
+        sim.damage(&file, |bytes| {
+            let block = &mut bytes[lost.position.offset as usize..][..4096];
+            block.copy_from_slice(&forged[..4096]);
+            block[..8].fill(0xff);
+        });
+        again(&sim, async |node: Node| {
+            assert!(!node.report.damage.is_empty());
+            let first = node.deliver(6).await;
+            assert!(first > Uid(4));
+            assert_eq!(node.deliver(7).await, Uid(first.0 + 1));
+            node.worker.stop().await.unwrap();
+        });
+        again(&sim, async |node: Node| {
+            let inbox = node.shard.inbox(node.account).await.unwrap();
+            let before = node.bodies(inbox).await;
+            assert_eq!(before.len(), 6);
+            let next = node.deliver(8).await;
+            assert!(before.iter().all(|(uid, _)| *uid < next.0), "{next}");
+        });
+    });
+}
+
+#[test]
+fn without_a_reserve_a_full_device_takes_mail_again_when_there_is_space() {
+    near_and_far(|| {
+        let sim = Sim::new(1);
+        sim.set_capacity(Some(1 << 20));
+        let (io, device) = (sim.io(), sim.clone());
+        sim.run(async move {
+            let config = ShardConfig { reserve_bytes: 0, ..small_segments() };
+            let node = start_with(storage(&io), config).await.unwrap();
+            fill(&node).await;
+            device.set_capacity(Some(4 << 20));
+            node.deliver(5000).await;
+        });
+    });
+}
+
+#[test]
+fn a_nearly_full_device_is_used_up_before_the_reserve() {
+    near_and_far(|| {
+        let sim = Sim::new(1);
+        let io = sim.io();
+        let device = sim.clone();
+        sim.run(async move {
+            let node = start_with(storage(&io), small_segments()).await.unwrap();
+            node.deliver(1).await;
+            // There is space for a small segment, and not for a whole one.
+            device.set_capacity(Some(device.used_bytes() + (96 << 10)));
+            let fitted = fill(&node).await;
+            assert!(matches!(node.shard.next_event().await, ShardEvent::SpaceLow));
+            assert!(fitted > 40, "only {fitted} messages fitted");
+            // The reserve goes on being there until there is more space than it takes.
+            io.sleep(Duration::from_secs(2)).await;
+            assert!(matches!(node.try_deliver(9000).await, Err(EngineError::Full)));
+        });
     });
 }

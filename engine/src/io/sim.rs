@@ -642,6 +642,12 @@ impl Io for SimIo {
         Ok(())
     }
 
+    async fn free_bytes(&self) -> io::Result<u64> {
+        self.world.delay(50).await;
+        let used = self.world.disk.borrow().used_bytes();
+        Ok(self.world.capacity.get().map_or(u64::MAX, |capacity| capacity.saturating_sub(used)))
+    }
+
     async fn list(&self, path: &str) -> io::Result<Vec<String>> {
         self.world.delay(50).await;
         let disk = self.world.disk.borrow();
@@ -731,6 +737,9 @@ impl File for SimFile {
     }
 
     async fn allocate(&self, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
         self.world.delay(50).await;
         self.world.crash_point().await;
         if !self.world.has_room(self.inode, len as usize) || self.world.fails(self.world.faults.get().no_space) {

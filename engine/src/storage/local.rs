@@ -298,6 +298,10 @@ impl<I: Io> Wal for LocalShard<I> {
         file.read_at(offset, len).await.map_err(failed(self.path(BlobName::Segment(name), false)))
     }
 
+    async fn free_bytes(&self) -> Result<u64, StorageError> {
+        self.io.free_bytes().await.map_err(failed(&*self.directory))
+    }
+
     async fn set_aside(&self, bytes: u64) -> Result<(), StorageError> {
         let path = self.sub(RESERVE);
         let result = async {

@@ -97,6 +97,9 @@ pub trait Wal: Clone + 'static {
     /// Bytes of an unsealed segment; fewer only at its end.
     fn read(&self, name: SegmentName, offset: u64, len: usize) -> impl Future<Output = Result<Vec<u8>, StorageError>>;
 
+    /// Bytes that can still be written to where the log is.
+    fn free_bytes(&self) -> impl Future<Output = Result<u64, StorageError>>;
+
     /// Keeps at least so many bytes of space in reserve for this shard, until [`Wal::release`].
     ///
     /// # Errors

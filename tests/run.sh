@@ -39,10 +39,9 @@ if [ "$tier" = nightly ]; then
   target/release/kill-rounds --rounds 100
 else
   step "smoke set, epoll"
-  POSTHASTE_IO=epoll cargo test -p posthaste-engine --test io
-  POSTHASTE_IO=epoll cargo test -p posthaste
+  POSTHASTE_IO=epoll cargo test --workspace --test io --test io_accept --test server
   step "simulation, one minute"
-  target/release/simulate --seed "$(date +%s)" --seconds 60
+  target/release/simulate --seed 0 --seconds 60
   step "planted bugs, one run each"
   target/release/mutations --runs 1
 fi

@@ -498,6 +498,8 @@ pub(crate) fn replay(state: &mut State, batches: Vec<FoundBatch>, ordinals: &BTr
     for (header, record, location) in found {
         state.apply(header.lsn, header.transaction, record, location);
     }
+    // What damage has left without its commit record never counts.
+    state.open.clear();
     count
 }
 
@@ -536,11 +538,8 @@ async fn recover<S: Storage>(
         from = Position { segment: SegmentId(from.segment.0 + 1), offset: 0 };
     }
     let segments = scan_log::<S>(&wal, &blobs, &manifest, from).await?;
-    let unsealed: Vec<(SegmentName, bool)> = segments
-        .iter()
-        .filter(|segment| !segment.sealed)
-        .map(|segment| (segment.name, segment.header.is_ok()))
-        .collect();
+    let unsealed: Vec<SegmentName> =
+        segments.iter().filter(|segment| !segment.sealed).map(|segment| segment.name).collect();
     let sealed_unknown: Vec<SegmentName> = segments
         .iter()
         .filter(|segment| {
@@ -588,11 +587,12 @@ async fn recover<S: Storage>(
 
     // What replay has read may be page cache only: make it durable before anyone can see it.
     let mut sealed_now = Vec::new();
-    for (name, header_is_good) in unsealed {
+    for name in unsealed {
         let ends_here = name.segment == verdict.log_end.segment;
         let counts = footers.get(&name.segment).is_some_and(|footer| !footer.entries.is_empty())
             || (ends_here && verdict.log_end.offset > BLOCK_BYTES);
-        if !counts || !header_is_good {
+        // A damaged header says nothing against the batches behind it.
+        if !counts {
             wal.discard(name).await?;
             continue;
         }

@@ -426,6 +426,7 @@ impl<S: Storage> Shard<S> {
                 self.gather().await;
                 self.commit().await;
             } else if self.0.log.borrow().stopping {
+                self.answer_barriers();
                 break;
             } else {
                 self.answer_barriers();
@@ -486,6 +487,9 @@ impl<S: Storage> Shard<S> {
         let inner = &self.0;
         let building = std::mem::take(&mut inner.log.borrow_mut().building);
         inner.room.notify_waiters();
+        if let Some(reason) = self.poisoned() {
+            return self.fail(building, EngineError::Poisoned { shard: inner.id, reason });
+        }
         let batch_bytes = building.batch.total_bytes();
         assert!(batch_bytes <= BATCH_BYTES_MAX, "a batch of {batch_bytes} bytes");
         if let Err(error) = self.make_room(batch_bytes).await {

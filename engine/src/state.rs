@@ -268,8 +268,12 @@ impl State {
     pub fn apply(&mut self, lsn: Lsn, transaction: u64, record: Record, location: Location) {
         if let Record::Commit(commit) = &record {
             let transaction = commit.transaction;
-            for (lsn, record, location) in self.open.remove(&transaction).unwrap_or_default() {
-                self.apply_now(lsn, record, location);
+            let held = self.open.remove(&transaction).unwrap_or_default();
+            // Damage may have taken some of its records: then none of it counts, or half a MOVE would lose messages.
+            if held.len() == commit.records as usize {
+                for (lsn, record, location) in held {
+                    self.apply_now(lsn, record, location);
+                }
             }
         } else if transaction != 0 {
             self.open.entry(transaction).or_default().push((lsn, record, location));

@@ -61,6 +61,8 @@ pub struct Oracle {
     /// Deletions of mailboxes by name, per account: under way, and ever begun. Which mailbox has a name may change until
     /// a deletion runs, so each may hit any mailbox that was there while it was under way.
     deletions: BTreeMap<AccountId, (u32, u64)>,
+    /// Tokens that were ever on their way to a mailbox: they may be there although nobody was told so.
+    bound_for: BTreeMap<MailboxId, BTreeSet<u64>>,
     pub acknowledged: u64,
     pub shown: u64,
     pub violation: Option<Violation>,
@@ -135,7 +137,16 @@ impl Oracle {
         let fact = self.mailbox(mailbox);
         fact.deletion_attempted = true;
         let tokens: Vec<u64> = fact.uids.values().filter_map(|uid| uid.token).collect();
-        for token in tokens {
+        let unseen = self.bound_for.get(&mailbox).cloned().unwrap_or_default();
+        for token in tokens.into_iter().chain(unseen) {
+            self.token(token).may_be_gone = true;
+        }
+    }
+
+    /// A message is on its way to a mailbox; whether it gets there may never be told.
+    pub fn on_its_way(&mut self, token: u64, mailbox: MailboxId) {
+        self.bound_for.entry(mailbox).or_default().insert(token);
+        if self.is_doomed(mailbox) {
             self.token(token).may_be_gone = true;
         }
     }
@@ -177,6 +188,8 @@ impl Oracle {
         }
         entry.token = token.or(entry.token);
         entry.must_exist = true;
+        // It may have been seen, and its removal attempted, before this answer came.
+        let doomed = doomed || entry.removal_attempted;
         if let Some(token) = token
             && doomed
         {
@@ -187,10 +200,15 @@ impl Oracle {
     pub fn attempt_removal(&mut self, mailbox: MailboxId, uids: &BTreeSet<u32>, is_move: bool) {
         let mut tokens = Vec::new();
         let fact = self.mailbox(mailbox);
+        let mut some_unknown = false;
         for &uid in uids {
             let entry = fact.uids.entry(uid).or_default();
             entry.removal_attempted = true;
+            some_unknown |= entry.token.is_none();
             tokens.extend(entry.token);
+        }
+        if some_unknown {
+            tokens.extend(self.bound_for.get(&mailbox).into_iter().flatten());
         }
         if !is_move {
             for token in tokens {
@@ -276,11 +294,9 @@ impl Oracle {
             return self.fail(what);
         }
         entry.token = Some(token);
-        let removal = entry.removal_attempted;
         if doomed {
             self.token(token).may_be_gone = true;
         }
-        let _ = removal;
     }
 
     /// STATUS must agree with the messages that are there.

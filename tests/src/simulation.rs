@@ -455,10 +455,8 @@ impl Session {
         for token in base..base + count {
             let mailbox = self.some_mailbox().await?;
             let mut oracle = self.oracle.borrow_mut();
-            let doomed = oracle.is_doomed(self.name(mailbox));
-            let fact = oracle.token(token);
-            fact.account = self.account.account;
-            fact.may_be_gone |= doomed;
+            oracle.token(token).account = self.account.account;
+            oracle.on_its_way(token, self.name(mailbox));
             drop(oracle);
             let flags = match self.below(4) {
                 0 => vec![FlagName::Seen],
@@ -542,11 +540,9 @@ impl Session {
         let tokens = self.tokens_of(from, &set).await?;
         {
             let mut oracle = self.oracle.borrow_mut();
-            let doomed = oracle.is_doomed(self.name(to));
             for token in tokens.values() {
-                let fact = oracle.token(*token);
-                fact.copied |= !is_move;
-                fact.may_be_gone |= doomed;
+                oracle.token(*token).copied |= !is_move;
+                oracle.on_its_way(*token, self.name(to));
             }
             if is_move {
                 oracle.attempt_removal(self.name(from), &uids, true);

@@ -15,7 +15,6 @@ use crate::ids::{AccountId, Epoch, Lsn, MailboxId};
 use crate::index::{Change, MailboxIndex};
 use crate::planted::{self, Bug};
 use crate::shard::Shard;
-use crate::state::Slot;
 use crate::storage::{BlobName, BlobStore, Storage};
 
 /// A delta page larger than this and than an eighth of its mailbox's page makes room for a new page.
@@ -506,12 +505,5 @@ fn delta_bytes(change: &Change) -> usize {
         Change::Flags(change) => 48 + change.uids.0.serialized_size().min(change.uids.len() as usize * 8),
         Change::Expunge(expunge) => 48 + expunge.uids.0.serialized_size().min(expunge.uids.len() as usize * 8),
         Change::Keyword { name, .. } => 24 + name.len(),
-    }
-}
-
-impl Slot {
-    /// Whether everything of the mailbox is in its pages.
-    pub fn is_clean(&self) -> bool {
-        !self.dirty && self.delta.is_empty()
     }
 }

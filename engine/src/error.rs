@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::format::FormatError;
-use crate::ids::{Location, MailboxId, Position, ShardId, Uid};
+use crate::ids::{MailboxId, Position, ShardId};
 use crate::storage::StorageError;
 
 /// The caller asked for something that cannot be.
@@ -94,9 +94,4 @@ pub struct RecoveryReport {
     /// Where an unacknowledged tail was dropped, and how many bytes it had at least.
     pub torn_tail: Option<(Position, String)>,
     pub damage: Vec<Finding>,
-}
-
-/// Names a record in messages.
-pub fn describe_message(mailbox: MailboxId, uid: Uid, location: Location) -> String {
-    format!("mailbox {mailbox} UID {uid} in segment {} at offset {}", location.segment, location.offset())
 }

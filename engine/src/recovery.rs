@@ -337,7 +337,7 @@ impl<S: Storage> Shard<S> {
         storage.prepare(id).await?;
         let manifests = storage.manifests(id);
         let old = match manifests.latest().await? {
-            Some((_, _, bytes)) => Some(read_manifest(&storage, id, store, &bytes)?),
+            Some((_, _, bytes)) => Some(read_manifest(id, store, &bytes)?),
             None => None,
         };
         let epoch = manifests.claim().await?;
@@ -348,8 +348,7 @@ impl<S: Storage> Shard<S> {
     }
 }
 
-fn read_manifest<S: Storage>(storage: &S, id: ShardId, store: u128, bytes: &[u8]) -> Result<Manifest, EngineError> {
-    let _ = storage;
+fn read_manifest(id: ShardId, store: u128, bytes: &[u8]) -> Result<Manifest, EngineError> {
     let manifest = Manifest::from_bytes(bytes);
     let manifest = manifest.and_then(|manifest| {
         if manifest.store == store && manifest.shard == id {

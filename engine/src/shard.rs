@@ -20,7 +20,7 @@ use crate::error::EngineError;
 use crate::format::batch::{BATCH_BYTES_MAX, BatchBuilder, Touch};
 use crate::format::frame::{Packer, Unpacker};
 use crate::format::manifest::{Manifest, SegmentEntry};
-use crate::format::record::{Commit, Record, RecordHeader, kind};
+use crate::format::record::{Commit, Record, RecordHeader};
 use crate::format::segment::{Footer, FooterEntry, SegmentHeader};
 use crate::ids::{AccountId, Epoch, Location, Lsn, MailboxId, MessageId, Position, SegmentId, ShardId};
 use crate::planted::{self, Bug};
@@ -806,9 +806,4 @@ impl<S: Storage> Drop for ExpectedDelivery<S> {
         let expected = &self.0.0.expected;
         expected.set(expected.get() - 1);
     }
-}
-
-/// The kinds of records that change what sessions see; others are bookkeeping.
-pub fn is_bookkeeping(kind: u16) -> bool {
-    matches!(kind, kind::BLOCK | kind::CONTENT | kind::COMMIT | kind::RELOCATION | kind::RECEIPT)
 }

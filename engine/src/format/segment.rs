@@ -2,7 +2,7 @@
 
 use super::codec::{Wire, wire_struct};
 use super::{BLOCK_BYTES, FORMAT_VERSION, FormatError, checksum, checksum_around, round_up_to_block, verify_checksum};
-use crate::ids::{Epoch, Lsn, Position, SegmentId, ShardId};
+use crate::ids::{Epoch, Lsn, SegmentId, ShardId};
 
 const HEADER_MAGIC: [u8; 8] = *b"PHSEGMT1";
 const FOOTER_MAGIC: [u8; 8] = *b"PHFOOTR1";
@@ -249,11 +249,6 @@ impl Trailer {
     pub fn table_bytes(&self) -> u64 {
         u64::from(self.count) * FOOTER_ENTRY_BYTES
     }
-}
-
-/// The end of the log in a segment, for messages.
-pub fn describe(position: Position) -> String {
-    format!("segment {} at offset {}", position.segment, position.offset)
 }
 
 #[cfg(test)]

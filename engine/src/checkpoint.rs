@@ -10,12 +10,13 @@ use crate::format::page::{
     AccountEntry, DeltaChange, DeltaPage, DirectoryAccount, DirectoryEntry, DirectoryPage, MailboxPage, PageKind,
     PageLocation, archive, open_page, put_page, restore,
 };
-use crate::format::{BLOCK_BYTES, round_up_to_block};
+use crate::format::{BLOCK_BYTES, FormatError, round_up_to_block};
 use crate::ids::{AccountId, Epoch, Lsn, MailboxId};
 use crate::index::{Change, MailboxIndex};
 use crate::planted::{self, Bug};
-use crate::shard::Shard;
-use crate::storage::{BlobName, BlobStore, Storage};
+use crate::shard::{Shard, ShardEvent};
+use crate::state::Slot;
+use crate::storage::{BlobName, BlobStore, Storage, StorageError};
 
 /// A delta page larger than this and than an eighth of its mailbox's page makes room for a new page.
 const DELTA_BYTES_MAX: usize = 4096;
@@ -25,6 +26,8 @@ const DIRECTORIES_MAX: usize = 8;
 const BLOBS_MAX: usize = 32;
 /// Entries of one directory page.
 const ENTRIES_PER_PAGE: usize = 512;
+/// A directory page of accounts is closed at this size.
+const ACCOUNTS_PAGE_BYTES: usize = 256 << 10;
 /// A checkpoint lets other tasks run after so many mailboxes.
 const MAILBOXES_PER_TURN: usize = 16;
 
@@ -91,7 +94,13 @@ impl<S: Storage> Shard<S> {
             }
             let blob = log.next_index_blob;
             log.next_index_blob += 1;
-            (log.position, log.next_sequence, state.as_of, blob, log.bytes_since_checkpoint)
+            // An idle mark after the last batch is not durable: the log may yet lose it.
+            let (from, sequence) = if log.durable.segment == log.position.segment {
+                (log.durable, log.durable_sequence)
+            } else {
+                (log.position, log.next_sequence)
+            };
+            (from, sequence, state.as_of, blob, log.bytes_since_checkpoint)
         };
         let full = {
             let log = inner.log.borrow();
@@ -128,7 +137,7 @@ impl<S: Storage> Shard<S> {
         let directory_offset = pages.offset;
         let entries = self.directory_entries(full, &written);
         let known = inner.state.borrow().as_of;
-        self.write_directory(&mut pages, as_of, &entries, &accounts, &directory);
+        self.write_directory(&mut pages, as_of, &entries, &accounts, &directory)?;
         let directory_len = pages.offset - directory_offset;
         let epoch = inner.epoch;
         let name = BlobName::Index { blob, epoch };
@@ -160,7 +169,6 @@ impl<S: Storage> Shard<S> {
             log.bytes_since_checkpoint = log.bytes_since_checkpoint.saturating_sub(log_bytes);
         }
         self.count(|stats| stats.checkpoints += 1);
-        inner.last_checkpoint_error.take();
         for name in unused {
             inner.blobs.delete(name).await?;
         }
@@ -176,23 +184,33 @@ impl<S: Storage> Shard<S> {
     ) -> Result<Option<Written>, EngineError> {
         let inner = &self.0;
         loop {
-            let (page, delta_page, unchanged, delta_bytes) = {
+            let (page, delta_page, unchanged, rewrite, delta_bytes) = {
                 let state = inner.state.borrow();
                 let Some(slot) = state.slots.get(&mailbox) else { return Ok(None) };
                 let new_bytes: usize = slot.delta.iter().map(|(_, change)| delta_bytes(change)).sum();
-                (slot.page, slot.delta_page, slot.delta.is_empty(), new_bytes + slot.delta_page.len as usize)
+                let delta_bytes = new_bytes + slot.delta_page.len as usize;
+                (slot.page, slot.delta_page, slot.delta.is_empty() && !slot.rewrite, slot.rewrite, delta_bytes)
             };
-            let wants_page = !unchanged && (page.is_none() || delta_bytes > DELTA_BYTES_MAX.max(page.len as usize / 8));
+            let outgrown = page.is_none() || delta_bytes > DELTA_BYTES_MAX.max(page.len as usize / 8);
+            let wants_page = rewrite || (!unchanged && outgrown);
             let mut older = Vec::new();
             if wants_page {
                 self.load_index(mailbox).await?;
             } else if !unchanged {
-                older = self.read_delta(mailbox, delta_page).await?;
+                older = match self.read_delta(mailbox, delta_page).await {
+                    Err(error) if is_damage(&error) => {
+                        if let Some(slot) = inner.state.borrow_mut().slots.get_mut(&mailbox) {
+                            slot.rewrite = true;
+                        }
+                        continue;
+                    }
+                    older => older?,
+                };
             }
             // From here to the end of the turn nothing awaits: page, LSN and number of changes belong together.
             let state = inner.state.borrow();
             let Some(slot) = state.slots.get(&mailbox) else { return Ok(None) };
-            if unchanged && slot.delta.is_empty() {
+            if unchanged && slot.delta.is_empty() && !slot.rewrite {
                 // Only what stands in the directory has changed.
                 let (page, delta) = (slot.page, slot.delta_page);
                 return Ok(Some(Written { mailbox, as_of: slot.meta.as_of, changes: 0, page, delta }));
@@ -208,13 +226,15 @@ impl<S: Storage> Shard<S> {
             let mut packer = inner.packer.borrow_mut();
             let kind = if let Some(index) = slot.index.as_ref().filter(|_| wants_page) {
                 let page = archive(&index.to_page());
-                put_page(PageKind::Mailbox, as_of, mailbox.0, &page, &mut packer, &mut bytes);
+                put_page(PageKind::Mailbox, as_of, mailbox.0, &page, &mut packer, &mut bytes)
+                    .map_err(|error| self.unwritable(mailbox, error))?;
                 PageKind::Mailbox
             } else {
                 let newer = slot.delta.iter();
                 older.extend(newer.map(|(lsn, change)| DeltaChange { lsn: lsn.0, payload: change.encode() }));
                 let delta = archive(&DeltaPage { changes: older });
-                put_page(PageKind::MailboxDelta, as_of, mailbox.0, &delta, &mut packer, &mut bytes);
+                put_page(PageKind::MailboxDelta, as_of, mailbox.0, &delta, &mut packer, &mut bytes)
+                    .map_err(|error| self.unwritable(mailbox, error))?;
                 PageKind::MailboxDelta
             };
             let offset = pages.push(&bytes);
@@ -266,38 +286,48 @@ impl<S: Storage> Shard<S> {
         entries: &[DirectoryEntry],
         accounts: &[AccountId],
         directory: &[AccountId],
-    ) {
+    ) -> Result<(), EngineError> {
         let inner = &self.0;
         let mut put = |page: DirectoryPage| {
             let mut bytes = Vec::new();
-            put_page(PageKind::Directory, as_of, 0, &archive(&page), &mut inner.packer.borrow_mut(), &mut bytes);
+            put_page(PageKind::Directory, as_of, 0, &archive(&page), &mut inner.packer.borrow_mut(), &mut bytes)
+                .map_err(|error| self.unwritable(MailboxId(0), error))?;
             let part = pages.parts.last_mut().expect("never empty");
             part.extend_from_slice(&bytes);
             pages.offset += bytes.len() as u64;
+            Ok::<_, EngineError>(())
         };
         for chunk in entries.chunks(ENTRIES_PER_PAGE) {
-            put(DirectoryPage { mailboxes: chunk.to_vec(), ..DirectoryPage::default() });
+            put(DirectoryPage { mailboxes: chunk.to_vec(), ..DirectoryPage::default() })?;
         }
-        for chunk in accounts.chunks(ENTRIES_PER_PAGE) {
-            let state = inner.state.borrow();
-            let accounts = chunk.iter().filter_map(|id| {
-                let account = state.accounts.get(id)?;
-                Some(AccountEntry {
-                    account: id.0,
-                    as_of: account.as_of.0,
-                    uid_validity_next: account.uid_validity_next,
-                    subscriptions: account.subscriptions.iter().cloned().collect(),
-                    attributes: account
-                        .attributes
-                        .iter()
-                        .map(|((mailbox, name), value)| (mailbox.0, name.clone(), value.clone()))
-                        .collect(),
-                })
+        let state = inner.state.borrow();
+        let mut page = DirectoryPage::default();
+        let mut page_bytes = 0;
+        for (id, account) in accounts.iter().filter_map(|id| Some((id, state.accounts.get(id)?))) {
+            let names = account.subscriptions.iter().map(String::len).sum::<usize>();
+            let values = account.attributes.iter().map(|((_, name), value)| name.len() + value.len()).sum::<usize>();
+            page_bytes += 64 + names + values;
+            page.accounts.push(AccountEntry {
+                account: id.0,
+                as_of: account.as_of.0,
+                uid_validity_next: account.uid_validity_next,
+                subscriptions: account.subscriptions.iter().cloned().collect(),
+                attributes: account
+                    .attributes
+                    .iter()
+                    .map(|((mailbox, name), value)| (mailbox.0, name.clone(), value.clone()))
+                    .collect(),
             });
-            put(DirectoryPage { accounts: accounts.collect(), ..DirectoryPage::default() });
+            // Accounts differ in size much more than mailboxes do.
+            if page_bytes >= ACCOUNTS_PAGE_BYTES {
+                put(std::mem::take(&mut page))?;
+                page_bytes = 0;
+            }
+        }
+        if !page.accounts.is_empty() {
+            put(page)?;
         }
         for chunk in directory.chunks(ENTRIES_PER_PAGE) {
-            let state = inner.state.borrow();
             let directory = chunk.iter().filter_map(|id| {
                 let record = state.directory.get(id)?;
                 Some(DirectoryAccount {
@@ -310,8 +340,14 @@ impl<S: Storage> Shard<S> {
                     uid_validity_floor: record.uid_validity_floor,
                 })
             });
-            put(DirectoryPage { directory: directory.collect(), ..DirectoryPage::default() });
+            put(DirectoryPage { directory: directory.collect(), ..DirectoryPage::default() })?;
         }
+        Ok(())
+    }
+
+    fn unwritable(&self, mailbox: MailboxId, error: FormatError) -> EngineError {
+        let place = format!("{}, mailbox {mailbox}", crate::storage::local::shard_directory(self.0.id));
+        Damage { place, error }.into()
     }
 
     /// The blobs whose pages are in use once `written` is taken over.
@@ -352,6 +388,8 @@ impl<S: Storage> Shard<S> {
             slot.page = written.page;
             slot.delta_page = written.delta;
             slot.page_as_of = written.as_of;
+            // A page that was damaged is behind it once a whole one has been written.
+            slot.rewrite &= !written.delta.is_none();
             slot.delta.drain(..written.changes);
             slot.delta.shrink_to_fit();
             slot.dirty = slot.meta.as_of != written.as_of || !slot.delta.is_empty();
@@ -403,7 +441,7 @@ impl<S: Storage> Shard<S> {
         Ok(delta.changes)
     }
 
-    fn page_damage(&self, page: PageLocation, error: crate::format::FormatError) -> EngineError {
+    fn page_damage(&self, page: PageLocation, error: FormatError) -> EngineError {
         let directory = crate::storage::local::shard_directory(self.0.id);
         Damage { place: format!("{directory}/idx, blob {} at offset {}", page.blob, page.offset), error }.into()
     }
@@ -414,7 +452,7 @@ impl<S: Storage> Shard<S> {
     /// No such mailbox, or pages that cannot be read.
     pub(crate) async fn load_index(&self, mailbox: MailboxId) -> Result<(), EngineError> {
         loop {
-            let (page, delta_page) = {
+            let (page, delta_page, as_of) = {
                 let mut state = self.0.state.borrow_mut();
                 let slot = state.slots.get_mut(&mailbox).ok_or(crate::error::Refusal::NoSuchMailbox)?;
                 self.0.clock.set(self.0.clock.get() + 1);
@@ -422,9 +460,23 @@ impl<S: Storage> Shard<S> {
                 if slot.index.is_some() {
                     return Ok(());
                 }
-                (slot.page, slot.delta_page)
+                (slot.page, slot.delta_page, slot.page_as_of)
             };
-            let result = self.assemble_index(mailbox, page, delta_page).await;
+            let mut result = self.assemble_index(mailbox, page, delta_page).await;
+            let mut rebuilt = None;
+            if let Err(error) = &result
+                && is_damage(error)
+            {
+                // The pages are a cache of the log. One at a time: the next one may find it done.
+                let _one_at_a_time = self.0.rebuild_lock.lock().await;
+                let is_done = |slot: &Slot| slot.index.is_some() || slot.page != page || slot.delta_page != delta_page;
+                let is_done = self.0.state.borrow().slots.get(&mailbox).map(is_done);
+                if is_done.ok_or(crate::error::Refusal::NoSuchMailbox)? {
+                    continue;
+                }
+                rebuilt = Some(error.clone());
+                result = self.rebuild_index(mailbox, as_of).await;
+            }
             let mut state = self.0.state.borrow_mut();
             let slot = state.slots.get_mut(&mailbox).ok_or(crate::error::Refusal::NoSuchMailbox)?;
             if slot.page != page || slot.delta_page != delta_page {
@@ -439,6 +491,12 @@ impl<S: Storage> Shard<S> {
                 self.0.cached_index_bytes.set(self.0.cached_index_bytes.get() + index.memory_bytes());
                 slot.index = Some(Box::new(index));
                 self.count(|stats| stats.index_loads += 1);
+                if let Some(error) = rebuilt {
+                    slot.rewrite = true;
+                    slot.dirty = true;
+                    self.count(|stats| stats.indexes_rebuilt += 1);
+                    self.tell(ShardEvent::IndexRebuilt(mailbox, error));
+                }
                 drop(state);
                 self.evict_indexes();
             }
@@ -460,9 +518,8 @@ impl<S: Storage> Shard<S> {
             index = restored.map_err(|error| self.page_damage(page, error))?;
         }
         for change in self.read_delta(mailbox, delta_page).await? {
-            let change = Change::decode(&change.payload).map_err(|source| {
-                self.page_damage(delta_page, crate::format::FormatError::Decode { what: "delta page", source })
-            })?;
+            let change = Change::decode(&change.payload)
+                .map_err(|source| self.page_damage(delta_page, FormatError::Decode { what: "delta page", source }))?;
             index.apply(&change);
         }
         Ok(index)
@@ -478,6 +535,7 @@ impl<S: Storage> Shard<S> {
         let mut loaded: Vec<(u64, MailboxId, usize)> = state
             .slots
             .iter()
+            .filter(|(_, slot)| !slot.rewrite)
             .filter_map(|(&mailbox, slot)| Some((slot.used, mailbox, slot.index.as_ref()?.memory_bytes())))
             .collect();
         loaded.sort_unstable();
@@ -495,6 +553,15 @@ impl<S: Storage> Shard<S> {
             }
         }
         self.0.cached_index_bytes.set(total);
+    }
+}
+
+/// Whether pages cannot be read however often one tries.
+fn is_damage(error: &EngineError) -> bool {
+    match error {
+        EngineError::Damaged(_) => true,
+        EngineError::Storage(error) => matches!(**error, StorageError::NotFound(_)),
+        _ => false,
     }
 }
 

@@ -17,6 +17,9 @@ use crate::ids::{Location, Lsn, MessageId, ModSeq, SegmentId, ShardId, Uid};
 /// Expunges that a mailbox remembers; older ones fall below the horizon.
 pub const EXPUNGE_HISTORY_MAX: usize = 1000;
 
+/// Messages of one mailbox: more would not fit into an index page.
+pub const MESSAGES_MAX: u32 = 10_000_000;
+
 /// A message in a mailbox.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Message {

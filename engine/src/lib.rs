@@ -17,6 +17,7 @@ pub mod mailboxes;
 pub mod node;
 pub mod planted;
 pub mod read;
+mod rebuild;
 pub mod recovery;
 pub mod shard;
 pub mod state;

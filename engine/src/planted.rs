@@ -18,6 +18,9 @@ pub enum Bug {
     ReissueUid,
     /// Recovery trusts the page cache: it neither syncs what it replays nor records the log's end.
     TrustPageCache,
+    /// Recovery syncs the tail it has read but does not write it again, so that what a failed sync left behind in the
+    /// page cache is shown and then lost.
+    SkipTailRewrite,
     /// After a failed sync the log goes on as if nothing had happened.
     IgnoreFailedSync,
     /// Replay begins one segment too late after a checkpoint.

@@ -5,10 +5,13 @@
 //! is dropped. A bad batch below such a position is damage: what can still be read of it counts, the rest is named, and
 //! replay goes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::error::{EngineError, Finding, RecoveryReport};
-use crate::format::batch::{BATCH_HEADER_BYTES, BatchHeader, Touch, decode_touches, end_of, records};
+use crate::error::{Damage, EngineError, Finding, RecoveryReport};
+use crate::format::batch::{
+    BATCH_HEADER_BYTES, BatchHeader, TOUCH_ENTRY_BYTES, Touch, decode_touches, end_of, records, touch_table_is_at,
+    touches_len,
+};
 use crate::format::frame::Unpacker;
 use crate::format::manifest::{IndexEntry, Manifest, Quarantine, SegmentEntry};
 use crate::format::page::{DirectoryPage, PageKind, open_page_at, restore};
@@ -43,9 +46,13 @@ pub struct FoundBatch {
     pub end: u64,
     pub header: Option<BatchHeader>,
     pub touches: Vec<Touch>,
+    /// Good touch tables: one in a good batch, any number in a run of blocks.
+    pub tables: u64,
     pub records: Vec<FoundRecord>,
     /// Offsets in the segment, and what is wrong there. Empty for a good batch.
     pub errors: Vec<(u64, FormatError)>,
+    /// Records may have been lost that no touch table names.
+    pub lost_unnamed: bool,
 }
 
 /// What a segment holds, good and bad, in the order of offsets.
@@ -63,15 +70,31 @@ pub(crate) struct SegmentSource<'a, S: Storage> {
     blobs: &'a S::Blobs,
     name: SegmentName,
     sealed: bool,
+    /// Lets other tasks run between batches.
+    pause: Option<&'a S>,
 }
 
-impl<S: Storage> SegmentSource<'_, S> {
+impl<'a, S: Storage> SegmentSource<'a, S> {
+    pub(crate) fn new(wal: &'a S::Wal, blobs: &'a S::Blobs, name: SegmentName, sealed: bool) -> Self {
+        Self { wal, blobs, name, sealed, pause: None }
+    }
+
+    /// For a scan beside sessions: other tasks run after every batch.
+    pub(crate) fn pausing(self, runtime: &'a S) -> Self {
+        Self { pause: Some(runtime), ..self }
+    }
+
     async fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
         if self.sealed {
             self.blobs.get(BlobName::Segment(self.name), offset, len).await
         } else {
             self.wal.read(self.name, offset, len).await
         }
+    }
+
+    /// The next offset from `offset` on at which something may have been written.
+    async fn next_data(&self, offset: u64) -> Result<u64, StorageError> {
+        if self.sealed { Ok(offset) } else { self.wal.next_data(self.name, offset).await }
     }
 }
 
@@ -84,6 +107,11 @@ struct Window<'a, S: Storage> {
 }
 
 impl<S: Storage> Window<'_, S> {
+    /// Whether the block at `offset` has been read already.
+    fn has(&self, offset: u64) -> bool {
+        offset >= self.start && offset < self.start + self.bytes.len() as u64
+    }
+
     /// Bytes from `offset`: at least `len` unless the limit comes first.
     async fn at(&mut self, offset: u64, len: usize) -> Result<&[u8], StorageError> {
         let len = len.min(self.limit.saturating_sub(offset) as usize);
@@ -122,61 +150,77 @@ pub(crate) async fn scan_segment<S: Storage>(
     let mut window = Window { source, start: 0, bytes: Vec::new(), limit };
     let mut offset = from.max(first_batch);
     // A run of blocks that are no batch: whether it matters depends on what follows.
-    let mut gap: Option<(u64, FormatError, bool)> = None;
+    let mut gap: Option<Gap> = None;
     while offset < limit {
         let position = Position { segment: name.segment, offset };
         let bytes = window.at(offset, BLOCK_BYTES as usize).await?;
         let block = &bytes[..bytes.len().min(BLOCK_BYTES as usize)];
         match BatchHeader::decode(block, position, name.epoch) {
             Ok(header) => {
-                if let Some((start, error, _)) = gap.take() {
-                    found.batches.push(hole(&mut window, name.segment, start, offset, error).await?);
-                }
+                found.batches.extend(gap.take().map(|gap| gap.into_batch(name.segment, offset)));
                 let total = header.total_bytes();
                 let bytes = window.at(offset, total as usize).await?;
                 found.batches.push(open_batch(header, &bytes[..bytes.len().min(total as usize)]));
                 offset += total;
+                if let Some(runtime) = source.pause {
+                    runtime.yield_now().await;
+                }
             }
             Err(error) => {
                 let is_zero = block.iter().all(|&byte| byte == 0);
-                match &mut gap {
-                    None => gap = Some((offset, error, is_zero)),
-                    Some((_, _, all_zero)) => *all_zero &= is_zero,
+                let table = block.get(BATCH_HEADER_BYTES..).filter(|bytes| touch_table_is_at(bytes)).map(touches_len);
+                let gap = gap.get_or_insert_with(|| Gap::new(offset, error));
+                gap.is_zero &= is_zero;
+                if let Some(len) = table {
+                    let bytes = window.at(offset, BATCH_HEADER_BYTES + len).await?;
+                    if let Ok(touches) = decode_touches(bytes.get(BATCH_HEADER_BYTES..).unwrap_or_default()) {
+                        gap.tables += 1;
+                        gap.touches.extend(touches);
+                    }
                 }
                 offset += BLOCK_BYTES;
+                if is_zero && offset < limit && !window.has(offset) {
+                    // Space that was set aside and never written need not be read.
+                    offset = source.next_data(offset).await?.min(limit) / BLOCK_BYTES * BLOCK_BYTES;
+                }
             }
         }
     }
-    if let Some((start, error, false)) = gap {
-        found.batches.push(hole(&mut window, name.segment, start, limit, error).await?);
-    } else if let Some((start, error, true)) = gap
-        && source.sealed
-        && start < limit
+    // An unsealed segment has space after its data; a sealed one has none.
+    if let Some(gap) = gap
+        && (!gap.is_zero || (source.sealed && gap.start < limit))
     {
-        // A sealed segment has no space after its data.
-        found.batches.push(hole(&mut window, name.segment, start, limit, error).await?);
+        found.batches.push(gap.into_batch(name.segment, limit));
     }
     Ok(found)
 }
 
-/// Describes blocks where a batch should be, with what its touch table still says.
-async fn hole<S: Storage>(
-    window: &mut Window<'_, S>,
-    segment: SegmentId,
+/// Blocks where a batch should be, with what their touch tables still say.
+struct Gap {
     start: u64,
-    end: u64,
     error: FormatError,
-) -> Result<FoundBatch, StorageError> {
-    let bytes = window.at(start, (end - start).min(READ_BYTES as u64) as usize).await?;
-    let touches = bytes.get(BATCH_HEADER_BYTES..).and_then(|bytes| decode_touches(bytes).ok()).unwrap_or_default();
-    Ok(FoundBatch {
-        position: Position { segment, offset: start },
-        end,
-        header: None,
-        touches,
-        records: Vec::new(),
-        errors: vec![(start, error)],
-    })
+    is_zero: bool,
+    tables: u64,
+    touches: Vec<Touch>,
+}
+
+impl Gap {
+    fn new(start: u64, error: FormatError) -> Self {
+        Self { start, error, is_zero: true, tables: 0, touches: Vec::new() }
+    }
+
+    fn into_batch(self, segment: SegmentId, end: u64) -> FoundBatch {
+        FoundBatch {
+            position: Position { segment, offset: self.start },
+            end,
+            header: None,
+            touches: self.touches,
+            tables: self.tables,
+            records: Vec::new(),
+            errors: vec![(self.start, self.error)],
+            lost_unnamed: false,
+        }
+    }
 }
 
 /// Verifies the touch table and records of a batch.
@@ -187,13 +231,14 @@ fn open_batch(header: BatchHeader, bytes: &[u8]) -> FoundBatch {
         end: end_of(&header).offset,
         header: Some(header),
         touches: Vec::new(),
-        records: Vec::with_capacity(header.record_count as usize),
+        tables: 0,
+        records: Vec::new(),
         errors: Vec::new(),
+        lost_unnamed: false,
     };
-    match bytes.get(BATCH_HEADER_BYTES..).map(decode_touches) {
-        Some(Ok(touches)) => found.touches = touches,
-        Some(Err(error)) => found.errors.push((position.offset + BATCH_HEADER_BYTES as u64, error)),
-        None => {}
+    match decode_touches(bytes.get(BATCH_HEADER_BYTES..).unwrap_or_default()) {
+        Ok(touches) => (found.touches, found.tables) = (touches, 1),
+        Err(error) => found.errors.push((position.offset + BATCH_HEADER_BYTES as u64, error)),
     }
     let start = header.records_offset();
     let record_bytes = bytes.get((start - position.offset) as usize..).unwrap_or_default();
@@ -214,6 +259,7 @@ fn open_batch(header: BatchHeader, bytes: &[u8]) -> FoundBatch {
             Err((offset, error)) => found.errors.push((start + u64::from(offset), error)),
         }
     }
+    found.lost_unnamed = found.tables == 0 && found.records.len() < header.record_count as usize;
     found
 }
 
@@ -223,19 +269,32 @@ impl FoundBatch {
     }
 
     /// What of the touch table is not among the good records.
-    fn lost(&self) -> Vec<(MailboxId, u32, u32)> {
-        let good: std::collections::BTreeSet<Lsn> = self.records.iter().map(|record| record.header.lsn).collect();
-        self.touches
-            .iter()
-            .filter(|touch| touch.mailbox != MailboxId(0) && !good.contains(&touch.lsn))
-            .map(|touch| (touch.mailbox, touch.first, touch.last))
+    fn lost(&self) -> impl Iterator<Item = &Touch> {
+        let good: BTreeSet<Lsn> = self.records.iter().map(|record| record.header.lsn).collect();
+        self.touches.iter().filter(move |touch| touch.mailbox != MailboxId(0) && !good.contains(&touch.lsn))
+    }
+
+    /// The mailboxes and UIDs of what is lost.
+    fn lost_uids(&self) -> Vec<(MailboxId, u32, u32)> {
+        self.lost()
+            .map(|touch| {
+                let (first, last) = touch.uids().unwrap_or_default();
+                (touch.mailbox, first, last)
+            })
             .collect()
+    }
+
+    /// The error of a record that only a newer program can apply. Its checksum was good: it is not damage.
+    fn needs_newer_program(&self) -> Option<&(u64, FormatError)> {
+        self.errors.iter().find(|(_, error)| matches!(error, FormatError::UnknownRecord { .. }))
     }
 }
 
 /// The end of the log and what counts of it.
 pub(crate) struct Verdict {
     pub log_end: Position,
+    /// Everything before was known durable by whoever wrote the log. What counts after it is there by luck so far.
+    pub durable: Position,
     pub next_sequence: u64,
     pub torn: Option<(Position, String)>,
     pub damage: Vec<Finding>,
@@ -269,6 +328,7 @@ pub(crate) fn judge(
     }
     let mut verdict = Verdict {
         log_end: start,
+        durable,
         next_sequence: sequence.unwrap_or(1),
         torn: None,
         damage: Vec::new(),
@@ -276,6 +336,8 @@ pub(crate) fn judge(
         batches: Vec::new(),
     };
     let mut expected = sequence;
+    // Runs of blocks since the last batch header, by their place among the batches.
+    let mut gaps: Vec<usize> = Vec::new();
     'log: for segment in segments {
         let file = crate::storage::local::segment_file(segment.name);
         let directory = if segment.sealed { "seg" } else { "wal" };
@@ -298,27 +360,32 @@ pub(crate) fn judge(
                     verdict.torn = Some((at, what));
                     break 'log;
                 }
-                verdict.damage.push(finding(offset, error.to_string(), batch.lost()));
+                verdict.damage.push(finding(offset, error.to_string(), batch.lost_uids()));
                 verdict.quarantined.push(Quarantine { from: at, len: batch.end - at.offset });
-                expected = batch.header.map(|header| header.sequence + 1);
-                verdict.next_sequence = expected.unwrap_or(verdict.next_sequence + 1);
-                verdict.log_end = Position { segment: at.segment, offset: batch.end };
-                verdict.batches.push(batch);
-                continue;
             }
-            let header = batch.header.as_ref().expect("good batches have one");
-            if let Some(expected) = expected
-                && header.sequence != expected
-            {
-                let what = format!("batch {} stands where batch {expected} should", header.sequence);
-                verdict.damage.push(finding(at.offset, what, Vec::new()));
+            if let Some(header) = &batch.header {
+                let skipped = expected.map(|expected| header.sequence.wrapping_sub(expected));
+                if gaps.is_empty() {
+                    if let Some(expected) = expected.filter(|&expected| header.sequence != expected) {
+                        let what = format!("batch {} stands where batch {expected} should", header.sequence);
+                        verdict.damage.push(finding(at.offset, what, Vec::new()));
+                    }
+                } else if skipped != Some(gaps.iter().map(|&gap| verdict.batches[gap].tables).sum()) {
+                    gaps.iter().for_each(|&gap| verdict.batches[gap].lost_unnamed = true);
+                }
+                gaps.clear();
+                expected = Some(header.sequence + 1);
+                verdict.next_sequence = header.sequence + 1;
+            } else {
+                // How many batches stood here the next one will say: at most one in each block.
+                gaps.push(verdict.batches.len());
+                verdict.next_sequence += (batch.end - at.offset) / BLOCK_BYTES + 1;
             }
-            expected = Some(header.sequence + 1);
-            verdict.next_sequence = header.sequence + 1;
             verdict.log_end = Position { segment: at.segment, offset: batch.end };
             verdict.batches.push(batch);
         }
     }
+    gaps.iter().for_each(|&gap| verdict.batches[gap].lost_unnamed = true);
     verdict
 }
 
@@ -359,7 +426,7 @@ fn read_manifest(id: ShardId, store: u128, bytes: &[u8]) -> Result<Manifest, Eng
     });
     manifest.map_err(|error| {
         let place = format!("{}/manifest", crate::storage::local::shard_directory(id));
-        crate::error::Damage { place, error }.into()
+        Damage { place, error }.into()
     })
 }
 
@@ -407,9 +474,17 @@ pub(crate) async fn scan_log<S: Storage>(
             (true, None) => sealed_data_end::<S>(blobs, name).await?,
             (false, None) => wal.len(name).await?,
         };
-        let source = SegmentSource::<S> { wal, blobs, name, sealed };
+        let source = SegmentSource::<S>::new(wal, blobs, name, sealed);
         let start = if name.segment == from.segment { from.offset } else { 0 };
-        found.push(scan_segment(&source, start, limit).await?);
+        match scan_segment(&source, start, limit).await {
+            // The others can still be read.
+            Err(StorageError::NotFound(_)) if data_end.is_some() => {
+                let error = FormatError::Short { what: "segment", needed: limit, available: 0 };
+                let gone = Gap::new(start, error.clone()).into_batch(name.segment, limit);
+                found.push(FoundSegment { name, sealed, header: Err(error), batches: vec![gone] });
+            }
+            scanned => found.push(scanned?),
+        }
     }
     Ok(found)
 }
@@ -467,39 +542,90 @@ pub(crate) async fn restore_index<S: Storage>(
     Ok(Ok(()))
 }
 
+/// Something that replay takes in.
+enum Replayed {
+    Record(RecordHeader, Record, Location),
+    /// A record that damage has taken; its touch table has outlived it.
+    Lost(Touch),
+    /// Damage of so many bytes has taken records that nothing names.
+    LostUnnamed(u64),
+}
+
 /// Applies the records of batches that count, in the order of their LSNs.
 pub(crate) fn replay(state: &mut State, batches: Vec<FoundBatch>, ordinals: &BTreeMap<SegmentId, Vec<u64>>) -> u64 {
-    let mut found = Vec::new();
+    let mut found: Vec<(Lsn, u32, Position, Replayed)> = Vec::new();
+    let mut newest = Lsn::default();
+    let mut count = 0;
     for batch in batches {
-        let segment = batch.position.segment;
+        let position = batch.position;
+        if batch.lost_unnamed {
+            found.push((newest, u32::MAX, position, Replayed::LostUnnamed(batch.end - position.offset)));
+        }
+        if !batch.is_good() {
+            found.extend(batch.lost().map(|touch| (touch.lsn, 0, position, Replayed::Lost(*touch))));
+        }
         for record in batch.records {
             let ordinal = ordinals
-                .get(&segment)
+                .get(&position.segment)
                 .and_then(|offsets| offsets.binary_search(&record.offset).ok())
                 .unwrap_or(u32::MAX as usize);
             let location = Location {
-                segment,
+                segment: position.segment,
                 offset_units: (record.offset / 8) as u32,
                 len: record.len,
                 ordinal: ordinal as u32,
             };
+            newest = newest.max(record.header.lsn);
             if let Some(decoded) = record.record {
-                found.push((record.header, decoded, location));
+                let at = Position { segment: position.segment, offset: record.offset };
+                let RecordHeader { lsn, generation, .. } = record.header;
+                found.push((lsn, generation, at, Replayed::Record(record.header, decoded, location)));
+                count += 1;
             }
         }
     }
     if planted::is_on(Bug::ReplayByFileOrder) {
-        found.sort_by_key(|(_, _, location)| (std::cmp::Reverse(location.segment), location.offset_units));
+        found.sort_by_key(|&(_, _, at, _)| (std::cmp::Reverse(at.segment), at.offset));
     } else {
-        found.sort_by_key(|(header, ..)| (header.lsn, header.generation));
+        found.sort_by_key(|&(lsn, generation, ..)| (lsn, generation));
     }
-    let count = found.len() as u64;
-    for (header, record, location) in found {
-        state.apply(header.lsn, header.transaction, record, location);
+    for (lsn, _, _, item) in found {
+        match item {
+            Replayed::Record(header, record, location) => state.apply(lsn, header.transaction, record, location),
+            Replayed::Lost(touch) => state.lose(&touch),
+            Replayed::LostUnnamed(bytes) => state.lose_unnamed(bytes / TOUCH_ENTRY_BYTES as u64),
+        }
     }
     // What damage has left without its commit record never counts.
-    state.open.clear();
+    state.drop_open_transactions();
     count
+}
+
+/// Records that only a newer program can apply are not for this one to drop.
+fn refuse_newer_records(id: ShardId, segments: &[FoundSegment]) -> Result<(), EngineError> {
+    for segment in segments {
+        if let Some((offset, error)) = segment.batches.iter().find_map(FoundBatch::needs_newer_program) {
+            let directory = crate::storage::local::shard_directory(id);
+            let file = crate::storage::local::segment_file(segment.name);
+            let sub = if segment.sealed { "seg" } else { "wal" };
+            let place = format!("{directory}/{sub}/{file} at offset {offset}");
+            return Err(Damage { place, error: error.clone() }.into());
+        }
+    }
+    Ok(())
+}
+
+/// Writes again what was read of an unsealed segment from `from` to `end`. It may be in the page cache only, marked
+/// clean by a sync that failed, and then no sync would ever write it.
+async fn rewrite<W: Wal>(wal: &W, name: SegmentName, from: u64, end: u64) -> Result<(), StorageError> {
+    let mut offset = from;
+    while offset < end {
+        let bytes = wal.read(name, offset, READ_BYTES.min((end - offset) as usize)).await?;
+        let len = bytes.len() as u64;
+        wal.append(name, offset, bytes, false).await.0?;
+        offset += len.max(1);
+    }
+    Ok(())
 }
 
 async fn recover<S: Storage>(
@@ -537,6 +663,7 @@ async fn recover<S: Storage>(
         from = Position { segment: SegmentId(from.segment.0 + 1), offset: 0 };
     }
     let segments = scan_log::<S>(&wal, &blobs, &manifest, from).await?;
+    refuse_newer_records(id, &segments)?;
     let unsealed: Vec<SegmentName> =
         segments.iter().filter(|segment| !segment.sealed).map(|segment| segment.name).collect();
     let sealed_unknown: Vec<SegmentName> = segments
@@ -570,7 +697,7 @@ async fn recover<S: Storage>(
         && let Some((name, sealed, _)) = known.into_iter().find(|(name, ..)| name.segment == begun.segment)
         && (!sealed || footers.contains_key(&begun.segment))
     {
-        let source = SegmentSource::<S> { wal: &wal, blobs: &blobs, name, sealed };
+        let source = SegmentSource::<S>::new(&wal, &blobs, name, sealed);
         let head = scan_segment(&source, 0, begun.offset).await?;
         let footer = footers.entry(begun.segment).or_default();
         footer.data_end = footer.data_end.max(begun.offset);
@@ -595,15 +722,23 @@ async fn recover<S: Storage>(
             wal.discard(name).await?;
             continue;
         }
-        wal.sync(name).await?;
         let mut footer = footers.get(&name.segment).cloned().unwrap_or_default();
         if footer.data_end == 0 {
             footer.data_end = verdict.log_end.offset;
         }
+        if !planted::is_on(Bug::SkipTailRewrite) {
+            let proven = if verdict.durable.segment == name.segment { verdict.durable.offset } else { 0 };
+            if verdict.durable.segment <= name.segment {
+                rewrite(&wal, name, proven, footer.data_end).await?;
+            }
+        }
+        wal.sync(name).await?;
         wal.seal(name, footer.data_end, footer.encode()).await?;
         sealed_now.push((name, footer.data_end, footer.entries.len() as u32));
     }
     for name in sealed_unknown {
+        // Its name may be there by grace of the page cache only.
+        wal.adopt(name).await?;
         let data_end = sealed_data_end::<S>(&blobs, name).await?;
         let count = footers.get(&name.segment).map_or(0, |footer| footer.entries.len());
         sealed_now.push((name, data_end, count as u32));
@@ -625,7 +760,11 @@ async fn recover<S: Storage>(
     report.torn_tail = verdict.torn;
     report.damage.extend(verdict.damage);
     report.records = replay(&mut state, verdict.batches, &ordinals);
-    manifest.quarantined.extend(verdict.quarantined);
+    for quarantine in verdict.quarantined {
+        if !manifest.quarantined.contains(&quarantine) {
+            manifest.quarantined.push(quarantine);
+        }
+    }
     manifest.epoch = epoch;
     manifest.number = 1;
     manifest.first_segment = SegmentId(next_segment);

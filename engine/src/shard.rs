@@ -6,7 +6,7 @@
 //! of validation.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
@@ -61,6 +61,20 @@ const BATCH_BYTES_GATHERED: usize = 1 << 20;
 /// After so long without a commit, an empty batch records that the last one is durable.
 const IDLE_MARK_AFTER: Duration = Duration::from_millis(200);
 
+/// So many events are kept for whoever listens; older ones are dropped.
+const EVENTS_MAX: usize = 100;
+
+/// What an operator should know.
+#[derive(Clone, Debug)]
+pub enum ShardEvent {
+    /// The shard takes no changes until it is opened again.
+    Poisoned(Arc<str>),
+    /// The old checkpoint stays in force, and the log's tail grows.
+    CheckpointFailed(EngineError),
+    /// The index of a mailbox could not be read and was put together from the log again.
+    IndexRebuilt(MailboxId, EngineError),
+}
+
 /// Counters since the shard was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShardStats {
@@ -71,6 +85,8 @@ pub struct ShardStats {
     pub checkpoints: u64,
     pub checkpoints_failed: u64,
     pub index_loads: u64,
+    /// Mailbox indexes put together from the log because their pages were damaged.
+    pub indexes_rebuilt: u64,
     pub record_reads: u64,
     pub record_read_bytes: u64,
 }
@@ -144,6 +160,8 @@ pub(crate) struct Log {
     pub position: Position,
     /// Everything before is durable.
     pub durable: Position,
+    /// The sequence of the batch at `durable`.
+    pub durable_sequence: u64,
     pub poisoned: Option<Arc<str>>,
     stopping: bool,
     /// The last durable batch is not yet recorded as such by a later one.
@@ -180,9 +198,12 @@ pub(crate) struct Inner<S: Storage> {
     committer_ended: Cell<bool>,
     /// Checkpoints go one after another.
     pub checkpoint_lock: Mutex<()>,
+    /// So do rebuilds of damaged mailbox indexes: each reads the whole log.
+    pub rebuild_lock: Mutex<()>,
     checkpoint_scheduled: Cell<bool>,
-    /// Why the last checkpoint failed, if it did.
-    pub last_checkpoint_error: RefCell<Option<EngineError>>,
+    /// What the operator should know, the newest last.
+    events: RefCell<VecDeque<ShardEvent>>,
+    event: Notify,
     pub stats: Cell<ShardStats>,
     pub clock: Cell<u64>,
     pub cached_index_bytes: Cell<usize>,
@@ -266,17 +287,16 @@ impl Log {
     }
 }
 
-/// Waits for the first of two; both may be dropped without loss.
-pub(crate) async fn either(first: impl Future<Output = ()>, second: impl Future<Output = ()>) {
+/// Waits for the first of two; both may be dropped without loss. Whether it was the second.
+async fn second_of(first: impl Future<Output = ()>, second: impl Future<Output = ()>) -> bool {
     let (mut first, mut second) = (pin!(first), pin!(second));
     std::future::poll_fn(|context| {
-        if first.as_mut().poll(context).is_ready() || second.as_mut().poll(context).is_ready() {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
+        if first.as_mut().poll(context).is_ready() {
+            return Poll::Ready(false);
         }
+        second.as_mut().poll(context).map(|()| true)
     })
-    .await;
+    .await
 }
 
 impl<S: Storage> Shard<S> {
@@ -297,6 +317,7 @@ impl<S: Storage> Shard<S> {
             next_segment: from.next_segment,
             position: Position { segment: from.next_segment, offset: 0 },
             durable: from.manifest.log_end,
+            durable_sequence: from.next_sequence,
             poisoned: None,
             stopping: false,
             unmarked: false,
@@ -326,8 +347,10 @@ impl<S: Storage> Shard<S> {
             ended: Notify::new(),
             committer_ended: Cell::new(false),
             checkpoint_lock: Mutex::new(()),
+            rebuild_lock: Mutex::new(()),
             checkpoint_scheduled: Cell::new(false),
-            last_checkpoint_error: RefCell::default(),
+            events: RefCell::default(),
+            event: Notify::new(),
             stats: Cell::default(),
             clock: Cell::new(0),
             cached_index_bytes: Cell::new(0),
@@ -356,14 +379,28 @@ impl<S: Storage> Shard<S> {
     /// A failed checkpoint harms nobody at once: the log's tail grows until one succeeds. It is tried again after as much
     /// log as usual.
     fn note_failed_checkpoint(&self, error: &EngineError) {
-        self.0.last_checkpoint_error.replace(Some(error.clone()));
+        self.tell(ShardEvent::CheckpointFailed(error.clone()));
         self.0.log.borrow_mut().bytes_since_checkpoint = 0;
         self.count(|stats| stats.checkpoints_failed += 1);
     }
 
-    /// Why the last checkpoint failed, if it did.
-    pub fn last_checkpoint_error(&self) -> Option<EngineError> {
-        self.0.last_checkpoint_error.borrow().clone()
+    /// Waits for the next event that an operator should know of. One task at a time; may be dropped at any time.
+    pub async fn next_event(&self) -> ShardEvent {
+        loop {
+            if let Some(event) = self.0.events.borrow_mut().pop_front() {
+                return event;
+            }
+            self.0.event.notified().await;
+        }
+    }
+
+    pub(crate) fn tell(&self, event: ShardEvent) {
+        let mut events = self.0.events.borrow_mut();
+        if events.len() == EVENTS_MAX {
+            events.pop_front();
+        }
+        events.push_back(event);
+        self.0.event.notify_one();
     }
 
     /// Why the shard takes no changes, if so.
@@ -414,8 +451,9 @@ impl<S: Storage> Shard<S> {
                 }
                 if unmarked {
                     let sleep = self.0.storage.sleep(IDLE_MARK_AFTER);
-                    either(self.0.work.notified(), sleep).await;
-                    if !self.0.log.borrow().building.wanted && !self.0.log.borrow().stopping {
+                    // A wake-up may be left over from a batch that is long committed.
+                    let is_idle = second_of(self.0.work.notified(), sleep).await;
+                    if is_idle && !self.0.log.borrow().building.wanted && !self.0.log.borrow().stopping {
                         self.mark_durable().await;
                     }
                 } else {
@@ -572,6 +610,7 @@ impl<S: Storage> Shard<S> {
         log.position.offset += batch_bytes;
         log.durable = log.position;
         log.next_sequence += 1;
+        log.durable_sequence = log.next_sequence;
         log.unmarked = true;
         log.bytes_since_checkpoint += batch_bytes;
         drop(state);
@@ -595,7 +634,11 @@ impl<S: Storage> Shard<S> {
     /// Takes no more changes until the shard is opened again.
     pub(crate) fn poison(&self, error: &StorageError) {
         let mut log = self.0.log.borrow_mut();
-        log.poisoned.get_or_insert_with(|| error.to_string().into());
+        if log.poisoned.is_none() {
+            let reason: Arc<str> = error.to_string().into();
+            log.poisoned = Some(Arc::clone(&reason));
+            self.tell(ShardEvent::Poisoned(reason));
+        }
     }
 
     /// Makes sure that the active segment can take a batch, sealing it and beginning the next where it cannot.
@@ -671,6 +714,7 @@ impl<S: Storage> Shard<S> {
         log.next_segment = SegmentId(segment.0 + 1);
         log.position = Position { segment, offset: header_len };
         log.durable = log.position;
+        log.durable_sequence = log.next_sequence;
         Ok(())
     }
 

@@ -9,9 +9,10 @@ use roaring::RoaringBitmap;
 use tokio::sync::Notify;
 
 use crate::flags::{Flags, UidSet};
+use crate::format::batch::Touch;
 use crate::format::message::MessageHead;
 use crate::format::page::{AccountEntry, DirectoryAccount, DirectoryEntry, PageLocation};
-use crate::format::record::{AccountRecord, MailboxChange, Record};
+use crate::format::record::{AccountRecord, MailboxChange, Record, kind};
 use crate::ids::{AccountId, Location, Lsn, MailboxId, ModSeq, ShardId, Uid};
 use crate::index::{Change, MailboxIndex, Message};
 use crate::planted::{self, Bug};
@@ -120,6 +121,8 @@ pub struct Slot {
     pub watchers: Vec<Weak<Watcher>>,
     /// The checkpoint does not have this state.
     pub dirty: bool,
+    /// The pages are damaged: the index is kept in memory until the next checkpoint writes it anew.
+    pub rewrite: bool,
     /// When it was last used, for eviction of the index.
     pub used: u64,
     /// UIDs below this are claimed as `\Recent` by some session of this start, durably or not.
@@ -270,9 +273,12 @@ impl State {
             let transaction = commit.transaction;
             let held = self.open.remove(&transaction).unwrap_or_default();
             // Damage may have taken some of its records: then none of it counts, or half a MOVE would lose messages.
-            if held.len() == commit.records as usize {
-                for (lsn, record, location) in held {
+            let is_whole = held.len() == commit.records as usize;
+            for (lsn, record, location) in held {
+                if is_whole {
                     self.apply_now(lsn, record, location);
+                } else {
+                    self.lose_record(lsn, &record);
                 }
             }
         } else if transaction != 0 {
@@ -282,6 +288,63 @@ impl State {
             self.apply_now(lsn, record, location);
         }
         self.as_of = self.as_of.max(lsn);
+    }
+
+    /// Gives up transactions whose commit record is not there.
+    pub fn drop_open_transactions(&mut self) {
+        for (lsn, record, _) in std::mem::take(&mut self.open).into_values().flatten() {
+            self.lose_record(lsn, &record);
+        }
+    }
+
+    /// A record does not count although it could be read.
+    fn lose_record(&mut self, lsn: Lsn, record: &Record) {
+        let kind = record.kind();
+        record.touches(&mut |mailbox, first, last| self.lose(&Touch { mailbox, first, last, lsn, kind }));
+    }
+
+    /// Damage has taken a record. What it gave - UIDs, a mod-sequence, a UIDVALIDITY - is never given again, and messages
+    /// of a mailbox that it made stay within reach.
+    pub fn lose(&mut self, touch: &Touch) {
+        if let Some(account) = touch.account() {
+            self.recover_mailbox(touch, account);
+        }
+        let Some(slot) = self.slots.get_mut(&touch.mailbox) else { return };
+        // A record may touch a mailbox several times.
+        if touch.lsn < slot.meta.as_of {
+            return;
+        }
+        if matches!(touch.kind, kind::MESSAGE | kind::PLACEMENTS)
+            && let Some((_, last)) = touch.uids()
+        {
+            slot.meta.uid_next = slot.meta.uid_next.max(last.saturating_add(1));
+        }
+        slot.meta.highest_modseq += 1;
+        slot.meta.as_of = touch.lsn;
+        slot.dirty = true;
+    }
+
+    /// Damage has taken at most `records` records that nothing names.
+    pub fn lose_unnamed(&mut self, records: u64) {
+        let records = u32::try_from(records).unwrap_or(u32::MAX);
+        for slot in self.slots.values_mut() {
+            slot.meta.uid_next = slot.meta.uid_next.saturating_add(records);
+            slot.meta.highest_modseq += u64::from(records);
+            slot.dirty = true;
+        }
+        for account in self.accounts.values_mut() {
+            account.uid_validity_next = account.uid_validity_next.saturating_add(records);
+            account.dirty = true;
+        }
+    }
+
+    /// Makes a mailbox whose creation was lost, under a name of its own.
+    fn recover_mailbox(&mut self, touch: &Touch, account: AccountId) {
+        let mailbox = touch.mailbox;
+        let uid_validity = self.accounts.get(&account).map_or(1, |account| account.uid_validity_next.max(1));
+        let name = format!("Recovered {:x}", mailbox.0);
+        let create = MailboxChange::Create { mailbox, account, name, uid_validity, special_use: 0 };
+        self.change_structure(touch.lsn, create);
     }
 
     fn apply_now(&mut self, lsn: Lsn, record: Record, location: Location) {

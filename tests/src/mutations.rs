@@ -14,6 +14,7 @@ pub const BUGS: &[(Bug, u64)] = &[
     (Bug::SkipDirectorySync, 20),
     (Bug::ReissueUid, 10),
     (Bug::TrustPageCache, 150),
+    (Bug::SkipTailRewrite, 400),
     (Bug::IgnoreFailedSync, 100),
     (Bug::ReplayTooLate, 20),
     (Bug::ForgetExpungeModSeq, 10),
@@ -24,6 +25,7 @@ pub const BUGS: &[(Bug, u64)] = &[
 /// The run that is meant to catch a bug.
 pub fn plan(bug: Bug, seed: u64) -> Plan {
     // Only a crash that tears a batch between good header and good records shows a missing checksum.
-    let rounds = if bug == Bug::SkipChecksum { 12 } else { 4 };
-    Plan { seed, rounds, faults: bug == Bug::IgnoreFailedSync, remote: false, check: false }
+    let rounds = if matches!(bug, Bug::SkipChecksum | Bug::SkipTailRewrite) { 12 } else { 4 };
+    let faults = matches!(bug, Bug::IgnoreFailedSync | Bug::SkipTailRewrite);
+    Plan { seed, rounds, faults, remote: false, check: false }
 }

@@ -4,19 +4,20 @@
 //! the last position known durable when it was written, so that recovery can tell a torn tail from damage.
 
 use super::codec::{Input, Wire, wire_struct};
-use super::record::{RECORD_HEADER_BYTES, RecordHeader};
+use super::record::{RECORD_HEADER_BYTES, RecordHeader, kind};
 use super::{FormatError, checksum, round_up_to_block, verify_checksum};
-use crate::ids::{Epoch, Lsn, MailboxId, Position, SegmentId};
+use crate::ids::{AccountId, Epoch, Lsn, MailboxId, Position, SegmentId};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"PHB1");
 const TOUCH_MAGIC: u32 = u32::from_le_bytes(*b"PHT1");
 pub const BATCH_HEADER_BYTES: usize = 96;
 const TOUCH_HEADER_BYTES: usize = 16;
-const TOUCH_ENTRY_BYTES: usize = 32;
+pub const TOUCH_ENTRY_BYTES: usize = 32;
 /// No batch is longer; a header that claims more is damaged.
 pub const BATCH_BYTES_MAX: u64 = 256 << 20;
 
-/// What a record changes, so that its loss can be named: which mailbox, which UIDs.
+/// What a record changes, so that its loss can be named: which mailbox, which UIDs. A record that makes a mailbox has its
+/// account in place of UIDs, lower half first, so that messages are not lost with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Touch {
     pub mailbox: MailboxId,
@@ -27,6 +28,17 @@ pub struct Touch {
 }
 
 impl Touch {
+    /// The first and last UID of the change; `None` for a change of the mailbox as a whole.
+    pub fn uids(&self) -> Option<(u32, u32)> {
+        (self.kind != kind::MAILBOX && self.last > 0).then_some((self.first, self.last))
+    }
+
+    /// The account of a mailbox that was made.
+    pub fn account(&self) -> Option<AccountId> {
+        let account = u64::from(self.last) << 32 | u64::from(self.first);
+        (self.kind == kind::MAILBOX && account > 0).then_some(AccountId(account))
+    }
+
     fn put(&self, out: &mut Vec<u8>) {
         let start = out.len();
         self.mailbox.put(out);
@@ -203,6 +215,17 @@ impl BatchBuilder {
     }
 }
 
+/// Whether a touch table may start here at all: cheap test before [`decode_touches`].
+pub fn touch_table_is_at(bytes: &[u8]) -> bool {
+    bytes.get(..4) == Some(&TOUCH_MAGIC.to_le_bytes())
+}
+
+/// The length that a touch table says it has; more than fits into a batch is cut.
+pub fn touches_len(bytes: &[u8]) -> usize {
+    let count = bytes.get(8..12).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes) as usize;
+    (TOUCH_HEADER_BYTES + count.saturating_mul(TOUCH_ENTRY_BYTES)).min(BATCH_BYTES_MAX as usize)
+}
+
 /// Decodes the touch table that follows a batch header, also when that header is damaged. `bytes` start at the table.
 pub fn decode_touches(bytes: &[u8]) -> Result<Vec<Touch>, FormatError> {
     const WHAT: &str = "touch table";
@@ -237,7 +260,7 @@ pub type RecordResult<'a> = Result<RecordInBatch<'a>, (u32, FormatError)>;
 /// The records of a batch, from the bytes that start at its first record. A damaged record is given as its offset and
 /// error; where its length cannot be trusted either, it is the last item.
 pub fn records<'a>(header: &BatchHeader, bytes: &'a [u8]) -> Vec<RecordResult<'a>> {
-    let mut found = Vec::with_capacity(header.record_count as usize);
+    let mut found = Vec::new();
     let mut offset = 0;
     for _ in 0..header.record_count {
         let Some(rest) = bytes.get(offset..) else {

@@ -43,12 +43,24 @@ impl FrameInfo {
         unpacker: &mut Unpacker,
         out: &mut Vec<u8>,
     ) -> Result<(), FormatError> {
+        self.unpack_at_most(FRAME_RAW_BYTES_MAX, what, stored, unpacker, out)
+    }
+
+    /// Like [`FrameInfo::unpack`], with a limit of its own for the raw bytes.
+    pub fn unpack_at_most(
+        &self,
+        limit: usize,
+        what: &'static str,
+        stored: &[u8],
+        unpacker: &mut Unpacker,
+        out: &mut Vec<u8>,
+    ) -> Result<(), FormatError> {
         if stored.len() != self.stored_len as usize {
             let (needed, available) = (u64::from(self.stored_len), stored.len() as u64);
             return Err(FormatError::Short { what, needed, available });
         }
         verify_checksum(what, self.checksum, stored)?;
-        if self.raw_len as usize > FRAME_RAW_BYTES_MAX {
+        if self.raw_len as usize > limit {
             return Err(FormatError::Decompress { what });
         }
         match self.codec {

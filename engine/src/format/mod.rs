@@ -38,6 +38,8 @@ pub enum FormatError {
     Decode { what: &'static str, source: codec::DecodeError },
     #[error("record kind {kind} is unknown and may not be skipped: use a newer program")]
     UnknownRecord { kind: u16 },
+    #[error("the {what} has {len} bytes; no more than {limit} can be read back")]
+    TooLong { what: &'static str, len: u64, limit: u64 },
     #[error("the {what} does not decompress")]
     Decompress { what: &'static str },
 }

@@ -5,13 +5,16 @@ use rkyv::rancor;
 use rkyv::util::AlignedVec;
 
 use super::codec::{Input, Wire};
-use super::frame::{FRAME_RAW_BYTES_MAX, Packer, Unpacker};
+use super::frame::{FrameInfo, Packer, Unpacker};
 use super::{FORMAT_VERSION, FormatError, checksum, verify_checksum};
 use crate::ids::Lsn;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"PHPG");
 /// Magic, checksum, version and kind, codec, lengths, as-of LSN, owner.
 pub const PAGE_HEADER_BYTES: usize = 48;
+
+/// The largest archive that a page holds. A mailbox of [`crate::index::MESSAGES_MAX`] messages fits.
+pub const PAGE_RAW_BYTES_MAX: usize = 1 << 30;
 
 /// What a page holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,6 +174,9 @@ pub struct PageHeader {
 }
 
 /// Appends a page with the given archive; returns its length.
+///
+/// # Errors
+/// The archive is larger than [`PAGE_RAW_BYTES_MAX`]: [`open_page`] would not read it back.
 pub fn put_page(
     kind: PageKind,
     as_of: Lsn,
@@ -178,7 +184,11 @@ pub fn put_page(
     archive: &[u8],
     packer: &mut Packer,
     out: &mut Vec<u8>,
-) -> usize {
+) -> Result<usize, FormatError> {
+    if archive.len() > PAGE_RAW_BYTES_MAX {
+        let (len, limit) = (archive.len() as u64, PAGE_RAW_BYTES_MAX as u64);
+        return Err(FormatError::TooLong { what: "index page", len, limit });
+    }
     let start = out.len();
     out.resize(start + PAGE_HEADER_BYTES, 0);
     let info = packer.pack(archive, out);
@@ -195,7 +205,7 @@ pub fn put_page(
     out[start..start + header.len()].copy_from_slice(&header);
     let crc = checksum(&out[start + 8..]);
     out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
-    out.len() - start
+    Ok(out.len() - start)
 }
 
 /// Verifies a page of the expected kind and owner and gives its archive.
@@ -241,13 +251,10 @@ pub fn open_page_at(bytes: &[u8], unpacker: &mut Unpacker) -> Result<(PageHeader
     let kind = PageKind::from_number(number)
         .ok_or_else(|| FormatError::Misplaced { what: WHAT, detail: format!("page kind {number}") })?;
     let codec = codec as u8;
-    if raw_len as usize > FRAME_RAW_BYTES_MAX {
-        return Err(FormatError::Decompress { what: WHAT });
-    }
     let stored = &page[PAGE_HEADER_BYTES..];
-    let info = super::frame::FrameInfo { codec, dictionary: 0, stored_len, raw_len, checksum: checksum(stored) };
+    let info = FrameInfo { codec, dictionary: 0, stored_len, raw_len, checksum: checksum(stored) };
     let mut raw = Vec::new();
-    info.unpack(WHAT, stored, unpacker, &mut raw)?;
+    info.unpack_at_most(PAGE_RAW_BYTES_MAX, WHAT, stored, unpacker, &mut raw)?;
     let mut archive = AlignedVec::with_capacity(raw.len());
     archive.extend_from_slice(&raw);
     Ok((PageHeader { kind, as_of, owner, codec, stored_len, raw_len }, archive, end))
@@ -292,7 +299,7 @@ mod tests {
         };
         let mut bytes = Vec::new();
         let mut unpacker = Unpacker::default();
-        put_page(PageKind::Mailbox, Lsn(5), 77, &archive(&page), &mut Packer::default(), &mut bytes);
+        put_page(PageKind::Mailbox, Lsn(5), 77, &archive(&page), &mut Packer::default(), &mut bytes).unwrap();
         let (header, back) = open_page(PageKind::Mailbox, 77, &bytes, &mut unpacker).unwrap();
         assert_eq!((header.as_of, restore::<MailboxPage>(&back)), (Lsn(5), Ok(page)));
         assert!(open_page(PageKind::Mailbox, 78, &bytes, &mut unpacker).is_err());
@@ -302,5 +309,30 @@ mod tests {
             damaged[at] ^= 4;
             assert!(open_page(PageKind::Mailbox, 77, &damaged, &mut unpacker).is_err(), "byte {at}");
         }
+    }
+
+    #[test]
+    fn a_page_of_a_million_messages_comes_back() {
+        let message = |uid: u32| PageMessage {
+            uid,
+            prefix_of: 0,
+            zone_minutes: 60,
+            modseq: u64::from(uid) * 3,
+            origin: 1,
+            message: u64::from(uid) << 8,
+            segment: uid >> 12,
+            offset_units: uid.wrapping_mul(2_654_435_761),
+            len: 2000,
+            ordinal: uid & 0xfff,
+            head_bytes: 500,
+            size: 6000,
+            internal_date: 1_700_000_000,
+            save_date: 1_700_000_000,
+        };
+        let page = MailboxPage { messages: (1..=1_000_000).map(message).collect(), ..MailboxPage::default() };
+        let mut bytes = Vec::new();
+        put_page(PageKind::Mailbox, Lsn(5), 77, &archive(&page), &mut Packer::default(), &mut bytes).unwrap();
+        let (_, back) = open_page(PageKind::Mailbox, 77, &bytes, &mut Unpacker::default()).unwrap();
+        assert!(restore::<MailboxPage>(&back) == Ok(page));
     }
 }

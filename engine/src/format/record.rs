@@ -486,6 +486,9 @@ impl Record {
                 let (first, last) = set(&expunge.uids);
                 out(expunge.mailbox, first, last);
             }
+            Self::Mailbox(MailboxChange::Create { mailbox, account, .. }) => {
+                out(*mailbox, account.0 as u32, (account.0 >> 32) as u32);
+            }
             Self::Mailbox(change) => out(change.mailbox(), 0, 0),
             Self::Keyword(keyword) => out(keyword.mailbox, 0, 0),
             Self::Recent(recent) => out(recent.mailbox, 0, 0),

@@ -115,6 +115,9 @@ pub trait File: Clone + 'static {
     /// Sets the file's length.
     fn truncate(&self, len: u64) -> impl Future<Output = io::Result<()>>;
 
+    /// The first offset at or after `offset` that is not known to read as zero; the file's length if there is none.
+    fn next_data(&self, offset: u64) -> impl Future<Output = io::Result<u64>>;
+
     /// The file's length in bytes.
     fn len(&self) -> impl Future<Output = io::Result<u64>>;
 }

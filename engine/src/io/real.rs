@@ -264,6 +264,11 @@ impl File for RealFile {
         self.io.metadata(move || file.set_len(len)).await
     }
 
+    async fn next_data(&self, offset: u64) -> io::Result<u64> {
+        let file = Arc::clone(&self.file);
+        self.io.metadata(move || sys::next_data(file.as_fd(), offset)).await
+    }
+
     /// The kernel has the length in memory, so this does not wait.
     async fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())

@@ -400,6 +400,13 @@ impl Sim {
         disk.durable_names.insert(path.to_owned(), inode);
     }
 
+    /// Takes a file off the disk, durably.
+    pub fn remove_file(&self, path: &str) {
+        let mut disk = self.world.disk.borrow_mut();
+        disk.names.remove(path);
+        disk.durable_names.remove(path);
+    }
+
     /// A copy of a file's bytes.
     pub fn contents(&self, path: &str) -> Option<Vec<u8>> {
         let disk = self.world.disk.borrow();
@@ -712,6 +719,15 @@ impl File for SimFile {
         // Blocks cut off must not come back if the file grows again before a sync.
         inode.dirty_blocks.extend(len as usize / BLOCK_BYTES..old_blocks);
         Ok(())
+    }
+
+    async fn next_data(&self, offset: u64) -> io::Result<u64> {
+        self.world.delay(50).await;
+        let disk = self.world.disk.borrow();
+        let bytes = &disk.inodes[self.inode].current;
+        let start = usize::try_from(offset).map_or(bytes.len(), |offset| offset.min(bytes.len()));
+        let data = bytes[start..].iter().position(|&byte| byte != 0);
+        Ok(data.map_or(bytes.len(), |zeroes| start + zeroes) as u64)
     }
 
     async fn len(&self) -> io::Result<u64> {

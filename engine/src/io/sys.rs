@@ -65,6 +65,25 @@ pub(super) fn read(fd: BorrowedFd<'_>, buffer: &mut Vec<u8>, max: usize, offset:
     count.ok_or_else(|| io::ErrorKind::WouldBlock.into())
 }
 
+/// The first offset at or after `offset` that the file system knows to hold data; the file's length if there is none.
+pub(super) fn next_data(fd: BorrowedFd<'_>, offset: u64) -> io::Result<u64> {
+    // The position of the descriptor, which this moves, is used by nobody: all reads and writes give their own.
+    // SAFETY: the call takes no pointers.
+    let found = unsafe { libc::lseek(fd.as_raw_fd(), offset.cast_signed(), libc::SEEK_DATA) };
+    if let Ok(found) = u64::try_from(found) {
+        return Ok(found);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        // SAFETY: as above.
+        Some(libc::ENXIO) => u64::try_from(unsafe { libc::lseek(fd.as_raw_fd(), 0, libc::SEEK_END) })
+            .map_err(|_| io::Error::last_os_error()),
+        // The file system cannot tell: everything may be data.
+        Some(libc::EINVAL | libc::EOPNOTSUPP) => Ok(offset),
+        _ => Err(error),
+    }
+}
+
 /// Appends what has arrived on a socket to the spare capacity; 0 is the end of the stream, `None` nothing yet.
 pub(super) fn receive(fd: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Option<usize>> {
     append(buffer, LENGTH_MAX, |pointer, length| {

@@ -117,6 +117,11 @@ impl<S: Storage, P: Wal> Wal for FaultyPart<S, P> {
         self.part.seal(name, data_end, footer).await
     }
 
+    async fn adopt(&self, name: SegmentName) -> Result<(), StorageError> {
+        self.storage.delay().await;
+        self.part.adopt(name).await
+    }
+
     async fn list(&self) -> Result<Vec<SegmentName>, StorageError> {
         self.storage.delay().await;
         self.part.list().await
@@ -125,6 +130,11 @@ impl<S: Storage, P: Wal> Wal for FaultyPart<S, P> {
     async fn len(&self, name: SegmentName) -> Result<u64, StorageError> {
         self.storage.delay().await;
         self.part.len(name).await
+    }
+
+    async fn next_data(&self, name: SegmentName, offset: u64) -> Result<u64, StorageError> {
+        self.storage.delay().await;
+        self.part.next_data(name, offset).await
     }
 
     async fn read(&self, name: SegmentName, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {

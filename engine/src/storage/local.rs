@@ -252,6 +252,14 @@ impl<I: Io> Wal for LocalShard<I> {
         result.map_err(failed(sealed))
     }
 
+    async fn adopt(&self, name: SegmentName) -> Result<(), StorageError> {
+        let result = async {
+            self.io.sync_dir(&self.sub("seg")).await?;
+            self.io.sync_dir(&self.sub("wal")).await
+        };
+        result.await.map_err(failed(self.path(BlobName::Segment(name), true)))
+    }
+
     async fn list(&self) -> Result<Vec<SegmentName>, StorageError> {
         let directory = self.sub("wal");
         let files = self.list_files(directory).await?;
@@ -261,6 +269,11 @@ impl<I: Io> Wal for LocalShard<I> {
     async fn len(&self, name: SegmentName) -> Result<u64, StorageError> {
         let file = self.file(BlobName::Segment(name), false).await?;
         file.len().await.map_err(failed(self.path(BlobName::Segment(name), false)))
+    }
+
+    async fn next_data(&self, name: SegmentName, offset: u64) -> Result<u64, StorageError> {
+        let file = self.file(BlobName::Segment(name), false).await?;
+        file.next_data(offset).await.map_err(failed(self.path(BlobName::Segment(name), false)))
     }
 
     async fn read(&self, name: SegmentName, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {

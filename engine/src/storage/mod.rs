@@ -81,11 +81,18 @@ pub trait Wal: Clone + 'static {
     fn seal(&self, name: SegmentName, data_end: u64, footer: Vec<u8>)
     -> impl Future<Output = Result<(), StorageError>>;
 
+    /// Makes the name of a segment that somebody else has sealed durable.
+    fn adopt(&self, name: SegmentName) -> impl Future<Output = Result<(), StorageError>>;
+
     /// The unsealed segments, in no order: a hint.
     fn list(&self) -> impl Future<Output = Result<Vec<SegmentName>, StorageError>>;
 
     /// The length of an unsealed segment, reserved space included.
     fn len(&self, name: SegmentName) -> impl Future<Output = Result<u64, StorageError>>;
+
+    /// The first offset at or after `offset` that may hold anything but zeroes: space that was reserved and never written
+    /// may be passed over. The segment's length if there is none.
+    fn next_data(&self, name: SegmentName, offset: u64) -> impl Future<Output = Result<u64, StorageError>>;
 
     /// Bytes of an unsealed segment; fewer only at its end.
     fn read(&self, name: SegmentName, offset: u64, len: usize) -> impl Future<Output = Result<Vec<u8>, StorageError>>;

@@ -15,7 +15,7 @@ use posthaste_engine::io::Runtime;
 use posthaste_engine::io::net::Acceptor;
 use posthaste_engine::io::real::{IoKind, RealIo, probe, run_worker};
 use posthaste_engine::node::{StoreConfig, WorkerSeat, open_superblock};
-use posthaste_engine::shard::ShardConfig;
+use posthaste_engine::shard::{Shard, ShardConfig, ShardEvent};
 use posthaste_engine::storage::local::Local;
 
 use crate::config::{Config, Level};
@@ -238,6 +238,9 @@ async fn run(
     };
     // Replay leaves a heap of freed memory behind.
     posthaste_engine::io::real::trim_memory();
+    for shard in worker.shards() {
+        io.spawn(log_events(shard));
+    }
     let context = Context::install(Arc::clone(&node), worker.clone(), io.clone());
     wait_for(&node, Phase::Serving).await;
     let mut acceptors = Vec::new();
@@ -261,6 +264,24 @@ async fn run(
     wait_for(&node, Phase::Stopping).await;
     Context::uninstall();
     worker.stop().await
+}
+
+/// Tells the operator what happens to a shard, as long as the worker lives.
+async fn log_events(shard: Shard<Storage>) {
+    let id = shard.id();
+    loop {
+        match shard.next_event().await {
+            ShardEvent::Poisoned(reason) => {
+                tracing::error!(shard = %id, %reason, "the shard takes no changes: find out what is wrong with its storage, then restart");
+            }
+            ShardEvent::CheckpointFailed(error) => {
+                tracing::error!(shard = %id, %error, "a checkpoint failed: restarts take longer until one succeeds");
+            }
+            ShardEvent::IndexRebuilt(mailbox, error) => {
+                tracing::error!(shard = %id, %mailbox, %error, "a mailbox's index was damaged and has been rebuilt from the log");
+            }
+        }
+    }
 }
 
 async fn wait_for(node: &Node, phase: Phase) {

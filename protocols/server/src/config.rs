@@ -85,6 +85,7 @@ pub struct Store {
     pub segment_size_bytes: Option<u64>,
     pub checkpoint_bytes: Option<u64>,
     pub index_cache_bytes: Option<usize>,
+    pub message_cache_bytes: Option<usize>,
     pub gather_us: Option<u64>,
 }
 
@@ -298,6 +299,7 @@ mod tests {
             "store.segment_size_bytes",
             "store.checkpoint_bytes",
             "store.index_cache_bytes",
+            "store.message_cache_bytes",
             "store.gather_us",
             "log.level",
         ] {

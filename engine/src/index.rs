@@ -21,7 +21,7 @@ pub const EXPUNGE_HISTORY_MAX: usize = 1000;
 pub const MESSAGES_MAX: u32 = 10_000_000;
 
 /// A message in a mailbox.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Message {
     pub uid: Uid,
     /// Which placement of the record has this one's prefix bytes.

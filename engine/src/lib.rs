@@ -14,6 +14,7 @@ pub mod ids;
 pub mod index;
 pub mod io;
 pub mod mailboxes;
+mod message_cache;
 pub mod node;
 pub mod planted;
 pub mod read;

@@ -1,6 +1,8 @@
 //! Reading messages: the index tells where a record lies, the record holds the bytes, and every byte that goes out has
 //! been checked against its checksum.
 
+use bytes::Bytes;
+
 use crate::error::{Damage, EngineError, Refusal};
 use crate::flags::{Flags, UidSet};
 use crate::format::FormatError;
@@ -10,6 +12,7 @@ use crate::format::message::MessageReader;
 use crate::format::record::{RECORD_HEADER_BYTES, RecordHeader, kind};
 use crate::ids::{Location, MailboxId, Position, Uid};
 use crate::index::Message;
+use crate::message_cache::WholeMessage;
 use crate::shard::Shard;
 use crate::storage::Storage;
 
@@ -24,13 +27,13 @@ pub enum Part {
     Digest,
 }
 
-/// The bytes of a message. BODY[] is prefix, header and body, one after another.
+/// The bytes of a message, perhaps shared with others who read it. BODY[] is prefix, header and body, one after another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MessageBytes {
-    pub prefix: Vec<u8>,
-    pub header: Vec<u8>,
-    pub body: Vec<u8>,
-    pub digest: Vec<u8>,
+    pub prefix: Bytes,
+    pub header: Bytes,
+    pub body: Bytes,
+    pub digest: Bytes,
 }
 
 /// A message with its flags.
@@ -89,7 +92,7 @@ impl<S: Storage> Shard<S> {
         Damage { place: format!("{} ({what})", self.describe(position)), error }.into()
     }
 
-    /// Reads a message.
+    /// Reads a message, or takes what was read before.
     ///
     /// # Errors
     /// [`EngineError::Damaged`] with file, offset, mailbox and UID where the bytes are not those that were written.
@@ -99,6 +102,11 @@ impl<S: Storage> Shard<S> {
         mailbox: MailboxId,
         part: Part,
     ) -> Result<MessageBytes, EngineError> {
+        if part != Part::Digest
+            && let Some(found) = self.0.messages.borrow_mut().find(message, part)
+        {
+            return Ok(found);
+        }
         let location = message.location;
         let what = format!("mailbox {mailbox} UID {}", message.uid);
         let damaged = |error| self.damaged(location, &what, error);
@@ -127,44 +135,54 @@ impl<S: Storage> Shard<S> {
             let detail = format!("message {}", reader.head.id);
             return Err(damaged(FormatError::Misplaced { what: "message record", detail }));
         }
-        let mut out = MessageBytes::default();
+        let head = &reader.head;
+        let mut out = Vec::new();
+        if part == Part::Digest {
+            reader.digest(&mut self.0.unpacker.borrow_mut(), &mut out).map_err(damaged)?;
+            return Ok(MessageBytes { digest: out.into(), ..MessageBytes::default() });
+        }
+        let is_kept = whole && self.0.messages.borrow().takes(head);
+        // What is not kept has the one prefix that was asked for.
+        let prefixes = head.placements.iter().enumerate().map(|(number, placement)| {
+            let wanted = is_kept || number == usize::from(message.prefix_of);
+            if wanted { &placement.prefix[..] } else { &[] }
+        });
+        let prefixes_octets: usize = prefixes.clone().map(<[u8]>::len).sum();
+        out.reserve_exact(prefixes_octets + if is_kept { head.rest_octets as usize } else { 0 });
+        prefixes.clone().for_each(|prefix| out.extend_from_slice(prefix));
         {
             let mut unpacker = self.0.unpacker.borrow_mut();
-            if part == Part::Digest {
-                reader.digest(&mut unpacker, &mut out.digest).map_err(damaged)?;
-                return Ok(out);
-            }
-            if let Some(placement) = reader.head.placements.get(message.prefix_of as usize) {
-                out.prefix.clone_from(&placement.prefix);
-            }
-            reader.header(&mut unpacker, &mut out.header).map_err(damaged)?;
+            reader.header(&mut unpacker, &mut out).map_err(damaged)?;
             if whole {
-                reader.body(&mut unpacker, &mut out.body).map_err(damaged)?;
+                reader.body(&mut unpacker, &mut out).map_err(damaged)?;
             }
         }
-        let head = &reader.head;
-        // A large header goes on before the body.
-        let more_header = head.header_octets as usize - head.header.raw_len as usize;
-        if !whole && more_header > 0 && head.blocks.is_empty() {
+        // A header that is too large for its frame goes on before the body.
+        let header_octets = head.header_octets as usize;
+        if !whole && out.len() < prefixes_octets + header_octets && head.blocks.is_empty() {
             let whole = Box::pin(self.read_message(message, mailbox, Part::Whole)).await?;
-            return Ok(MessageBytes { body: Vec::new(), ..whole });
+            return Ok(MessageBytes { body: Bytes::new(), ..whole });
         }
-        let wanted = if whole { head.rest_octets - u64::from(head.header.raw_len) } else { more_header as u64 };
+        let wanted = if whole { head.rest_octets } else { u64::from(head.header_octets) };
         for block in &head.blocks {
-            if out.body.len() as u64 >= wanted {
+            if (out.len() - prefixes_octets) as u64 >= wanted {
                 break;
             }
-            self.read_block(block.location, block.lsn, &what, &mut out.body).await?;
+            self.read_block(block.location, block.lsn, &what, &mut out).await?;
         }
-        let available = out.body.len() as u64;
+        let available = (out.len() - prefixes_octets) as u64;
         if available < wanted || (whole && available > wanted) {
             return Err(damaged(FormatError::Short { what: "message", needed: wanted, available }));
         }
-        out.header.extend(out.body.drain(..more_header));
         if !whole {
-            out.body.clear();
+            out.truncate(prefixes_octets + header_octets);
         }
-        Ok(out)
+        let read = WholeMessage::new(location, out.into(), prefixes.map(<[u8]>::len), header_octets);
+        let bytes = read.of_placement(message.prefix_of, part);
+        if is_kept {
+            self.0.messages.borrow_mut().keep(message.id, read);
+        }
+        Ok(bytes)
     }
 
     /// Appends a block of a large body.

@@ -23,6 +23,7 @@ use crate::format::manifest::{Manifest, SegmentEntry};
 use crate::format::record::{Commit, Record, RecordHeader};
 use crate::format::segment::{Footer, FooterEntry, SegmentHeader};
 use crate::ids::{AccountId, Epoch, Location, Lsn, MailboxId, MessageId, Position, SegmentId, ShardId};
+use crate::message_cache::MessageCache;
 use crate::node::SharedDirectory;
 use crate::planted::{self, Bug};
 use crate::state::State;
@@ -37,6 +38,8 @@ pub struct ShardConfig {
     pub checkpoint_bytes: u64,
     /// Loaded mailbox indexes are dropped, least recently used first, past this.
     pub index_cache_bytes: usize,
+    /// Decompressed messages are kept up to this; 0: none.
+    pub message_cache_bytes: usize,
     /// How long the committer may gather further deliveries while they keep coming.
     pub gather_us_max: u64,
     /// A message may have so many octets.
@@ -53,6 +56,7 @@ impl Default for ShardConfig {
             segment_size_bytes: 256 << 20,
             checkpoint_bytes: 64 << 20,
             index_cache_bytes: 64 << 20,
+            message_cache_bytes: 64 << 20,
             gather_us_max: 2000,
             message_octets_max: 100 << 20,
             mailbox_messages_max: crate::index::MESSAGES_MAX,
@@ -102,6 +106,11 @@ pub struct ShardStats {
     pub indexes_rebuilt: u64,
     pub record_reads: u64,
     pub record_read_bytes: u64,
+    /// Messages and headers that the cache of decompressed messages had, and had not.
+    pub message_cache_hits: u64,
+    pub message_cache_misses: u64,
+    /// What it holds now.
+    pub message_cache_bytes: u64,
 }
 
 /// A record waiting for its commit.
@@ -205,6 +214,8 @@ pub(crate) struct Inner<S: Storage> {
     pub sealed: RefCell<BTreeMap<SegmentId, SegmentName>>,
     pub packer: RefCell<Packer>,
     pub unpacker: RefCell<Unpacker>,
+    /// Messages that were read shortly before.
+    pub messages: RefCell<MessageCache>,
     /// Structure changes of an account go one after another.
     pub account_locks: RefCell<BTreeMap<AccountId, Rc<Mutex<()>>>>,
     /// The accounts of the store; unset in a shard that no worker has.
@@ -360,6 +371,7 @@ impl<S: Storage> Shard<S> {
             id,
             store,
             epoch,
+            messages: RefCell::new(MessageCache::new(config.message_cache_bytes)),
             config,
             state: RefCell::new(from.state),
             log: RefCell::new(log),
@@ -396,7 +408,13 @@ impl<S: Storage> Shard<S> {
     }
 
     pub fn stats(&self) -> ShardStats {
-        self.0.stats.get()
+        let messages = self.0.messages.borrow();
+        ShardStats {
+            message_cache_hits: messages.hits,
+            message_cache_misses: messages.misses,
+            message_cache_bytes: messages.bytes(),
+            ..self.0.stats.get()
+        }
     }
 
     pub(crate) fn count(&self, edit: impl FnOnce(&mut ShardStats)) {

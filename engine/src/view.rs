@@ -65,6 +65,13 @@ impl Runs {
         (uid <= run.last).then(|| run.before + (uid - run.first) + 1)
     }
 
+    /// What there is from `first` to `last`, as first and last of each run.
+    fn between(&self, first: u32, last: u32) -> impl Iterator<Item = (u32, u32)> + '_ {
+        let start = self.0.partition_point(|run| run.last < first);
+        let runs = self.0[start..].iter().take_while(move |run| run.first <= last);
+        runs.map(move |run| (run.first.max(first), run.last.min(last)))
+    }
+
     fn to_bitmap(&self) -> RoaringBitmap {
         let mut bitmap = RoaringBitmap::new();
         for run in &self.0 {
@@ -233,6 +240,11 @@ impl<S: Storage> View<S> {
     /// The UIDs that the session knows of.
     pub fn uids(&self) -> UidSet {
         UidSet(self.uids.to_bitmap())
+    }
+
+    /// The same between two UIDs, as first and last of each run.
+    pub fn known_between(&self, first: Uid, last: Uid) -> impl Iterator<Item = (Uid, Uid)> + '_ {
+        self.uids.between(first.0, last.0).map(|(first, last)| (Uid(first), Uid(last)))
     }
 
     /// The highest UID that the session knows of: `*`.
@@ -408,6 +420,10 @@ mod tests {
             assert_eq!(runs.sequence_of(runs.uid_of(sequence).unwrap()), Some(sequence));
         }
         assert_eq!((runs.sequence_of(4), runs.sequence_of(0), runs.sequence_of(21)), (None, None, None));
+        let between = |first, last| runs.between(first, last).collect::<Vec<_>>();
+        assert_eq!(between(0, u32::MAX), [(1, 3), (7, 8), (20, 20)]);
+        assert_eq!(between(2, 7), [(2, 3), (7, 7)]);
+        assert_eq!((between(4, 6), between(21, 30), between(8, 3)), (vec![], vec![], vec![]));
         runs.remove(&RoaringBitmap::from_iter([2, 20]));
         assert_eq!(runs.to_bitmap().iter().collect::<Vec<_>>(), [1, 3, 7, 8]);
         runs.push(u32::MAX);

@@ -16,6 +16,7 @@ for program in "$server" "$bench"; do
 done
 
 work=$(mktemp -d)
+data=$work/data
 pids=()
 clean_up() {
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
@@ -24,12 +25,22 @@ clean_up() {
 }
 trap clean_up EXIT
 
-# Starts the server; sets pid, imap and lmtp. Arguments are options of serve.
+# Makes accounts and starts the server; sets pid, imap and lmtp. Arguments are options of serve.
 start_server() {
-  "$bench" users --user-count "$users" --password secret >"$work/users"
-  "$server" user import "$work/users" --data "$work/data" >/dev/null 2>"$work/log"
-  mkfifo "$work/out"
-  "$server" serve --data "$work/data" --listen imap=127.0.0.1:0 --listen lmtp=127.0.0.1:0 --plaintext-auth \
+  make_users secret
+  serve "$@"
+}
+
+# Makes accounts in the store. The argument is their password, or its hash.
+make_users() {
+  "$bench" users --user-count "$users" --password "$1" >"$work/users"
+  "$server" user import "$work/users" --data "$data" >/dev/null 2>"$work/log"
+}
+
+# Starts the server on the store as it is.
+serve() {
+  [ -p "$work/out" ] || mkfifo "$work/out"
+  "$server" serve --data "$data" --listen imap=127.0.0.1:0 --listen lmtp=127.0.0.1:0 --plaintext-auth \
     --workers "$workers" "$@" >"$work/out" 2>>"$work/log" &
   pid=$!
   pids+=("$pid")

@@ -64,6 +64,7 @@ fn config(sim: &Sim) -> StoreConfig {
             segment_size_bytes: 32 << (10 + sim.below(3)),
             checkpoint_bytes: 16 << (10 + sim.below(3)),
             index_cache_bytes: 4096 << sim.below(4),
+            message_cache_bytes: if sim.below(2) == 0 { 0 } else { 4096 },
             reserve_bytes: 64 << 10,
             ..ShardConfig::default()
         },

@@ -112,7 +112,7 @@ impl<S: Storage> Node<S> {
         let mut bodies = Vec::new();
         for found in self.shard.messages(mailbox, UidSet::range(1..=20_000_000)).await.unwrap() {
             if let Ok(bytes) = self.shard.read_message(&found.message, mailbox, Part::Whole).await {
-                bodies.push((found.message.uid.0, String::from_utf8(bytes.body).unwrap()));
+                bodies.push((found.message.uid.0, String::from_utf8(bytes.body.to_vec()).unwrap()));
             }
         }
         bodies

@@ -50,6 +50,22 @@ pub trait Wire: Sized {
     fn put(&self, out: &mut Vec<u8>);
     fn take(input: &mut Input<'_>) -> Result<Self, DecodeError>;
 
+    /// Appends the values of a sequence.
+    fn put_each(values: &[Self], out: &mut Vec<u8>) {
+        for value in values {
+            value.put(out);
+        }
+    }
+
+    /// Takes the `count` values of a sequence, whose least size has been checked.
+    fn take_each(count: usize, input: &mut Input<'_>) -> Result<Vec<Self>, DecodeError> {
+        let mut values = Vec::with_capacity(count);
+        for _ in 0..count {
+            values.push(Self::take(input)?);
+        }
+        Ok(values)
+    }
+
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         self.put(&mut out);
@@ -82,7 +98,28 @@ macro_rules! wire_integers {
         }
     )*};
 }
-wire_integers!(u8, u16, u32, u64, u128, i16, i32, i64);
+wire_integers!(u16, u32, u64, u128, i16, i32, i64);
+
+impl Wire for u8 {
+    const MIN_BYTES: usize = 1;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(*self);
+    }
+
+    fn take(input: &mut Input<'_>) -> Result<Self, DecodeError> {
+        Ok(input.bytes(1)?[0])
+    }
+
+    // Prefixes of many recipients are most of a record's head: bytes are copied, not taken one by one.
+    fn put_each(values: &[Self], out: &mut Vec<u8>) {
+        out.extend_from_slice(values);
+    }
+
+    fn take_each(count: usize, input: &mut Input<'_>) -> Result<Vec<Self>, DecodeError> {
+        Ok(input.bytes(count)?.to_vec())
+    }
+}
 
 macro_rules! wire_newtypes {
     ($($name:ident($inner:ty)),*) => {$(
@@ -146,9 +183,7 @@ impl<T: Wire> Wire for Vec<T> {
 
     fn put(&self, out: &mut Vec<u8>) {
         put_len(self.len(), out);
-        for item in self {
-            item.put(out);
-        }
+        T::put_each(self, out);
     }
 
     fn take(input: &mut Input<'_>) -> Result<Self, DecodeError> {
@@ -157,11 +192,7 @@ impl<T: Wire> Wire for Vec<T> {
         if least > input.0.len() {
             return Err(DecodeError::Short { missing: least - input.0.len() });
         }
-        let mut items = Vec::with_capacity(count);
-        for _ in 0..count {
-            items.push(T::take(input)?);
-        }
-        Ok(items)
+        T::take_each(count, input)
     }
 }
 

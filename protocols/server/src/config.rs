@@ -86,6 +86,7 @@ pub struct Store {
     pub segment_size_bytes: Option<u64>,
     pub checkpoint_bytes: Option<u64>,
     pub index_cache_bytes: Option<usize>,
+    pub message_cache_bytes: Option<usize>,
     pub gather_us: Option<u64>,
     pub reserve_bytes: Option<u64>,
 }
@@ -309,6 +310,7 @@ mod tests {
             "store.segment_size_bytes",
             "store.checkpoint_bytes",
             "store.index_cache_bytes",
+            "store.message_cache_bytes",
             "store.gather_us",
             "store.reserve_bytes",
             "log.level",

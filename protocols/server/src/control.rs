@@ -97,6 +97,9 @@ pub struct ShardStats {
     pub index_loads: u64,
     pub record_reads: u64,
     pub record_read_bytes: u64,
+    pub message_cache_hits: u64,
+    pub message_cache_misses: u64,
+    pub message_cache_bytes: u64,
 }
 
 /// Carries out a request. What it changes is durable when this returns.
@@ -157,6 +160,9 @@ async fn stats(worker: &Worker, node: Option<&Node>) -> Result<Stats, EngineErro
             index_loads: of_shard.index_loads,
             record_reads: of_shard.record_reads,
             record_read_bytes: of_shard.record_read_bytes,
+            message_cache_hits: of_shard.message_cache_hits,
+            message_cache_misses: of_shard.message_cache_misses,
+            message_cache_bytes: of_shard.message_cache_bytes,
         });
     }
     stats.server = node.map(|node| {

@@ -166,11 +166,15 @@ fn print_stats(stats: &Stats, json: bool) -> std::io::Result<()> {
             writeln!(out, "messages fetched      {}", server.messages_fetched)?;
         }
     }
-    writeln!(out, "shard     batches     records   log bytes     sealed checkpoints  index loads record reads")?;
+    writeln!(
+        out,
+        "shard     batches     records   log bytes     sealed checkpoints  index loads record reads   cache hits \
+         cache misses cached bytes"
+    )?;
     for shard in &stats.shards {
         writeln!(
             out,
-            "{:5} {:11} {:11} {:11} {:10} {:11} {:12} {:12}",
+            "{:5} {:11} {:11} {:11} {:10} {:11} {:12} {:12} {:12} {:12} {:12}",
             shard.shard,
             shard.batches,
             shard.records,
@@ -178,7 +182,10 @@ fn print_stats(stats: &Stats, json: bool) -> std::io::Result<()> {
             shard.segments_sealed,
             shard.checkpoints,
             shard.index_loads,
-            shard.record_reads
+            shard.record_reads,
+            shard.message_cache_hits,
+            shard.message_cache_misses,
+            shard.message_cache_bytes
         )?;
     }
     Ok(())

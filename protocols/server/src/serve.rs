@@ -131,6 +131,7 @@ fn store_config(config: &Config, shards: u32) -> StoreConfig {
         segment_size_bytes: store.segment_size_bytes.unwrap_or(default.segment_size_bytes),
         checkpoint_bytes: store.checkpoint_bytes.unwrap_or(checkpoint_bytes),
         index_cache_bytes: store.index_cache_bytes.unwrap_or(default.index_cache_bytes),
+        message_cache_bytes: store.message_cache_bytes.unwrap_or(default.message_cache_bytes),
         gather_us_max: store.gather_us.unwrap_or(default.gather_us_max),
         message_octets_max: config.limits.message_bytes,
         mailbox_messages_max: config.limits.mailbox_messages,

@@ -499,21 +499,22 @@ impl Session {
     fn resolve(&self, set: &SequenceSet, uid: bool) -> Result<UidSet, Failure> {
         let view = &self.selected()?.view;
         let saved = || Answer::bad("There is no saved result");
-        let known = view.uids();
         let mut wanted = UidSet::default();
+        let mut want = |first, last| {
+            view.known_between(first, last).for_each(|(first, last)| _ = wanted.0.insert_range(first.0..=last.0));
+        };
         if uid {
             let runs = set.resolve_uids(view.last_uid().map_or(0, |uid| uid.0)).ok_or_else(saved)?;
-            runs.iter().for_each(|&(first, last)| _ = wanted.0.insert_range(first..=last));
+            runs.iter().for_each(|&(first, last)| want(Uid(first), Uid(last)));
         } else {
             let runs = set.resolve_sequence_numbers(view.exists()).ok_or_else(saved)?;
             let runs = runs.map_err(|_| Answer::bad("No message has that sequence number"))?;
             for (first, last) in runs {
                 if let (Some(first), Some(last)) = (view.uid_of(first), view.uid_of(last)) {
-                    wanted.0.insert_range(first.0..=last.0);
+                    want(first, last);
                 }
             }
         }
-        wanted.0 &= &known.0;
         Ok(wanted)
     }
 

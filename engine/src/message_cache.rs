@@ -1,0 +1,186 @@
+//! Messages that were read shortly before, decompressed and verified.
+//!
+//! One entry serves all recipients of a message: it holds what they share once, and the prefix of each. Whether a message
+//! is still to be seen is for the index to say before anybody asks here; what lies in a record never changes, and a record
+//! that has been moved is another one.
+//!
+//! Eviction resists scans: a client that reads its whole mailbox once does not displace what is read again and again.
+
+use std::hash::{BuildHasherDefault, DefaultHasher};
+
+use bytes::Bytes;
+use quick_cache::Weighter;
+use quick_cache::unsync::{Cache, DefaultLifecycle};
+
+use crate::format::message::MessageHead;
+use crate::ids::{Location, MessageId};
+use crate::index::Message;
+use crate::read::{MessageBytes, Part};
+
+/// Larger messages are not kept: reading them costs little beside sending them.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// What an entry takes beside its bytes.
+const ENTRY_BYTES: usize = 160;
+/// For the size of the history that says what was evicted too early.
+const MESSAGE_BYTES_USUAL: usize = 8 << 10;
+
+/// A message as it lies in its record.
+pub(crate) struct WholeMessage {
+    location: Location,
+    /// The prefixes in the order of the placements, header, body.
+    bytes: Bytes,
+    prefix_ends: Box<[u32]>,
+    header_octets: u32,
+}
+
+impl WholeMessage {
+    /// `prefixes` has the lengths of what `bytes` begins with, by placement.
+    pub(crate) fn new(location: Location, bytes: Bytes, prefixes: impl Iterator<Item = usize>, header: usize) -> Self {
+        let mut end = 0;
+        let ends = prefixes.map(|octets| {
+            end += octets;
+            end as u32
+        });
+        Self { location, bytes, prefix_ends: ends.collect(), header_octets: header as u32 }
+    }
+
+    /// What the recipient of a placement sees.
+    pub(crate) fn of_placement(&self, placement: u16, part: Part) -> MessageBytes {
+        let end_of = |number: usize| self.prefix_ends.get(number).map_or(0, |&end| end as usize);
+        let number = usize::from(placement);
+        let (start, end) = (number.checked_sub(1).map_or(0, end_of), end_of(number));
+        let header = self.prefix_ends.last().map_or(0, |&end| end as usize);
+        let body = header + self.header_octets as usize;
+        MessageBytes {
+            prefix: self.bytes.slice(start..end.max(start)),
+            header: self.bytes.slice(header..body),
+            body: if part == Part::Whole { self.bytes.slice(body..) } else { Bytes::new() },
+            digest: Bytes::new(),
+        }
+    }
+}
+
+struct WeighBytes;
+
+impl Weighter<MessageId, WholeMessage> for WeighBytes {
+    fn weight(&self, _: &MessageId, message: &WholeMessage) -> u64 {
+        (ENTRY_BYTES + message.bytes.len() + message.prefix_ends.len() * size_of::<u32>()) as u64
+    }
+}
+
+/// Hashed without a secret: nobody outside chooses the ids, and the same run evicts the same.
+type Messages = Cache<MessageId, WholeMessage, WeighBytes, BuildHasherDefault<DefaultHasher>>;
+
+/// The cache of one shard.
+pub(crate) struct MessageCache {
+    /// `None`: off.
+    messages: Option<Messages>,
+    pub hits: u64,
+    pub misses: u64,
+}
+
+impl MessageCache {
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        let messages = (bytes_max > 0).then(|| {
+            let usual = bytes_max.div_ceil(MESSAGE_BYTES_USUAL);
+            Cache::with(usual, bytes_max as u64, WeighBytes, BuildHasherDefault::default(), DefaultLifecycle::default())
+        });
+        Self { messages, hits: 0, misses: 0 }
+    }
+
+    /// The message, if it was read from the same record before.
+    pub(crate) fn find(&mut self, message: &Message, part: Part) -> Option<MessageBytes> {
+        let cached = self.messages.as_ref()?.get(&message.id).filter(|cached| cached.location == message.location);
+        let found = cached.map(|cached| cached.of_placement(message.prefix_of, part));
+        *(if found.is_some() { &mut self.hits } else { &mut self.misses }) += 1;
+        found
+    }
+
+    /// Whether a message would be kept with the prefixes of all its placements.
+    pub(crate) fn takes(&self, head: &MessageHead) -> bool {
+        let Some(messages) = &self.messages else { return false };
+        let prefixes: usize = head.placements.iter().map(|placement| placement.prefix.len()).sum();
+        let octets = head.rest_octets.saturating_add(prefixes as u64);
+        octets <= (MESSAGE_BYTES_MAX as u64).min(messages.capacity())
+    }
+
+    /// Keeps a message that has been verified.
+    pub(crate) fn keep(&mut self, id: MessageId, message: WholeMessage) {
+        if let Some(messages) = &mut self.messages {
+            messages.insert(id, message);
+        }
+    }
+
+    /// What the entries take.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.messages.as_ref().map_or(0, Cache::weight)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Lsn, ShardId, Uid};
+
+    fn id(number: u64) -> MessageId {
+        MessageId { origin: ShardId(0), lsn: Lsn(number) }
+    }
+
+    fn message(number: u64, prefix_of: u16) -> Message {
+        Message { id: id(number), prefix_of, uid: Uid(1), ..Message::default() }
+    }
+
+    fn whole(octets: usize) -> WholeMessage {
+        let bytes = [&b"onetwo!"[..], b"head", &vec![b'b'; octets]].concat();
+        WholeMessage::new(Location::default(), bytes.into(), [3, 0, 4].into_iter(), 4)
+    }
+
+    #[test]
+    fn each_placement_has_its_prefix() {
+        let mut cache = MessageCache::new(1 << 20);
+        cache.keep(id(1), whole(5));
+        for (placement, prefix) in [(0, "one"), (1, ""), (2, "two!"), (3, ""), (9, "")] {
+            let found = cache.find(&message(1, placement), Part::Whole).expect("it was kept");
+            assert_eq!((&found.prefix[..], &found.header[..]), (prefix.as_bytes(), &b"head"[..]));
+            assert_eq!(&found.body[..], b"bbbbb");
+        }
+        let found = cache.find(&message(1, 0), Part::Header).expect("it was kept");
+        assert_eq!((&found.header[..], found.body.len()), (&b"head"[..], 0));
+        assert_eq!((cache.hits, cache.misses), (6, 0));
+    }
+
+    #[test]
+    fn another_record_of_a_message_is_a_miss() {
+        let mut cache = MessageCache::new(1 << 20);
+        cache.keep(id(1), whole(5));
+        let moved = Message { location: Location { offset_units: 1, ..Location::default() }, ..message(1, 0) };
+        assert_eq!(cache.find(&moved, Part::Whole), None);
+        assert_eq!(cache.find(&message(2, 0), Part::Whole), None);
+        assert_eq!((cache.hits, cache.misses), (0, 2));
+    }
+
+    #[test]
+    fn the_bound_is_held_and_a_scan_leaves_what_is_used() {
+        let mut cache = MessageCache::new(1 << 20);
+        for number in 0..50 {
+            cache.keep(id(number), whole(10_000));
+        }
+        for scanned in 1000..3000 {
+            cache.keep(id(scanned), whole(10_000));
+            assert!(cache.bytes() <= 1 << 20, "{}", cache.bytes());
+            cache.find(&message(scanned % 50, 0), Part::Whole);
+        }
+        let left = (0..50).filter(|&number| cache.find(&message(number, 0), Part::Whole).is_some()).count();
+        assert!(left >= 45, "{left} of 50 are left");
+        cache.keep(id(9999), whole(2 << 20));
+        assert!(cache.bytes() <= 1 << 20);
+    }
+
+    #[test]
+    fn a_cache_of_nothing_keeps_nothing() {
+        let mut cache = MessageCache::new(0);
+        cache.keep(id(1), whole(5));
+        assert_eq!(cache.find(&message(1, 0), Part::Whole), None);
+        assert_eq!((cache.bytes(), cache.hits, cache.misses), (0, 0, 0));
+    }
+}

@@ -1,8 +1,10 @@
 //! A node on which operations are played, each on the model, too.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use posthaste_engine::changes::Stored as FlagsStored;
 use posthaste_engine::deliver::{Prepared, Target, TargetMailbox};
@@ -16,6 +18,7 @@ use posthaste_engine::io::sim::SimIo;
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
 use posthaste_engine::read::{MessageInfo, Part};
 use posthaste_engine::shard::{Shard, ShardStats};
+use posthaste_engine::storage::faulty::{Faulty, Policy, SharedPolicy};
 use posthaste_engine::storage::local::Local;
 use posthaste_tests::model::{DELETED, How, INBOX, Key, Model, Refused, Stored};
 
@@ -46,18 +49,31 @@ pub struct Node {
     pub sessions: [Option<Mirror>; SESSIONS],
 }
 
+thread_local! {
+    /// Whether storage is far away: then every call takes up to 100 ms longer.
+    pub static IS_FAR: Cell<bool> = const { Cell::new(false) };
+}
+
+fn storage(io: &SimIo) -> Store {
+    let policy = SharedPolicy::default();
+    if IS_FAR.get() {
+        policy.set(Policy { delay_max: Duration::from_millis(100), ..Policy::default() });
+    }
+    Faulty::new(Local::new(io.clone()), policy)
+}
+
 pub async fn open(
     io: &SimIo,
     config: &StoreConfig,
     workers: usize,
 ) -> Result<(Node, Vec<RecoveryReport>), EngineError> {
-    let storage = Local::new(io.clone());
+    let storage = storage(io);
     let superblock = open_superblock(&storage, SHARDS).await?;
     let (cluster, seats) = Cluster::new(superblock, workers);
     let mut opening = Vec::new();
     for seat in seats {
         let (sender, receiver) = tokio::sync::oneshot::channel();
-        let opened = Worker::open(Local::new(io.clone()), Arc::clone(&cluster), seat, config.clone());
+        let opened = Worker::open(storage.clone(), Arc::clone(&cluster), seat, config.clone());
         io.spawn(async move {
             let _ = sender.send(opened.await);
         });

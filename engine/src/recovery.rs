@@ -20,7 +20,7 @@ use crate::format::segment::{Footer, FooterEntry, SegmentHeader};
 use crate::format::{BLOCK_BYTES, FormatError};
 use crate::ids::{Epoch, Location, Lsn, MailboxId, Position, SegmentId, ShardId};
 use crate::planted::{self, Bug};
-use crate::shard::{BATCH_BYTES_GATHERED, Recovered, Shard, ShardConfig};
+use crate::shard::{BATCH_BYTES_GATHERED, Recovered, Shard, ShardConfig, ShardEvent};
 use crate::state::State;
 use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, StorageError, Wal};
 
@@ -488,7 +488,11 @@ impl<S: Storage> Shard<S> {
                 set_aside => set_aside?,
             }
         }
+        let low_space = recovered.low_space;
         let shard = Self::start(storage, id, store, epoch, config, recovered);
+        if low_space {
+            shard.tell(ShardEvent::SpaceLow);
+        }
         Ok((shard, report))
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod clients;
 pub mod damage;
+pub mod far;
 pub mod kill;
 pub mod model;
 pub mod mutations;

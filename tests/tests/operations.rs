@@ -22,32 +22,8 @@ use posthaste_engine::mailboxes::SUBSCRIPTIONS_MAX;
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
 use posthaste_engine::read::Part;
 use posthaste_engine::shard::{Shard, ShardConfig};
-use posthaste_engine::storage::faulty::{Faulty, Policy, SharedPolicy};
-use posthaste_engine::storage::local::{Local, parse_segment_file};
-
-type Store = Faulty<Local<SimIo>>;
-
-thread_local! {
-    /// Whether storage is far away: then every call takes up to 100 ms longer.
-    static FAR: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Runs a test on local files and on storage that is far away.
-fn near_and_far(test: impl Fn()) {
-    for far in [false, true] {
-        FAR.set(far);
-        println!("storage is {}", if far { "far away" } else { "near" });
-        test();
-    }
-}
-
-fn storage(io: &SimIo) -> Store {
-    let policy = SharedPolicy::default();
-    if FAR.get() {
-        policy.set(Policy { delay_max: Duration::from_millis(100), ..Policy::default() });
-    }
-    Faulty::new(Local::new(io.clone()), policy)
-}
+use posthaste_engine::storage::local::parse_segment_file;
+use posthaste_tests::far::{Store, near_and_far, storage};
 
 const NAME: &str = "a@example.org";
 const NAME_IN_SECOND_SHARD: &str = "c@example.org";

@@ -23,12 +23,11 @@ use posthaste_engine::shard::{Shard, ShardConfig, ShardEvent};
 use posthaste_engine::storage::Storage;
 use posthaste_engine::storage::faulty::{Faulty, Policy, SharedPolicy};
 use posthaste_engine::storage::local::{Local, parse_segment_file};
+use posthaste_tests::far::{Store, near_and_far, storage};
 use posthaste_tests::simulation::check_everything;
 
 const NAME: &str = "a@example.org";
 const SHARD: ShardId = ShardId(0);
-
-type Store = Faulty<Local<SimIo>>;
 
 /// A node with one worker, one shard and one account.
 struct Node<S: Storage = Store> {
@@ -56,28 +55,6 @@ async fn start_with<S: Storage>(storage: S, shard: ShardConfig) -> Result<Node<S
     let account = worker.cluster().directory().find(NAME).expect("it exists now").account;
     let shard = worker.local(SHARD).expect("there is one worker");
     Ok(Node { worker, shard, account, report: reports.remove(0) })
-}
-
-thread_local! {
-    /// Whether storage is far away: then every call takes up to 100 ms longer.
-    static FAR: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Runs a test on local files and on storage that is far away.
-fn near_and_far(test: impl Fn()) {
-    for far in [false, true] {
-        FAR.set(far);
-        println!("storage is {}", if far { "far away" } else { "near" });
-        test();
-    }
-}
-
-fn storage(io: &SimIo) -> Store {
-    let policy = SharedPolicy::default();
-    if FAR.get() {
-        policy.set(Policy { delay_max: Duration::from_millis(100), ..Policy::default() });
-    }
-    Faulty::new(Local::new(io.clone()), policy)
 }
 
 async fn node(io: &SimIo) -> Node {
@@ -833,6 +810,23 @@ fn a_nearly_full_device_is_used_up_before_the_reserve() {
             // The reserve goes on being there until there is more space than it takes.
             io.sleep(Duration::from_secs(2)).await;
             assert!(matches!(node.try_deliver(9000).await, Err(EngineError::Full)));
+        });
+    });
+}
+
+#[test]
+fn a_start_without_space_for_the_reserve_says_so() {
+    near_and_far(|| {
+        let sim = machine(1, async |node: Node| {
+            node.deliver(1).await;
+            node.worker.stop().await.unwrap();
+        });
+        sim.set_capacity(Some(sim.used_bytes() + (64 << 10)));
+        let io = sim.io();
+        sim.run(async move {
+            let node = start_with(storage(&io), small_segments()).await.unwrap();
+            assert!(matches!(node.shard.next_event().await, ShardEvent::SpaceLow));
+            assert!(matches!(node.try_deliver(2).await, Err(EngineError::Full)));
         });
     });
 }

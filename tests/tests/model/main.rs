@@ -15,8 +15,7 @@ use std::rc::Rc;
 use posthaste_engine::io::sim::{Sim, SimIo};
 use posthaste_engine::node::{StoreConfig, Worker};
 use posthaste_engine::shard::{ShardConfig, ShardStats};
-use posthaste_engine::storage::faulty::Faulty;
-use posthaste_engine::storage::local::Local;
+use posthaste_tests::far::{Store, set_far};
 use posthaste_tests::model::{Account, Model};
 use posthaste_tests::simulation::check_everything;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
@@ -24,8 +23,6 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 use node::{Run, open};
 use ops::{Op, Pick, Recipient, Script, Uids, script};
 use words::{Outcome, expect, said};
-
-type Store = Faulty<Local<SimIo>>;
 
 const SHARDS: u32 = 5;
 /// The first two share a shard.
@@ -41,7 +38,7 @@ thread_local! {
 /// Runs a script.
 fn play(script: Script) -> Outcome<()> {
     let sim = Sim::new(script.seed);
-    node::IS_FAR.set(script.seed.is_multiple_of(4));
+    set_far(script.seed.is_multiple_of(4));
     let config = StoreConfig {
         shard: ShardConfig {
             segment_size_bytes: script.segment_kb << 10,

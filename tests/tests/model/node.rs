@@ -1,10 +1,8 @@
 //! A node on which operations are played, each on the model, too.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use posthaste_engine::changes::Stored as FlagsStored;
 use posthaste_engine::deliver::{Prepared, Target, TargetMailbox};
@@ -18,8 +16,7 @@ use posthaste_engine::io::sim::SimIo;
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
 use posthaste_engine::read::{MessageInfo, Part};
 use posthaste_engine::shard::{Shard, ShardStats};
-use posthaste_engine::storage::faulty::{Faulty, Policy, SharedPolicy};
-use posthaste_engine::storage::local::Local;
+use posthaste_tests::far::storage;
 use posthaste_tests::model::{DELETED, How, INBOX, Key, Model, Refused, Stored};
 
 use crate::mirror::Mirror;
@@ -47,19 +44,6 @@ pub struct Node {
     pub workers: Vec<Worker<Store>>,
     pub accounts: Vec<Arc<AccountRecord>>,
     pub sessions: [Option<Mirror>; SESSIONS],
-}
-
-thread_local! {
-    /// Whether storage is far away: then every call takes up to 100 ms longer.
-    pub static IS_FAR: Cell<bool> = const { Cell::new(false) };
-}
-
-fn storage(io: &SimIo) -> Store {
-    let policy = SharedPolicy::default();
-    if IS_FAR.get() {
-        policy.set(Policy { delay_max: Duration::from_millis(100), ..Policy::default() });
-    }
-    Faulty::new(Local::new(io.clone()), policy)
 }
 
 pub async fn open(

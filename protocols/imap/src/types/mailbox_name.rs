@@ -168,6 +168,9 @@ mod tests {
         assert_eq!(parse("&2D0-"), Err(MailboxNameError::Utf7), "half a surrogate pair");
         assert_eq!(parse("&AAo-"), Err(MailboxNameError::Control));
         assert_eq!(parse("a\tb"), Err(MailboxNameError::Control));
+        // RFC 6855, 3: neither line nor paragraph separators.
+        assert_eq!(parse("a\u{2028}b"), Err(MailboxNameError::Control));
+        assert_eq!(parse("&ICk-"), Err(MailboxNameError::Control));
         assert_eq!(parse("&"), Err(MailboxNameError::Utf7));
         assert_eq!(parse(&"a".repeat(1001)), Err(MailboxNameError::TooLong));
         assert_eq!(MailboxName::parse(b"\xff", true), Err(MailboxNameError::Utf8));
@@ -176,7 +179,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trip(name in "\\PC{0,30}") {
+        fn round_trip(name in "[^\\pC\\p{Zl}\\p{Zp}]{0,30}") {
             let name = MailboxName::from_utf8(&name);
             let wire = name.to_utf7();
             prop_assert!(wire.bytes().all(|b| matches!(b, b' '..=b'~')));

@@ -377,7 +377,7 @@ impl<S: Storage> Check<S> {
             for (_, change) in &slot.delta {
                 index.apply(change);
             }
-            for message in &index.messages {
+            for message in index.messages.iter() {
                 self.report.messages += 1;
                 let place = (message.location.segment, message.location.offset());
                 let uid = message.uid.0;
@@ -429,7 +429,7 @@ fn difference(index: &MailboxIndex, rebuilt: &MailboxIndex) -> String {
         return format!("the index lacks {} messages of the log and has {} others", missing.len(), extra.len());
     }
     let differing = rebuilt.messages.iter().find(|message| {
-        index.message(message.uid) != Some(message) || index.flags_of(message.uid) != rebuilt.flags_of(message.uid)
+        index.message(message.uid) != Some(*message) || index.flags_of(message.uid) != rebuilt.flags_of(message.uid)
     });
     match differing {
         Some(message) => format!("the index and the log disagree about UID {}", message.uid),

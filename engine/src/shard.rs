@@ -50,7 +50,7 @@ impl Default for ShardConfig {
         Self {
             segment_size_bytes: 256 << 20,
             checkpoint_bytes: 64 << 20,
-            index_cache_bytes: 64 << 20,
+            index_cache_bytes: 16 << 20,
             message_cache_bytes: 64 << 20,
             gather_us_max: 2000,
             message_octets_max: 100 << 20,

@@ -135,9 +135,9 @@ impl<S: Storage> Shard<S> {
             let mut state = self.0.state.borrow_mut();
             let slot = state.slots.get_mut(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
             let Some(index) = &slot.index else { continue };
-            let uids = Runs::from_uids(index.messages.iter().map(|message| message.uid.0));
+            let uids = Runs::from_uids(index.messages.uids());
             let unseen = match index.with_flag(0) {
-                Some(seen) => index.messages.iter().position(|message| !seen.contains(message.uid.0)),
+                Some(seen) => index.messages.uids().position(|uid| !seen.contains(uid)),
                 None => (!index.messages.is_empty()).then_some(0),
             };
             let watcher = Rc::new(Watcher::default());
@@ -159,8 +159,7 @@ impl<S: Storage> Shard<S> {
                 ignored: Vec::new(),
             };
             let from = slot.meta.recent_below.max(slot.recent_claimed);
-            view.recent =
-                Runs::from_uids(index.messages.iter().map(|message| message.uid.0).filter(|&uid| uid >= from));
+            view.recent = Runs::from_uids(index.messages.uids().filter(|&uid| uid >= from));
             if claim_recent {
                 self.claim_recent(slot);
             }
@@ -311,14 +310,13 @@ impl<S: Storage> View<S> {
             }
             let known_below = self.uid_next;
             if modseq > old_modseq {
-                for message in index.messages.iter().filter(|message| {
-                    message.uid.0 < known_below
-                        && message.modseq > old_modseq
-                        && !self.ignored.contains(&message.modseq)
-                }) {
-                    if let Some(sequence) = self.uids.sequence_of(message.uid.0) {
-                        let flags = index.flags_of(message.uid);
-                        changes.flags.push((sequence, message.uid, flags, message.modseq));
+                let shown = index.messages.uids_and_modseqs().take_while(|&(uid, _)| uid < known_below);
+                for (uid, modseq) in shown {
+                    if modseq <= old_modseq || self.ignored.contains(&modseq) {
+                        continue;
+                    }
+                    if let Some(sequence) = self.uids.sequence_of(uid) {
+                        changes.flags.push((sequence, Uid(uid), index.flags_of(Uid(uid)), modseq));
                     }
                 }
                 self.ignored.clear();
@@ -326,10 +324,10 @@ impl<S: Storage> View<S> {
             let start = index.position(Uid(known_below)).unwrap_or_else(|at| at);
             let recent_from = slot.meta.recent_below.max(slot.recent_claimed);
             let (old_exists, old_recent) = (self.uids.len(), self.recent.len());
-            for message in &index.messages[start..] {
-                self.uids.push(message.uid.0);
-                if message.uid.0 >= recent_from {
-                    self.recent.push(message.uid.0);
+            for uid in index.messages.uids_from(start) {
+                self.uids.push(uid);
+                if uid >= recent_from {
+                    self.recent.push(uid);
                 }
             }
             self.uid_next = slot.meta.uid_next;

@@ -2,7 +2,7 @@
 
 use roaring::RoaringBitmap;
 
-use crate::deliver::{FlagName, has_keyword};
+use crate::deliver::FlagName;
 use crate::error::{EngineError, Refusal};
 use crate::flags::{Flags, UidSet};
 use crate::format::record::{Expunge, FlagChange, PlacedMessage, Placements, Record};
@@ -11,6 +11,17 @@ use crate::index::MailboxIndex;
 use crate::shard::{Log, Shard, Ticket};
 use crate::state::{State, Tip};
 use crate::storage::Storage;
+
+/// COPY, MOVE and a rename of INBOX take at most so many messages: each is one transaction that must be published in one
+/// step, so it is part of one batch, where a message takes up to 81 bytes.
+const TRANSFER_MESSAGES_MAX: u64 = 500_000;
+
+/// # Errors
+/// There are too many to be copied or moved in one transaction.
+pub(crate) fn check_transfer(messages: u64) -> Result<(), Refusal> {
+    let limit = TRANSFER_MESSAGES_MAX;
+    if messages > limit { Err(Refusal::TooManyMessages { messages, limit }) } else { Ok(()) }
+}
 
 /// How STORE combines flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +39,8 @@ pub struct Stored {
     pub changed: UidSet,
     /// Messages that have changed since `unchanged_since` (RFC 7162, 3.1.3).
     pub refused: UidSet,
+    /// Those of `changed` that had changed before, after what the caller knew of.
+    pub news: UidSet,
 }
 
 /// What COPY or MOVE did.
@@ -61,6 +74,18 @@ fn existing(index: &MailboxIndex, tip: &Tip, uids: &UidSet) -> RoaringBitmap {
     existing
 }
 
+/// The UIDs of `uids` that have changed after a mod-sequence, at the tip.
+fn changed_since(index: &MailboxIndex, tip: &Tip, uids: &RoaringBitmap, since: ModSeq) -> UidSet {
+    if since.0 >= tip.highest_modseq {
+        return UidSet::default();
+    }
+    let changed = uids.iter().map(Uid).filter(|&uid| {
+        let published = index.message(uid).map_or(ModSeq(0), |message| message.modseq);
+        tip.modseq_of(uid, published) > since
+    });
+    changed.collect()
+}
+
 impl<S: Storage> Shard<S> {
     /// Runs `submit` in one turn with the index of `mailbox` loaded, and waits for its commit if it made one.
     async fn change<T>(
@@ -68,11 +93,11 @@ impl<S: Storage> Shard<S> {
         mailboxes: &[MailboxId],
         mut submit: impl FnMut(&mut State, &mut Log) -> Result<(T, Option<Ticket>), EngineError>,
     ) -> Result<T, EngineError> {
-        self.admit().await?;
         let (value, ticket) = loop {
             for &mailbox in mailboxes {
                 self.load_index(mailbox).await?;
             }
+            self.admit().await?;
             let mut state = self.0.state.borrow_mut();
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;
@@ -104,6 +129,19 @@ impl<S: Storage> Shard<S> {
         flags: Vec<FlagName>,
         unchanged_since: Option<ModSeq>,
     ) -> Result<Stored, EngineError> {
+        self.store_flags_knowing(mailbox, uids, op, flags, unchanged_since, ModSeq(u64::MAX)).await
+    }
+
+    /// [`Shard::store_flags`] for a caller that knows of the changes up to `known`.
+    pub(crate) async fn store_flags_knowing(
+        &self,
+        mailbox: MailboxId,
+        uids: UidSet,
+        op: FlagOp,
+        flags: Vec<FlagName>,
+        unchanged_since: Option<ModSeq>,
+        known: ModSeq,
+    ) -> Result<Stored, EngineError> {
         self.change(&[mailbox], |state, log| {
             let slot = state.slots.get_mut(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
             let bits = self.flag_bits(slot, log, &flags, op != FlagOp::Remove)?;
@@ -114,20 +152,16 @@ impl<S: Storage> Shard<S> {
             let mut uids = existing(index, tip, &uids);
             let mut refused = UidSet::default();
             if let Some(unchanged_since) = unchanged_since {
-                let changed = uids.iter().filter(|&uid| {
-                    let published = index.message(Uid(uid)).map_or(ModSeq(0), |message| message.modseq);
-                    tip.modseq_of(Uid(uid), published) > unchanged_since
-                });
-                refused.0 = changed.collect();
+                refused = changed_since(index, tip, &uids, unchanged_since);
                 uids -= &refused.0;
             }
-            let known =
+            let in_use =
                 (0..Flags::BITS as u8).filter(|bit| index.with_flag(*bit).is_some() || tip.flags.contains_key(bit));
-            let known = known.fold(Flags::NONE, |flags, bit| flags.with(Flags(1 << bit)));
+            let in_use = in_use.fold(Flags::NONE, |flags, bit| flags.with(Flags(1 << bit)));
             let (set, clear) = match op {
                 FlagOp::Add => (bits, Flags::NONE),
                 FlagOp::Remove => (Flags::NONE, bits),
-                FlagOp::Replace => (bits, known.without(bits)),
+                FlagOp::Replace => (bits, in_use.without(bits)),
             };
             let mut changed = RoaringBitmap::new();
             for bit in set.bits() {
@@ -150,6 +184,7 @@ impl<S: Storage> Shard<S> {
             } else {
                 0
             };
+            let news = changed_since(index, tip, &changed, known);
             let changed = UidSet(changed);
             let tip = slot.tip();
             tip.highest_modseq += 1;
@@ -162,7 +197,7 @@ impl<S: Storage> Shard<S> {
             let unseen_change = unseen_change as i32;
             let record = FlagChange { mailbox, modseq, uids: changed.clone(), set, clear, unseen_change };
             log.push(lsn, 0, Record::Flags(record), &[]);
-            Ok((Stored { modseq: Some(modseq), changed, refused }, Some(self.ticket(log))))
+            Ok((Stored { modseq: Some(modseq), changed, refused, news }, Some(self.ticket(log))))
         })
         .await
     }
@@ -236,6 +271,7 @@ impl<S: Storage> Shard<S> {
                 return Err(Refusal::NoSuchMailbox.into());
             };
             let uids = existing(index, tip, &uids);
+            check_transfer(uids.len())?;
             let mut items: Vec<PlacedMessage> = Vec::with_capacity(uids.len() as usize);
             let mut sources = Vec::with_capacity(uids.len() as usize);
             let mut keywords = std::collections::BTreeSet::new();
@@ -257,15 +293,15 @@ impl<S: Storage> Shard<S> {
                 });
             }
             // Keyword numbers are each mailbox's own.
-            let names: Vec<(usize, String)> = keywords
+            let (numbers, names): (Vec<usize>, Vec<FlagName>) = keywords
                 .into_iter()
                 .filter_map(|number| {
                     let published = index.keywords.get(number).filter(|name| !name.is_empty()).cloned();
                     let pending =
                         || tip.keywords.iter().find(|(n, _)| *n as usize == number).map(|(_, name)| name.clone());
-                    Some((number, published.or_else(pending)?))
+                    Some((number, FlagName::Keyword(published.or_else(pending)?)))
                 })
-                .collect();
+                .unzip();
             drop_idle_tip(slot);
             let target = state.slots.get_mut(&to).ok_or(Refusal::NoSuchMailbox)?;
             let uid_validity = target.meta.uid_validity;
@@ -276,12 +312,8 @@ impl<S: Storage> Shard<S> {
                 drop_idle_tip(target);
                 return Err(Refusal::UidsExhausted.into());
             }
-            let mut bits = Vec::with_capacity(names.len());
-            for (number, name) in names {
-                let name = [FlagName::Keyword(name)];
-                debug_assert!(has_keyword(&name));
-                bits.push((Flags::keyword(number), self.flag_bits(target, log, &name, true)?));
-            }
+            self.check_messages(target, items.len())?;
+            let bits = self.bits_of(target, log, &names, true)?;
             let tip = target.tip();
             tip.highest_modseq += 1;
             tip.pending += 1;
@@ -291,8 +323,8 @@ impl<S: Storage> Shard<S> {
                 item.uid = Uid(tip.uid_next);
                 tip.uid_next += 1;
                 let mut flags = Flags(item.flags.0 & 0xff);
-                for (old, new) in &bits {
-                    if item.flags.contains(*old) {
+                for (number, new) in numbers.iter().zip(&bits) {
+                    if item.flags.contains(Flags::keyword(*number)) {
                         flags = flags.with(*new);
                     }
                 }

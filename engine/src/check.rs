@@ -1,7 +1,7 @@
 //! The check of a whole shard: every record, frame, footer and page against its checksum, the index against the log, and
 //! every placement against the record it names. It changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{EngineError, Finding};
 use crate::format::FormatError;
@@ -15,10 +15,10 @@ use crate::format::segment::{Footer, TRAILER_BYTES, Trailer};
 use crate::ids::{AccountId, Epoch, Location, MailboxId, Position, SegmentId, ShardId};
 use crate::index::{Change, MailboxIndex};
 use crate::read::unpack_block;
-use crate::recovery::{FoundBatch, judge, replay, restore_index, scan_log};
+use crate::recovery::{FoundBatch, dropped_transactions, judge, replay, restore_index, scan_log};
 use crate::state::State;
 use crate::storage::local::{index_file, segment_file, shard_directory};
-use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, Wal};
+use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, StorageError, Wal};
 
 /// What a check of one shard found.
 #[derive(Debug, Default)]
@@ -97,12 +97,6 @@ impl<S: Storage> Check<S> {
         let names: BTreeMap<SegmentId, (SegmentName, bool)> =
             segments.iter().map(|segment| (segment.name.segment, (segment.name, segment.sealed))).collect();
         self.names.clone_from(&names);
-        for entry in &manifest.segments {
-            if !names.contains_key(&entry.segment) {
-                let name = SegmentName { segment: entry.segment, epoch: entry.epoch };
-                self.find(format!("seg/{}", segment_file(name)), 0, "the segment is missing".to_owned(), Vec::new());
-            }
-        }
         let total: u64 =
             segments.iter().flat_map(|segment| &segment.batches).map(|batch| batch.end - batch.position.offset).sum();
         self.report.log_bytes = total;
@@ -118,11 +112,17 @@ impl<S: Storage> Check<S> {
             offsets.extend(batch.records.iter().map(|record| record.offset));
         }
         let broken = self.check_frames(&batches, &names, total, &progress).await?;
-        self.check_footers(&batches, &names).await?;
+        let damaged: BTreeSet<SegmentId> =
+            batches.iter().filter(|batch| !batch.is_good()).map(|batch| batch.position.segment).collect();
+        self.check_footers(&batches, &names, &damaged).await?;
         let tail: Vec<FoundBatch> =
             batches.iter().filter(|batch| batch.position >= manifest.replay_from).cloned().collect();
         let mut from_log = State { shard: self.id, ..State::default() };
         self.report.records = replay(&mut from_log, batches, &ordinals);
+        let directory = shard_directory(self.id);
+        let dropped =
+            dropped_transactions(&mut from_log, self.id, |segment| format!("{directory}/{}", self.file_of(segment)));
+        self.report.findings.extend(dropped);
         for (mailbox, slot) in &from_log.slots {
             self.report.mailboxes.insert(*mailbox, (slot.meta.account, slot.meta.name.clone()));
         }
@@ -138,7 +138,7 @@ impl<S: Storage> Check<S> {
             return self.check_placements(&mut from_log, &ordinals, &broken);
         }
         replay(&mut from_index, tail, &ordinals);
-        self.compare(&mut from_log, &from_index).await?;
+        self.compare(&from_log, &from_index, &damaged).await?;
         self.check_placements(&mut from_log, &ordinals, &broken)
     }
 
@@ -208,7 +208,11 @@ impl<S: Storage> Check<S> {
                 let detail = format!("a block in segment {segment}, which is not there");
                 return Ok(Err(FormatError::Misplaced { what: "message record", detail }));
             };
-            let bytes = self.read(name, sealed, block.location.offset(), len as usize).await?;
+            let bytes = match self.read(name, sealed, block.location.offset(), len as usize).await {
+                // The unpacking of nothing says what is wrong.
+                Err(EngineError::Storage(error)) if matches!(*error, StorageError::NotFound(_)) => Vec::new(),
+                bytes => bytes?,
+            };
             if let Err(error) = unpack_block(&bytes, block.lsn, &mut self.unpacker, &mut rest) {
                 return Ok(Err(error));
             }
@@ -225,20 +229,21 @@ impl<S: Storage> Check<S> {
         &mut self,
         batches: &[FoundBatch],
         names: &BTreeMap<SegmentId, (SegmentName, bool)>,
+        damaged: &BTreeSet<SegmentId>,
     ) -> Result<(), EngineError> {
         let mut found: BTreeMap<SegmentId, Vec<Place>> = BTreeMap::new();
-        let mut damaged: std::collections::BTreeSet<SegmentId> = std::collections::BTreeSet::new();
         for batch in batches {
             let segment = batch.position.segment;
             let records = batch.records.iter().map(|record| (segment, record.offset));
             found.entry(segment).or_default().extend(records);
-            if !batch.is_good() {
-                damaged.insert(segment);
-            }
         }
         for (segment, (name, _)) in names.iter().filter(|(_, (_, sealed))| *sealed) {
             let file = format!("seg/{}", segment_file(*name));
-            let (suffix, len) = self.blobs.get_suffix(BlobName::Segment(*name), TRAILER_BYTES).await?;
+            let (suffix, len) = match self.blobs.get_suffix(BlobName::Segment(*name), TRAILER_BYTES).await {
+                // The segment is gone, which has been found already.
+                Err(StorageError::NotFound(_)) => continue,
+                suffix => suffix?,
+            };
             let trailer = match Trailer::decode(&suffix, len) {
                 Ok(trailer) => trailer,
                 Err(error) => {
@@ -265,8 +270,26 @@ impl<S: Storage> Check<S> {
         Ok(())
     }
 
-    /// Compares mailboxes, names and accounts of the index with those that the log alone gives.
-    async fn compare(&mut self, from_log: &mut State, from_index: &State) -> Result<(), EngineError> {
+    /// Compares mailboxes, names and accounts of the index with those that the log alone gives. Records of a damaged
+    /// segment cannot be counted, so their numbers in it are left out.
+    async fn compare(
+        &mut self,
+        from_log: &State,
+        from_index: &State,
+        damaged: &BTreeSet<SegmentId>,
+    ) -> Result<(), EngineError> {
+        let uncount = |index: &mut MailboxIndex| {
+            if damaged.is_empty() {
+                return;
+            }
+            let uncounted = index.messages.iter().map(|mut message| {
+                if damaged.contains(&message.location.segment) {
+                    message.location.ordinal = 0;
+                }
+                message
+            });
+            index.messages = uncounted.collect();
+        };
         let mut differences = Vec::new();
         for (&mailbox, slot) in &from_log.slots {
             let Some(indexed) = from_index.slots.get(&mailbox) else {
@@ -293,6 +316,8 @@ impl<S: Storage> Check<S> {
                     for (_, change) in &indexed.delta {
                         index.apply(change);
                     }
+                    uncount(&mut index);
+                    uncount(&mut rebuilt);
                     if index != rebuilt {
                         differences.push((mailbox, difference(&index, &rebuilt)));
                     }
@@ -338,7 +363,7 @@ impl<S: Storage> Check<S> {
             let name = BlobName::Index { blob: location.blob, epoch: Epoch(location.epoch) };
             let bytes = match self.blobs.get(name, location.offset, location.len as usize).await {
                 Ok(bytes) => bytes,
-                Err(crate::storage::StorageError::NotFound(_)) => Vec::new(),
+                Err(StorageError::NotFound(_)) => Vec::new(),
                 Err(error) => return Err(error.into()),
             };
             let opened = open_page(page_kind, mailbox.0, &bytes, &mut self.unpacker);

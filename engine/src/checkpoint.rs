@@ -32,7 +32,7 @@ const ACCOUNTS_PAGE_BYTES: usize = 256 << 10;
 const MAILBOXES_PER_TURN: usize = 16;
 
 /// The most recently used indexes, which are never dropped.
-const INDEXES_KEPT: usize = 8;
+pub(crate) const INDEXES_KEPT: usize = 8;
 
 /// Pages being put together in parts.
 struct Pages {
@@ -71,6 +71,8 @@ struct Written {
     changes: usize,
     page: PageLocation,
     delta: PageLocation,
+    /// The page has been written, and has everything.
+    whole: bool,
 }
 
 impl<S: Storage> Shard<S> {
@@ -81,7 +83,10 @@ impl<S: Storage> Shard<S> {
     /// Storage that fails. The old checkpoint stays in force.
     pub async fn checkpoint(&self) -> Result<(), EngineError> {
         let _one_at_a_time = self.0.checkpoint_lock.lock().await;
-        self.checkpoint_now().await
+        match self.checkpoint_now().await {
+            Err(EngineError::Full) if self.use_reserve().await? => self.checkpoint_now().await,
+            result => result,
+        }
     }
 
     async fn checkpoint_now(&self) -> Result<(), EngineError> {
@@ -146,7 +151,7 @@ impl<S: Storage> Shard<S> {
         let entry = IndexEntry { blob, epoch, directory_offset, directory_len, full };
         let mut unused = Vec::new();
         let used = self.blobs_in_use(&written, blob);
-        self.commit_manifest(|manifest| {
+        let committed = self.commit_manifest(|manifest| {
             manifest.indexes.push(entry);
             let first = manifest.indexes.iter().rposition(|entry| entry.full).unwrap_or(0);
             let mut place = 0;
@@ -161,8 +166,14 @@ impl<S: Storage> Shard<S> {
             manifest.replay_from = replay_from;
             manifest.replay_sequence = replay_sequence;
             manifest.as_of = as_of;
-        })
-        .await?;
+        });
+        if let Err(error) = committed.await {
+            if matches!(error, EngineError::Full) {
+                // Nothing refers to it, and it takes space. Failing that, the next start removes it.
+                let _ = inner.blobs.delete(name).await;
+            }
+            return Err(error);
+        }
         self.take_over(written, full, known, &accounts, &directory);
         {
             let mut log = inner.log.borrow_mut();
@@ -189,7 +200,8 @@ impl<S: Storage> Shard<S> {
                 let Some(slot) = state.slots.get(&mailbox) else { return Ok(None) };
                 let new_bytes: usize = slot.delta.iter().map(|(_, change)| delta_bytes(change)).sum();
                 let delta_bytes = new_bytes + slot.delta_page.len as usize;
-                (slot.page, slot.delta_page, slot.delta.is_empty() && !slot.rewrite, slot.rewrite, delta_bytes)
+                let rewrite = slot.rewrite || slot.moves;
+                (slot.page, slot.delta_page, slot.delta.is_empty() && !rewrite, rewrite, delta_bytes)
             };
             let outgrown = page.is_none() || delta_bytes > DELTA_BYTES_MAX.max(page.len as usize / 8);
             let wants_page = rewrite || (!unchanged && outgrown);
@@ -210,10 +222,10 @@ impl<S: Storage> Shard<S> {
             // From here to the end of the turn nothing awaits: page, LSN and number of changes belong together.
             let state = inner.state.borrow();
             let Some(slot) = state.slots.get(&mailbox) else { return Ok(None) };
-            if unchanged && slot.delta.is_empty() && !slot.rewrite {
+            if unchanged && slot.delta.is_empty() && !slot.rewrite && !slot.moves {
                 // Only what stands in the directory has changed.
                 let (page, delta) = (slot.page, slot.delta_page);
-                return Ok(Some(Written { mailbox, as_of: slot.meta.as_of, changes: 0, page, delta }));
+                return Ok(Some(Written { mailbox, as_of: slot.meta.as_of, changes: 0, page, delta, whole: false }));
             }
             if unchanged || (wants_page && slot.index.is_none()) {
                 continue;
@@ -241,7 +253,8 @@ impl<S: Storage> Shard<S> {
             let place = PageLocation { blob, epoch: inner.epoch.0, offset, len: bytes.len() as u32 };
             let (page, delta) =
                 if kind == PageKind::Mailbox { (place, PageLocation::default()) } else { (slot.page, place) };
-            return Ok(Some(Written { mailbox, as_of, changes: slot.delta.len(), page, delta }));
+            let whole = kind == PageKind::Mailbox;
+            return Ok(Some(Written { mailbox, as_of, changes: slot.delta.len(), page, delta, whole }));
         }
     }
 
@@ -367,6 +380,7 @@ impl<S: Storage> Shard<S> {
             for slot in state.slots.values_mut() {
                 if slot.page.blob == oldest || slot.delta_page.blob == oldest {
                     slot.dirty = true;
+                    slot.moves = true;
                 }
             }
         }
@@ -389,7 +403,8 @@ impl<S: Storage> Shard<S> {
             slot.delta_page = written.delta;
             slot.page_as_of = written.as_of;
             // A page that was damaged is behind it once a whole one has been written.
-            slot.rewrite &= !written.delta.is_none();
+            slot.rewrite &= !written.whole;
+            slot.moves &= !written.whole;
             slot.delta.drain(..written.changes);
             slot.delta.shrink_to_fit();
             slot.dirty = slot.meta.as_of != written.as_of || !slot.delta.is_empty();
@@ -469,9 +484,10 @@ impl<S: Storage> Shard<S> {
             {
                 // The pages are a cache of the log. One at a time: the next one may find it done.
                 let _one_at_a_time = self.0.rebuild_lock.lock().await;
-                let is_done = |slot: &Slot| slot.index.is_some() || slot.page != page || slot.delta_page != delta_page;
-                let is_done = self.0.state.borrow().slots.get(&mailbox).map(is_done);
-                if is_done.ok_or(crate::error::Refusal::NoSuchMailbox)? {
+                let is_as_it_was =
+                    |slot: &Slot| slot.index.is_none() && slot.page == page && slot.delta_page == delta_page;
+                let found = self.0.state.borrow().slots.get(&mailbox).map(is_as_it_was);
+                if !found.ok_or(crate::error::Refusal::NoSuchMailbox)? {
                     continue;
                 }
                 rebuilt = Some(error.clone());

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use crate::checkpoint::INDEXES_KEPT;
 use crate::error::{EngineError, Refusal};
-use crate::flags::Flags;
+use crate::flags::{Flags, KEYWORDS_MAX};
 use crate::format::checksum;
-use crate::format::frame::{BLOCK_RAW_BYTES, FRAME_RAW_BYTES_MAX, FrameInfo, Packer};
+use crate::format::frame::{BLOCK_RAW_BYTES, FrameInfo, HEADER_RAW_BYTES, Packer};
 use crate::format::message::{BlockReference, MessageHead, PREFIX_BYTES_MAX, Placement};
 use crate::format::record::{Keyword, Record};
 use crate::ids::{AccountId, Lsn, MailboxId, ModSeq, Uid};
+use crate::index::MESSAGES_MAX;
 use crate::mailboxes::INBOX;
 use crate::shard::{Log, Shard};
 use crate::state::Slot;
@@ -29,7 +31,7 @@ pub struct Prepared {
     body: FrameInfo,
     /// The stored bytes of the four frames, one after another.
     frames: Vec<u8>,
-    /// A body of more than 256 KB, in blocks.
+    /// A body of more than 256 KB, with what comes before it of a header of more than 1 MB, in blocks.
     blocks: Vec<(FrameInfo, Vec<u8>)>,
 }
 
@@ -40,11 +42,11 @@ impl Prepared {
     /// This costs about 3 us per KB: run messages over 256 KB through [`Runtime::offload`].
     ///
     /// # Panics
-    /// If `header_octets` is past the end of the message.
+    /// If `header_octets` is past the end of the message, or 4 GB or more.
     pub fn new(packer: &mut Packer, rest: &[u8], header_octets: usize, digest: &[u8], received_ms: u64) -> Self {
-        // A header that no frame can hold is cut: its rest is stored as body, and what goes out is the same.
-        let header_octets = header_octets.min(FRAME_RAW_BYTES_MAX);
-        let (header_bytes, body_bytes) = rest.split_at(header_octets);
+        let header_octets = u32::try_from(header_octets).expect("messages are shorter than 4 GB");
+        // A record stays small also where the header is not: what its frame has no room for goes with the body.
+        let (header_bytes, body_bytes) = rest.split_at(HEADER_RAW_BYTES.min(header_octets as usize));
         let mut frames = Vec::with_capacity(rest.len() / 2 + 256);
         let (small, overflow) = digest.split_at(digest.len().min(DIGEST_BYTES_MAX));
         let digest = packer.pack(small, &mut frames);
@@ -66,7 +68,7 @@ impl Prepared {
             received_ms,
             rest_octets: rest.len() as u64,
             rest_checksum: checksum(rest),
-            header_octets: header_octets as u32,
+            header_octets,
             digest,
             digest_overflow,
             header,
@@ -132,11 +134,15 @@ impl<S: Storage> Shard<S> {
     /// # Errors
     /// Per recipient: no such mailbox, too many keywords, UIDs used up; or the shard cannot write, which goes for all.
     pub async fn deliver(&self, message: Arc<Prepared>, targets: Vec<Target>) -> Vec<Result<Delivered, EngineError>> {
-        let count = targets.len();
-        match self.try_deliver(&message, targets).await {
-            Ok(results) => results,
-            Err(error) => vec![Err(error); count],
+        let mut results = Vec::with_capacity(targets.len());
+        for group in groups_of(targets) {
+            let count = group.len();
+            match self.try_deliver(&message, group).await {
+                Ok(delivered) => results.extend(delivered),
+                Err(error) => results.extend(std::iter::repeat_n(Err(error), count)),
+            }
         }
+        results
     }
 
     async fn try_deliver(
@@ -148,25 +154,34 @@ impl<S: Storage> Shard<S> {
         if message.rest_octets > limit {
             return Err(Refusal::TooLarge { octets: message.rest_octets, limit }.into());
         }
-        self.admit().await?;
+        self.check_space().await?;
         let mut resolved = Vec::with_capacity(targets.len());
         for target in targets {
             let mailbox = match target.mailbox {
                 TargetMailbox::Id(mailbox) => Ok(mailbox),
                 TargetMailbox::Inbox => self.inbox(target.account).await,
             };
-            let mailbox = match mailbox {
-                Ok(mailbox) if has_keyword(&target.flags) => self.load_index(mailbox).await.map(|()| mailbox),
-                other => other,
-            };
             resolved.push((target, mailbox));
         }
         let blocks = self.write_blocks(message).await?;
         let now_s = (self.0.storage.wall_clock_ms() / 1000) as i64;
-        let (results, ticket) = {
+        let (results, ticket) = loop {
+            for (target, mailbox) in &mut resolved {
+                if let Ok(id) = *mailbox
+                    && has_keyword(&target.flags)
+                {
+                    *mailbox = self.load_index(id).await.map(|()| id);
+                }
+            }
+            self.admit().await?;
             let mut state = self.0.state.borrow_mut();
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;
+            let is_evicted = |mailbox| state.slots.get(mailbox).is_some_and(|slot| slot.index.is_none());
+            let mut with_keywords = resolved.iter().filter(|(target, _)| has_keyword(&target.flags));
+            if with_keywords.any(|(_, mailbox)| mailbox.as_ref().is_ok_and(is_evicted)) {
+                continue;
+            }
             let mut placements = Vec::with_capacity(resolved.len());
             let mut results = Vec::with_capacity(resolved.len());
             for (target, mailbox) in resolved {
@@ -206,7 +221,7 @@ impl<S: Storage> Shard<S> {
                 contents: Vec::new(),
             };
             log.push(lsn, 0, Record::Message(Box::new(head)), &[&message.frames]);
-            (results, self.ticket(&mut log))
+            break (results, self.ticket(&mut log));
         };
         ticket.committed().await?;
         Ok(results)
@@ -225,6 +240,7 @@ impl<S: Storage> Shard<S> {
         if slot.tip().uid_next == u32::MAX {
             return Err(Refusal::UidsExhausted.into());
         }
+        self.check_messages(slot, 1)?;
         let flags = self.flag_bits(slot, log, &target.flags, true)?;
         let tip = slot.tip();
         let uid = Uid(tip.uid_next);
@@ -238,9 +254,15 @@ impl<S: Storage> Shard<S> {
         Ok(Placement { mailbox, uid, modseq, flags, internal_date, zone_minutes, save_date: now_s, prefix })
     }
 
-    /// The bits of flags, giving numbers to keywords that the mailbox does not have yet if `allot` is set and leaving
-    /// them out otherwise. The index must be loaded if there are keywords among them; if it was evicted, it counts as
-    /// storage that failed.
+    /// Checks that a mailbox can take so many more messages. What is pending counts, pending expunges do not.
+    pub(crate) fn check_messages(&self, slot: &mut Slot, more: usize) -> Result<(), Refusal> {
+        let limit = self.0.config.mailbox_messages_max.min(MESSAGES_MAX);
+        let pending = slot.tip().uid_next - slot.meta.uid_next;
+        let messages = u64::from(slot.meta.exists) + u64::from(pending) + more as u64;
+        if messages > u64::from(limit) { Err(Refusal::MailboxFull(limit)) } else { Ok(()) }
+    }
+
+    /// The bits of flags together: see [`Shard::bits_of`].
     pub(crate) fn flag_bits(
         &self,
         slot: &mut Slot,
@@ -248,54 +270,43 @@ impl<S: Storage> Shard<S> {
         names: &[FlagName],
         allot: bool,
     ) -> Result<Flags, EngineError> {
-        let mut flags = Flags::NONE;
+        Ok(self.bits_of(slot, log, names, allot)?.into_iter().fold(Flags::NONE, Flags::with))
+    }
+
+    /// The bit of each flag, giving numbers to keywords that the mailbox does not have yet if `allot` is set; without it
+    /// they have no bit. The index must be loaded if there are keywords among them.
+    ///
+    /// # Errors
+    /// Too many keywords; then none of them has been given a number.
+    pub(crate) fn bits_of(
+        &self,
+        slot: &mut Slot,
+        log: &mut Log,
+        names: &[FlagName],
+        allot: bool,
+    ) -> Result<Vec<Flags>, EngineError> {
+        let mut bits = Vec::with_capacity(names.len());
+        let mut new = Vec::new();
         for name in names {
-            flags = flags.with(match name {
+            bits.push(match name {
                 FlagName::Seen => Flags::SEEN,
                 FlagName::Answered => Flags::ANSWERED,
                 FlagName::Flagged => Flags::FLAGGED,
                 FlagName::Deleted => Flags::DELETED,
                 FlagName::Draft => Flags::DRAFT,
-                FlagName::Keyword(name) => match self.keyword_bit(slot, log, name, allot)? {
-                    Some(bit) => bit,
-                    None => continue,
-                },
+                FlagName::Keyword(name) => keyword_bit(slot, &mut new, name, allot)?,
             });
         }
-        Ok(flags)
-    }
-
-    fn keyword_bit(
-        &self,
-        slot: &mut Slot,
-        log: &mut Log,
-        name: &str,
-        allot: bool,
-    ) -> Result<Option<Flags>, EngineError> {
-        let index = slot.index.as_ref().ok_or(Refusal::NoSuchMailbox)?;
-        if let Some(number) = index.keyword_number(name) {
-            return Ok(Some(Flags::keyword(number)));
-        }
-        let known = index.keywords.len();
         let mailbox = slot.meta.mailbox;
-        let tip = slot.tip();
-        if let Some((number, _)) = tip.keywords.iter().find(|(_, keyword)| keyword.eq_ignore_ascii_case(name)) {
-            return Ok(Some(Flags::keyword(*number as usize)));
+        for (number, name) in new {
+            let tip = slot.tip();
+            tip.keywords.push((number, name.clone()));
+            tip.pending += 1;
+            log.touched(mailbox);
+            let lsn = log.next_lsn(self.0.epoch);
+            log.push(lsn, 0, Record::Keyword(Keyword { mailbox, number, name }), &[]);
         }
-        if !allot {
-            return Ok(None);
-        }
-        let number = tip.keywords.iter().map(|(number, _)| *number as usize + 1).max().unwrap_or(0).max(known);
-        if number >= crate::flags::KEYWORDS_MAX {
-            return Err(Refusal::TooManyKeywords(crate::flags::KEYWORDS_MAX).into());
-        }
-        tip.keywords.push((number as u16, name.to_owned()));
-        tip.pending += 1;
-        log.touched(mailbox);
-        let lsn = log.next_lsn(self.0.epoch);
-        let keyword = Keyword { mailbox, number: number as u16, name: name.to_owned() };
-        log.push(lsn, 0, Record::Keyword(keyword), &[]);
-        Ok(Some(Flags::keyword(number)))
+        Ok(bits)
     }
 
     /// The account's INBOX, made if it does not exist.
@@ -335,6 +346,47 @@ impl<S: Storage> Shard<S> {
     }
 }
 
-pub(crate) fn has_keyword(flags: &[FlagName]) -> bool {
+/// The bit of a keyword that the mailbox has, will have by its tip, or gets: then it is added to `new`.
+fn keyword_bit(slot: &Slot, new: &mut Vec<(u16, String)>, name: &str, allot: bool) -> Result<Flags, EngineError> {
+    let index = slot.index.as_ref().ok_or(Refusal::NoSuchMailbox)?;
+    if let Some(number) = index.keyword_number(name) {
+        return Ok(Flags::keyword(number));
+    }
+    let pending = slot.tip.iter().flat_map(|tip| &tip.keywords);
+    let unpublished = || pending.clone().chain(new.iter());
+    if let Some((number, _)) = unpublished().find(|(_, keyword)| keyword.eq_ignore_ascii_case(name)) {
+        return Ok(Flags::keyword(*number as usize));
+    }
+    if !allot {
+        return Ok(Flags::NONE);
+    }
+    let number = unpublished().map(|(number, _)| *number as usize + 1).max().unwrap_or(0).max(index.keywords_end());
+    if number >= KEYWORDS_MAX {
+        return Err(Refusal::TooManyKeywords(KEYWORDS_MAX).into());
+    }
+    new.push((number as u16, name.to_owned()));
+    Ok(Flags::keyword(number))
+}
+
+/// Targets in groups whose keywords can be looked up together: almost always all of them. Each group takes a record.
+fn groups_of(targets: Vec<Target>) -> Vec<Vec<Target>> {
+    let mut groups = vec![Vec::new()];
+    let mut indexes = 0;
+    for target in targets {
+        if has_keyword(&target.flags) {
+            indexes += 1;
+        }
+        if indexes > INDEXES_KEPT {
+            groups.push(Vec::new());
+            indexes = 1;
+        }
+        if let Some(group) = groups.last_mut() {
+            group.push(target);
+        }
+    }
+    groups
+}
+
+fn has_keyword(flags: &[FlagName]) -> bool {
     flags.iter().any(|flag| matches!(flag, FlagName::Keyword(_)))
 }

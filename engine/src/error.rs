@@ -23,6 +23,12 @@ pub enum Refusal {
     TooManyKeywords(usize),
     #[error("the message has {octets} octets, more than the limit of {limit}")]
     TooLarge { octets: u64, limit: u64 },
+    #[error("{messages} messages are more than the {limit} that can be copied or moved at once: take them in parts")]
+    TooManyMessages { messages: u64, limit: u64 },
+    #[error("the mailbox is full: it has as many messages as the limit of {0} allows")]
+    MailboxFull(u32),
+    #[error("no more than {0} subscriptions: remove some")]
+    TooManySubscriptions(usize),
     #[error("the mailbox has used up its UIDs: create another")]
     UidsExhausted,
     #[error("the mailbox name is not allowed: {0}")]

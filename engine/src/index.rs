@@ -150,6 +150,12 @@ impl MailboxIndex {
         self.keywords.iter().position(|keyword| keyword.eq_ignore_ascii_case(name))
     }
 
+    /// Above the numbers of all keywords. Damage may have taken a name whose flags are still there.
+    pub fn keywords_end(&self) -> usize {
+        let in_use = self.flags.keys().filter_map(|&bit| Flags(1 << bit).keywords().next()).max();
+        self.keywords.len().max(in_use.map_or(0, |number| number + 1))
+    }
+
     /// Roughly the memory that the index takes.
     pub fn memory_bytes(&self) -> usize {
         size_of::<Self>()

@@ -3,11 +3,16 @@
 //! Changes of one account's structure go one after another, each waiting for the commit of the one before: they are rare,
 //! and names then need no pending tip.
 
+use std::sync::Arc;
+
+use crate::changes::check_transfer;
 use crate::error::{EngineError, Refusal};
 use crate::flags::UidSet;
-use crate::format::record::{Expunge, MailboxChange, PlacedMessage, Placements, Record, Subscription};
+use crate::format::record::{Expunge, Keyword, MailboxChange, PlacedMessage, Placements, Record, Subscription};
 use crate::ids::{AccountId, MailboxId, ModSeq, Uid};
+use crate::node::SharedDirectory;
 use crate::shard::{Log, Shard};
+use crate::state::{AccountState, State};
 use crate::storage::Storage;
 
 pub const INBOX: &str = "INBOX";
@@ -15,6 +20,8 @@ pub const INBOX: &str = "INBOX";
 pub const SEPARATOR: char = '/';
 /// Octets of a mailbox name, UTF-8.
 pub const NAME_BYTES_MAX: usize = 1000;
+/// Names that an account can be subscribed to.
+pub const SUBSCRIPTIONS_MAX: usize = 10_000;
 /// Levels of a mailbox name.
 pub const NAME_LEVELS_MAX: usize = 50;
 
@@ -122,10 +129,9 @@ impl<S: Storage> Shard<S> {
             let state = self.0.state.borrow();
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;
-            let (mut next, existing) = match state.accounts.get(&account) {
+            let existing = match state.accounts.get(&account) {
                 Some(account) if account.closed => return Err(Refusal::NoSuchAccount.into()),
-                Some(account) => (account.uid_validity_next.max(1), Some(&account.mailboxes)),
-                None => (1, None),
+                account => account.map(|account| &account.mailboxes),
             };
             let exists = |name: &str| existing.is_some_and(|mailboxes| mailboxes.contains_key(name));
             if exists(&name) {
@@ -134,8 +140,8 @@ impl<S: Storage> Shard<S> {
             let mut levels: Vec<&str> =
                 name.match_indices(SEPARATOR).map(|(at, _)| &name[..at]).filter(|level| !exists(level)).collect();
             levels.push(&name);
-            next = next.max(state.uid_validity_floors.get(&account).copied().unwrap_or(1));
-            let mailbox = self.push_creations(&mut log, account, &levels, next, special_use);
+            let first_uid_validity = self.uid_validity_next(&state, account);
+            let mailbox = self.push_creations(&mut log, account, &levels, first_uid_validity, special_use);
             (mailbox, self.ticket(&mut log))
         };
         ticket.committed().await?;
@@ -190,7 +196,7 @@ impl<S: Storage> Shard<S> {
             let state = self.0.state.borrow();
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;
-            let account_state = state.accounts.get(&account).ok_or(Refusal::NoSuchMailbox)?;
+            let account_state = open_account(&state, account)?;
             let mailboxes = &account_state.mailboxes;
             let below = format!("{from}{SEPARATOR}");
             let moved: Vec<(MailboxId, String)> = mailboxes
@@ -222,7 +228,7 @@ impl<S: Storage> Shard<S> {
                 count += 1;
                 log.push(lsn, transaction, Record::Mailbox(change(lsn.0)), &[]);
             };
-            let first_uid_validity = account_state.uid_validity_next.max(1);
+            let first_uid_validity = self.uid_validity_next(&state, account);
             for (number, parent) in parents.iter().enumerate() {
                 push(&mut log, &mut |lsn| MailboxChange::Create {
                     mailbox: MailboxId(lsn),
@@ -246,14 +252,15 @@ impl<S: Storage> Shard<S> {
         let inbox = self.mailbox(account, INBOX).ok_or(Refusal::NoSuchMailbox)?;
         let ticket = loop {
             self.load_index(inbox).await?;
+            self.admit().await?;
             let mut state = self.0.state.borrow_mut();
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;
-            let account_state = state.accounts.get(&account).ok_or(Refusal::NoSuchMailbox)?;
+            let account_state = open_account(&state, account)?;
             if account_state.mailboxes.contains_key(to) {
                 return Err(Refusal::MailboxExists.into());
             }
-            let first_uid_validity = account_state.uid_validity_next.max(1);
+            let first_uid_validity = self.uid_validity_next(&state, account);
             let mut levels: Vec<&str> = to
                 .match_indices(SEPARATOR)
                 .map(|(at, _)| &to[..at])
@@ -266,6 +273,8 @@ impl<S: Storage> Shard<S> {
             }
             slot.tip();
             let (Some(index), Some(tip)) = (&slot.index, &slot.tip) else { continue };
+            let moved: Vec<_> = index.messages.iter().filter(|message| !tip.expunged.contains(message.uid.0)).collect();
+            check_transfer(moved.len() as u64)?;
             let mut transaction = 0;
             let mut target = MailboxId::default();
             for (number, level) in levels.iter().enumerate() {
@@ -282,14 +291,15 @@ impl<S: Storage> Shard<S> {
                 log.push(lsn, transaction, Record::Mailbox(change), &[]);
             }
             let mut records = levels.len() as u32;
-            for (number, name) in index.keywords.iter().enumerate() {
+            let known = (0..).zip(&index.keywords);
+            // A keyword is pending as long as anything is, also when the index has it.
+            let pending = tip.keywords.iter().filter(|(number, _)| *number as usize >= index.keywords.len());
+            for (number, name) in known.chain(pending.map(|(number, name)| (*number, name))) {
                 let lsn = log.next_lsn(self.0.epoch);
-                let keyword =
-                    crate::format::record::Keyword { mailbox: target, number: number as u16, name: name.clone() };
+                let keyword = Keyword { mailbox: target, number, name: name.clone() };
                 log.push(lsn, transaction, Record::Keyword(keyword), &[]);
                 records += 1;
             }
-            let moved: Vec<_> = index.messages.iter().filter(|message| !tip.expunged.contains(message.uid.0)).collect();
             let uids: UidSet = moved.iter().map(|message| message.uid).collect();
             let size = moved.iter().map(|message| message.size).sum();
             let mut unseen = 0;
@@ -375,19 +385,33 @@ impl<S: Storage> Shard<S> {
         Ok(())
     }
 
-    /// Deletes all mailboxes of an account and lets it make no more; returns a UIDVALIDITY above all it ever had.
-    pub(crate) async fn close_account(&self, account: AccountId) -> Result<u32, EngineError> {
+    /// Lets an account make no more mailboxes; returns a UIDVALIDITY above all it ever had.
+    pub(crate) async fn close_account(&self, account: AccountId) -> u32 {
+        let lock = self.account_lock(account);
+        let _one_at_a_time = lock.lock().await;
+        let mut state = self.0.state.borrow_mut();
+        state.accounts.entry(account).or_default().closed = true;
+        self.uid_validity_next(&state, account)
+    }
+
+    /// Undoes [`Shard::close_account`].
+    pub(crate) fn reopen_account(&self, account: AccountId) {
+        if let Some(account) = self.0.state.borrow_mut().accounts.get_mut(&account) {
+            account.closed = false;
+        }
+    }
+
+    /// Deletes all mailboxes of an account that has been deleted itself, and lets it make no more.
+    pub(crate) async fn empty_account(&self, account: AccountId) -> Result<(), EngineError> {
         let lock = self.account_lock(account);
         let _one_at_a_time = lock.lock().await;
         let mailboxes: Vec<MailboxId> = {
             let mut state = self.0.state.borrow_mut();
-            let account = state.accounts.entry(account).or_default();
+            let Some(account) = state.accounts.get_mut(&account) else { return Ok(()) };
             account.closed = true;
             account.mailboxes.values().copied().collect()
         };
-        self.delete_mailboxes(&mailboxes).await?;
-        let state = self.0.state.borrow();
-        Ok(state.accounts.get(&account).map_or(1, |account| account.uid_validity_next.max(1)))
+        self.delete_mailboxes(&mailboxes).await
     }
 
     /// Subscribes an account to a name, or unsubscribes it; the name need not exist. Durable on return.
@@ -395,7 +419,13 @@ impl<S: Storage> Shard<S> {
         let name = normalise_name(name)?;
         let lock = self.account_lock(account);
         let _one_at_a_time = lock.lock().await;
+        self.admit().await?;
         let ticket = {
+            let state = self.0.state.borrow();
+            let known = state.accounts.get(&account).map(|account| &account.subscriptions);
+            if subscribed && known.is_some_and(|known| known.len() >= SUBSCRIPTIONS_MAX && !known.contains(&name)) {
+                return Err(Refusal::TooManySubscriptions(SUBSCRIPTIONS_MAX).into());
+            }
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;
             let lsn = log.next_lsn(self.0.epoch);
@@ -406,10 +436,22 @@ impl<S: Storage> Shard<S> {
         Ok(())
     }
 
-    /// Every UIDVALIDITY that an account gets from here on is at least `floor`.
-    pub(crate) fn raise_uid_validity(&self, account: AccountId, floor: u32) {
-        self.0.state.borrow_mut().uid_validity_floors.insert(account, floor);
+    /// The UIDVALIDITY of an account's next mailbox: above that of any other mailbox that an account of its name ever had.
+    fn uid_validity_next(&self, state: &State, account: AccountId) -> u32 {
+        let floor = self.0.directory.get().map_or(1, |directory| directory.load().uid_validity_floor(account));
+        state.accounts.get(&account).map_or(1, |account| account.uid_validity_next).max(floor)
     }
+
+    /// Lets the shard know the accounts. To be called once, by its worker.
+    pub(crate) fn share_directory(&self, directory: &SharedDirectory) {
+        assert!(self.0.directory.set(Arc::clone(directory)).is_ok(), "a shard has one worker");
+    }
+}
+
+/// An account that may make mailboxes.
+fn open_account(state: &State, account: AccountId) -> Result<&AccountState, Refusal> {
+    let account = state.accounts.get(&account).ok_or(Refusal::NoSuchMailbox)?;
+    if account.closed { Err(Refusal::NoSuchAccount) } else { Ok(account) }
 }
 
 fn status_of(meta: &crate::state::Meta) -> Status {

@@ -253,10 +253,10 @@ impl Messages {
         self.uids_from(0)
     }
 
-    /// All UIDs with their mod-sequences.
-    pub fn uids_and_modseqs(&self) -> impl Iterator<Item = (u32, ModSeq)> + '_ {
+    /// The UIDs with their mod-sequences from a position on.
+    pub fn uids_and_modseqs_from(&self, at: usize) -> impl Iterator<Item = (u32, ModSeq)> + '_ {
         let packed = |block: &Block, number| (block.uid(number), block.modseq(number));
-        self.each_from(0, packed, |row| (row[UID] as u32, ModSeq(row[MODSEQ])))
+        self.each_from(at, packed, |row| (row[UID] as u32, ModSeq(row[MODSEQ])))
     }
 
     fn last_uid(&self) -> Option<u32> {
@@ -452,7 +452,7 @@ mod tests {
         assert!(messages.iter().eq(expected.values().copied()));
         assert!(messages.uids().eq(expected.keys().copied()));
         let modseqs = expected.values().map(|message| (message.uid.0, message.modseq));
-        assert!(messages.uids_and_modseqs().eq(modseqs));
+        assert!(messages.uids_and_modseqs_from(0).eq(modseqs));
         for (at, (&uid, message)) in expected.iter().enumerate() {
             assert_eq!(messages.get(at), *message);
             assert_eq!(messages.position(Uid(uid)), Ok(at));

@@ -93,6 +93,8 @@ pub async fn open_superblock<S: Storage>(storage: &S, shards_at_creation: u32) -
     }
 }
 
+/// Accounts that are made in one commit: a batch has a limit.
+const ACCOUNTS_PER_COMMIT: usize = 10_000;
 const BUCKETS: usize = 256;
 type Bucket = Arc<HashMap<Box<str>, Arc<AccountRecord>>>;
 
@@ -100,13 +102,18 @@ type Bucket = Arc<HashMap<Box<str>, Arc<AccountRecord>>>;
 #[derive(Clone, Debug)]
 pub struct Directory {
     buckets: Vec<Bucket>,
+    /// Of accounts whose name an account had before.
+    uid_validity_floors: Arc<HashMap<AccountId, u32>>,
 }
 
 impl Default for Directory {
     fn default() -> Self {
-        Self { buckets: vec![Bucket::default(); BUCKETS] }
+        Self { buckets: vec![Bucket::default(); BUCKETS], uid_validity_floors: Arc::default() }
     }
 }
+
+/// Where workers and shards find the newest directory. It is complete before any session starts.
+pub(crate) type SharedDirectory = Arc<ArcSwap<Directory>>;
 
 impl Directory {
     fn bucket_of(name: &str) -> usize {
@@ -116,6 +123,11 @@ impl Directory {
     /// The living account of a name.
     pub fn find(&self, name: &str) -> Option<Arc<AccountRecord>> {
         self.buckets[Self::bucket_of(name)].get(name).filter(|account| !account.deleted).cloned()
+    }
+
+    /// The living account of a name, if it is this one.
+    fn find_id(&self, name: &str, account: AccountId) -> Option<Arc<AccountRecord>> {
+        self.find(name).filter(|record| record.account == account)
     }
 
     /// The record of a name, deleted or not.
@@ -136,7 +148,17 @@ impl Directory {
         self.iter().next().is_none()
     }
 
+    /// Every UIDVALIDITY that an account gets is at least this.
+    pub(crate) fn uid_validity_floor(&self, account: AccountId) -> u32 {
+        self.uid_validity_floors.get(&account).copied().unwrap_or(1)
+    }
+
     fn put(&mut self, record: AccountRecord) {
+        if record.uid_validity_floor > 1 && !record.deleted {
+            Arc::make_mut(&mut self.uid_validity_floors).insert(record.account, record.uid_validity_floor);
+        } else if self.uid_validity_floors.contains_key(&record.account) {
+            Arc::make_mut(&mut self.uid_validity_floors).remove(&record.account);
+        }
         let bucket = Arc::make_mut(&mut self.buckets[Self::bucket_of(&record.name)]);
         match bucket.get(record.name.as_str()) {
             // An account that was made again: the deleted one's record has an older id.
@@ -155,7 +177,7 @@ pub type Job<S> = Box<dyn FnOnce(&Worker<S>) + Send>;
 pub struct Cluster<S: Storage> {
     pub superblock: Superblock,
     workers: Vec<mpsc::UnboundedSender<Job<S>>>,
-    directory: ArcSwap<Directory>,
+    directory: SharedDirectory,
 }
 
 /// A worker's end of the cluster, to be opened on its thread.
@@ -169,7 +191,7 @@ impl<S: Storage> Cluster<S> {
     pub fn new(superblock: Superblock, workers: usize) -> (Arc<Self>, Vec<WorkerSeat<S>>) {
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..workers.max(1)).map(|_| mpsc::unbounded_channel()).unzip();
         let seats = receivers.into_iter().enumerate().map(|(index, jobs)| WorkerSeat { index, jobs }).collect();
-        (Arc::new(Self { superblock, workers: senders, directory: ArcSwap::default() }), seats)
+        (Arc::new(Self { superblock, workers: senders, directory: SharedDirectory::default() }), seats)
     }
 
     pub fn workers(&self) -> usize {
@@ -248,6 +270,7 @@ impl<S: Storage> Worker<S> {
         for shard in (0..cluster.superblock.shards).map(ShardId).filter(|&shard| cluster.owner(shard) == seat.index) {
             let (opened, report) =
                 Shard::open(storage.clone(), shard, cluster.superblock.store, config.shard.clone()).await?;
+            opened.share_directory(&cluster.directory);
             reports.push(report);
             worker.0.shards.borrow_mut().insert(shard, opened);
         }
@@ -257,6 +280,7 @@ impl<S: Storage> Worker<S> {
                 directory.put(record.clone());
             }
             cluster.directory.store(Arc::new(directory));
+            worker.empty_deleted_accounts(&system);
         }
         let jobs_worker = Rc::downgrade(&worker.0);
         storage.spawn(async move {
@@ -329,11 +353,24 @@ impl<S: Storage> Worker<S> {
         result
     }
 
-    /// Makes accounts, all in one commit, each with an INBOX: they can receive when this returns.
+    /// Makes accounts, up to 10,000 in one commit, each with an INBOX: they can receive when this returns.
     ///
     /// # Errors
-    /// Per account, [`Refusal::AccountExists`]; or storage that fails.
+    /// Per account, [`Refusal::AccountExists`]; or storage that fails: some of the accounts may then exist.
     pub async fn add_accounts(
+        &self,
+        mut accounts: Vec<NewAccount>,
+    ) -> Result<Vec<Result<AccountRecord, Refusal>>, EngineError> {
+        let mut results = Vec::with_capacity(accounts.len());
+        while !accounts.is_empty() {
+            let later = accounts.split_off(accounts.len().min(ACCOUNTS_PER_COMMIT));
+            results.extend(self.add_some_accounts(accounts).await?);
+            accounts = later;
+        }
+        Ok(results)
+    }
+
+    async fn add_some_accounts(
         &self,
         accounts: Vec<NewAccount>,
     ) -> Result<Vec<Result<AccountRecord, Refusal>>, EngineError> {
@@ -342,9 +379,9 @@ impl<S: Storage> Worker<S> {
             .call(SYSTEM_SHARD, move |system| async move { system.put_accounts(&cluster, accounts).await })
             .await??;
         // INBOXes are made at once where they can be, so that a client's first LIST shows them.
-        let mut by_shard: BTreeMap<ShardId, Vec<(AccountId, u32)>> = BTreeMap::new();
+        let mut by_shard: BTreeMap<ShardId, Vec<AccountId>> = BTreeMap::new();
         for account in results.iter().flatten() {
-            by_shard.entry(account.shard).or_default().push((account.account, account.uid_validity_floor));
+            by_shard.entry(account.shard).or_default().push(account.account);
         }
         for (shard, accounts) in by_shard {
             self.call(shard, move |shard| async move { shard.make_inboxes(accounts).await }).await??;
@@ -354,29 +391,65 @@ impl<S: Storage> Worker<S> {
 
     /// Replaces the stored hash of an account's password. Durable on return.
     pub async fn set_password(&self, name: &str, password: String) -> Result<(), EngineError> {
-        self.change_account(name, move |record| record.password = password).await
+        let account = self.0.cluster.directory().find(name).ok_or(Refusal::NoSuchAccount)?;
+        self.change_account(account, move |record| record.password = password).await
     }
 
-    /// Deletes an account with its mail. Its name can be used again; UIDVALIDITY goes on from where it was.
+    /// Deletes an account with its mail. Its name can be used again; UIDVALIDITY goes on from where it was. Durable on
+    /// return. The account's record decides: before it says so all mail is there, after it nobody finds any, and what a
+    /// crash leaves of it goes at the next start.
+    ///
+    /// # Errors
+    /// No such account, or storage that fails. [`EngineError::Full`]: the account lives as before, unless only its
+    /// mailboxes could not be deleted. After any other failure a start decides; until then it makes no mailboxes.
     pub async fn delete_account(&self, name: &str) -> Result<(), EngineError> {
         let account = self.0.cluster.directory().find(name).ok_or(Refusal::NoSuchAccount)?;
-        let id = account.account;
-        let floor = self.call(account.shard, move |shard| async move { shard.close_account(id).await }).await??;
-        self.change_account(name, move |record| {
+        let (id, shard) = (account.account, account.shard);
+        // The floor is one as long as no mailbox is made.
+        let floor = self.call(shard, move |shard| async move { shard.close_account(id).await }).await?;
+        let deleted = self.change_account(account, move |record| {
             record.deleted = true;
             record.uid_validity_floor = record.uid_validity_floor.max(floor);
-        })
-        .await
+        });
+        let deleted = deleted.await;
+        let lives_on = || self.0.cluster.directory().find_id(name, id).is_some();
+        // Of all other failures it is unknown what they have done.
+        if matches!(deleted, Err(EngineError::Full)) && lives_on() {
+            self.call(shard, move |shard| async move { shard.reopen_account(id) }).await?;
+        }
+        deleted?;
+        self.call(shard, move |shard| async move { shard.empty_account(id).await }).await?
     }
 
     async fn change_account(
         &self,
-        name: &str,
+        account: Arc<AccountRecord>,
         edit: impl FnOnce(&mut AccountRecord) + Send + 'static,
     ) -> Result<(), EngineError> {
         let cluster = Arc::clone(&self.0.cluster);
-        let name = name.to_owned();
-        self.call(SYSTEM_SHARD, move |system| async move { system.edit_account(&cluster, &name, edit).await }).await?
+        let edit = move |system: Shard<S>| async move { system.edit_account(&cluster, &account, edit).await };
+        self.call(SYSTEM_SHARD, edit).await?
+    }
+
+    /// Lets the shards of deleted accounts delete what a crash has left of them.
+    fn empty_deleted_accounts(&self, system: &Shard<S>) {
+        let mut by_shard: BTreeMap<ShardId, Vec<AccountId>> = BTreeMap::new();
+        for record in system.0.state.borrow().directory.values().filter(|record| record.deleted) {
+            by_shard.entry(record.shard).or_default().push(record.account);
+        }
+        for (shard, accounts) in by_shard {
+            let job: Job<S> = Box::new(move |worker| {
+                let Some(shard) = worker.local(shard) else { return };
+                worker.0.storage.spawn(async move {
+                    for account in accounts {
+                        // The next start tries again.
+                        let _ = shard.empty_account(account).await;
+                    }
+                });
+            });
+            // A worker that has not opened yet takes it when it has.
+            self.0.cluster.send(self.0.cluster.owner(shard), job);
+        }
     }
 }
 
@@ -423,15 +496,17 @@ impl<S: Storage> Shard<S> {
         Ok(results)
     }
 
+    /// Edits the record of an account that lives; another that has got its name meanwhile stays as it is.
     async fn edit_account(
         &self,
         cluster: &Cluster<S>,
-        name: &str,
+        account: &AccountRecord,
         edit: impl FnOnce(&mut AccountRecord),
     ) -> Result<(), EngineError> {
         let _one_at_a_time = self.0.directory_lock.lock().await;
         self.admit().await?;
-        let mut record = AccountRecord::clone(&*cluster.directory().find(name).ok_or(Refusal::NoSuchAccount)?);
+        let living = cluster.directory().find_id(&account.name, account.account);
+        let mut record = AccountRecord::clone(&*living.ok_or(Refusal::NoSuchAccount)?);
         edit(&mut record);
         let ticket = {
             let mut log = self.0.log.borrow_mut();
@@ -448,10 +523,9 @@ impl<S: Storage> Shard<S> {
     }
 
     /// INBOXes of new accounts, committed together.
-    async fn make_inboxes(&self, accounts: Vec<(AccountId, u32)>) -> Result<(), EngineError> {
+    async fn make_inboxes(&self, accounts: Vec<AccountId>) -> Result<(), EngineError> {
         let mut waiting = Vec::with_capacity(accounts.len());
-        for (account, floor) in accounts {
-            self.raise_uid_validity(account, floor);
+        for account in accounts {
             let shard = self.clone();
             let (sender, receiver) = oneshot::channel();
             self.0.storage.spawn(async move {

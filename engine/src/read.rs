@@ -19,7 +19,7 @@ use crate::storage::Storage;
 /// What to read of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Prefix and header; the body is not touched.
+    /// Prefix and header; the body is not touched, but for a block of it where the header is larger than its frame.
     Header,
     /// Prefix, header and body.
     Whole,
@@ -58,6 +58,19 @@ impl<S: Storage> Shard<S> {
                 infos.extend(run.map(|message| MessageInfo { message, flags: index.flags_of(message.uid) }));
             }
             return Ok(infos);
+        }
+    }
+
+    /// How many messages of a mailbox have a flag.
+    pub async fn count_with(&self, mailbox: MailboxId, flag: Flags) -> Result<u32, EngineError> {
+        loop {
+            self.load_index(mailbox).await?;
+            let state = self.0.state.borrow();
+            let slot = state.slots.get(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
+            let Some(index) = &slot.index else { continue };
+            // After damage a bitmap may name messages that are lost.
+            let with = flag.bits().filter_map(|bit| index.with_flag(bit as u8)).flatten();
+            return Ok(with.filter(|&uid| index.contains(Uid(uid))).count() as u32);
         }
     }
 
@@ -137,24 +150,32 @@ impl<S: Storage> Shard<S> {
         let prefixes_octets: usize = prefixes.clone().map(<[u8]>::len).sum();
         out.reserve_exact(prefixes_octets + if is_kept { head.rest_octets as usize } else { 0 });
         prefixes.clone().for_each(|prefix| out.extend_from_slice(prefix));
-        let header_octets;
         {
             let mut unpacker = self.0.unpacker.borrow_mut();
             reader.header(&mut unpacker, &mut out).map_err(damaged)?;
-            header_octets = out.len() - prefixes_octets;
             if whole {
                 reader.body(&mut unpacker, &mut out).map_err(damaged)?;
             }
         }
-        if whole {
-            for block in &head.blocks {
-                self.read_block(block.location, block.lsn, &what, &mut out).await?;
+        // A header that is too large for its frame goes on before the body.
+        let header_octets = head.header_octets as usize;
+        if !whole && out.len() < prefixes_octets + header_octets && head.blocks.is_empty() {
+            let whole = Box::pin(self.read_message(message, mailbox, Part::Whole)).await?;
+            return Ok(MessageBytes { body: Bytes::new(), ..whole });
+        }
+        let wanted = if whole { head.rest_octets } else { u64::from(head.header_octets) };
+        for block in &head.blocks {
+            if (out.len() - prefixes_octets) as u64 >= wanted {
+                break;
             }
-            let octets = (out.len() - prefixes_octets) as u64;
-            if octets != head.rest_octets {
-                let (needed, available) = (head.rest_octets, octets);
-                return Err(damaged(FormatError::Short { what: "message", needed, available }));
-            }
+            self.read_block(block.location, block.lsn, &what, &mut out).await?;
+        }
+        let available = (out.len() - prefixes_octets) as u64;
+        if available < wanted || (whole && available > wanted) {
+            return Err(damaged(FormatError::Short { what: "message", needed: wanted, available }));
+        }
+        if !whole {
+            out.truncate(prefixes_octets + header_octets);
         }
         let read = WholeMessage::new(location, out.into(), prefixes.map(<[u8]>::len), header_octets);
         let bytes = read.of_placement(message.prefix_of, part);

@@ -7,7 +7,7 @@ use crate::index::MailboxIndex;
 use crate::recovery::{FoundSegment, SegmentSource, scan_segment};
 use crate::shard::Shard;
 use crate::state::{Meta, Slot, State};
-use crate::storage::{SegmentName, Storage};
+use crate::storage::{SegmentName, Storage, StorageError};
 
 impl<S: Storage> Shard<S> {
     /// The index of a mailbox with every change up to `as_of`, which a checkpoint has made its page of. Reads the whole
@@ -22,8 +22,11 @@ impl<S: Storage> Shard<S> {
         state.slots.insert(mailbox, Slot { meta, ..Slot::default() });
         for (name, sealed, data_end) in self.segments_now().await {
             let source = SegmentSource::<S>::new(&inner.wal, &inner.blobs, name, sealed).pausing(&inner.storage);
-            let segment = scan_segment(&source, 0, data_end).await?;
-            take_in(&mut state, mailbox, as_of, segment);
+            match scan_segment(&source, 0, data_end).await {
+                // What it had is lost to all.
+                Err(StorageError::NotFound(_)) => {}
+                segment => take_in(&mut state, mailbox, as_of, segment?),
+            }
             inner.storage.yield_now().await;
         }
         let mut index = MailboxIndex::default();
@@ -52,6 +55,12 @@ impl<S: Storage> Shard<S> {
                 let is_listed = segments.last().is_some_and(|(name, ..)| name.segment == log.position.segment);
                 // A fresh log has not begun its first segment.
                 if is_listed || log.position.offset == 0 {
+                    return segments;
+                }
+                if log.poisoned.is_some() {
+                    // Sealing it has failed; it can be read all the same.
+                    let name = SegmentName { segment: log.position.segment, epoch: inner.epoch };
+                    segments.push((name, false, log.position.offset));
                     return segments;
                 }
             }

@@ -20,12 +20,17 @@ use crate::format::segment::{Footer, FooterEntry, SegmentHeader};
 use crate::format::{BLOCK_BYTES, FormatError};
 use crate::ids::{Epoch, Location, Lsn, MailboxId, Position, SegmentId, ShardId};
 use crate::planted::{self, Bug};
-use crate::shard::{Recovered, Shard, ShardConfig};
+use crate::shard::{BATCH_BYTES_GATHERED, Recovered, Shard, ShardConfig};
 use crate::state::State;
 use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, StorageError, Wal};
 
 /// Segments are read in pieces of this size.
 const READ_BYTES: usize = 4 << 20;
+
+/// Touch tables in one run of damaged blocks are read up to this.
+const TABLE_BYTES_MAX: usize = 64 << 20;
+/// What a segment of unknown length may have held: one of the default size.
+const SEGMENT_BYTES_ASSUMED: u64 = 256 << 20;
 
 /// A record found in the log.
 #[derive(Clone, Debug)]
@@ -60,7 +65,11 @@ pub struct FoundBatch {
 pub struct FoundSegment {
     pub name: SegmentName,
     pub sealed: bool,
+    /// Its file is not there.
+    pub gone: bool,
     pub header: Result<SegmentHeader, FormatError>,
+    /// Where the scan began.
+    pub begun: u64,
     pub batches: Vec<FoundBatch>,
 }
 
@@ -146,7 +155,14 @@ pub(crate) async fn scan_segment<S: Storage>(
         Err(FormatError::Misplaced { what: "segment header", detail })
     });
     let first_batch = header.as_ref().map_or(BLOCK_BYTES, |header| header.encode().len() as u64);
-    let mut found = FoundSegment { name, sealed: source.sealed, header, batches: Vec::new() };
+    let mut found = FoundSegment {
+        name,
+        sealed: source.sealed,
+        gone: false,
+        header,
+        begun: from.max(first_batch),
+        batches: Vec::new(),
+    };
     let mut window = Window { source, start: 0, bytes: Vec::new(), limit };
     let mut offset = from.max(first_batch);
     // A run of blocks that are no batch: whether it matters depends on what follows.
@@ -160,7 +176,9 @@ pub(crate) async fn scan_segment<S: Storage>(
                 found.batches.extend(gap.take().map(|gap| gap.into_batch(name.segment, offset)));
                 let total = header.total_bytes();
                 let bytes = window.at(offset, total as usize).await?;
-                found.batches.push(open_batch(header, &bytes[..bytes.len().min(total as usize)]));
+                let mut batch = open_batch(header, &bytes[..bytes.len().min(total as usize)]);
+                batch.end = batch.end.min(limit);
+                found.batches.push(batch);
                 offset += total;
                 if let Some(runtime) = source.pause {
                     runtime.yield_now().await;
@@ -170,15 +188,23 @@ pub(crate) async fn scan_segment<S: Storage>(
                 let is_zero = block.iter().all(|&byte| byte == 0);
                 let table = block.get(BATCH_HEADER_BYTES..).filter(|bytes| touch_table_is_at(bytes)).map(touches_len);
                 let gap = gap.get_or_insert_with(|| Gap::new(offset, error));
-                gap.is_zero &= is_zero;
-                if let Some(len) = table {
+                // Mail may look like a table: what is spent on it is bounded, and its numbers must be of this epoch.
+                if let Some(len) = table
+                    && len <= gap.table_bytes_left
+                {
+                    gap.table_bytes_left -= len;
                     let bytes = window.at(offset, BATCH_HEADER_BYTES + len).await?;
-                    if let Ok(touches) = decode_touches(bytes.get(BATCH_HEADER_BYTES..).unwrap_or_default()) {
+                    if let Ok(touches) = decode_touches(bytes.get(BATCH_HEADER_BYTES..).unwrap_or_default())
+                        && touches.iter().all(|touch| touch.lsn.epoch() == name.epoch)
+                    {
                         gap.tables += 1;
                         gap.touches.extend(touches);
                     }
                 }
                 offset += BLOCK_BYTES;
+                if !is_zero {
+                    gap.data_end = offset;
+                }
                 if is_zero && offset < limit && !window.has(offset) {
                     // Space that was set aside and never written need not be read.
                     offset = source.next_data(offset).await?.min(limit) / BLOCK_BYTES * BLOCK_BYTES;
@@ -187,10 +213,11 @@ pub(crate) async fn scan_segment<S: Storage>(
         }
     }
     // An unsealed segment has space after its data; a sealed one has none.
-    if let Some(gap) = gap
-        && (!gap.is_zero || (source.sealed && gap.start < limit))
-    {
-        found.batches.push(gap.into_batch(name.segment, limit));
+    if let Some(gap) = gap {
+        let end = if source.sealed { limit } else { gap.data_end.min(limit) };
+        if gap.start < end {
+            found.batches.push(gap.into_batch(name.segment, end));
+        }
     }
     Ok(found)
 }
@@ -199,14 +226,17 @@ pub(crate) async fn scan_segment<S: Storage>(
 struct Gap {
     start: u64,
     error: FormatError,
-    is_zero: bool,
+    /// After the last block that is not all zeroes.
+    data_end: u64,
+    /// How much more of supposed touch tables is looked at.
+    table_bytes_left: usize,
     tables: u64,
     touches: Vec<Touch>,
 }
 
 impl Gap {
     fn new(start: u64, error: FormatError) -> Self {
-        Self { start, error, is_zero: true, tables: 0, touches: Vec::new() }
+        Self { start, error, data_end: start, table_bytes_left: TABLE_BYTES_MAX, tables: 0, touches: Vec::new() }
     }
 
     fn into_batch(self, segment: SegmentId, end: u64) -> FoundBatch {
@@ -276,18 +306,39 @@ impl FoundBatch {
 
     /// The mailboxes and UIDs of what is lost.
     fn lost_uids(&self) -> Vec<(MailboxId, u32, u32)> {
-        self.lost()
-            .map(|touch| {
-                let (first, last) = touch.uids().unwrap_or_default();
-                (touch.mailbox, first, last)
-            })
-            .collect()
+        self.lost().map(named).collect()
     }
 
     /// The error of a record that only a newer program can apply. Its checksum was good: it is not damage.
     fn needs_newer_program(&self) -> Option<&(u64, FormatError)> {
         self.errors.iter().find(|(_, error)| matches!(error, FormatError::UnknownRecord { .. }))
     }
+}
+
+/// A touch as findings have it.
+fn named(touch: &Touch) -> (MailboxId, u32, u32) {
+    let (first, last) = touch.uids().unwrap_or_default();
+    (touch.mailbox, first, last)
+}
+
+/// Says which transactions damage has made incomplete, and whom they would have touched.
+pub(crate) fn dropped_transactions(
+    state: &mut State,
+    shard: ShardId,
+    file_of: impl Fn(SegmentId) -> String,
+) -> Vec<Finding> {
+    let dropped = std::mem::take(&mut state.dropped);
+    let findings = dropped.into_iter().map(|dropped| Finding {
+        shard,
+        file: file_of(dropped.place.segment),
+        offset: dropped.place.offset(),
+        what: format!(
+            "a transaction has lost records: the {} that could be read do not count either, as if it had not happened",
+            dropped.records
+        ),
+        touches: dropped.touches.iter().filter(|touch| touch.mailbox != MailboxId(0)).map(named).collect(),
+    });
+    findings.collect()
 }
 
 /// The end of the log and what counts of it.
@@ -369,6 +420,13 @@ pub(crate) fn judge(
                     if let Some(expected) = expected.filter(|&expected| header.sequence != expected) {
                         let what = format!("batch {} stands where batch {expected} should", header.sequence);
                         verdict.damage.push(finding(at.offset, what, Vec::new()));
+                        // Batches that left no trace may have given any numbers.
+                        let bytes =
+                            header.sequence.saturating_sub(expected).saturating_mul(BATCH_BYTES_GATHERED as u64);
+                        let error = FormatError::Magic("batch");
+                        let mut lost = Gap::new(0, error).into_batch(at.segment, bytes.min(SEGMENT_BYTES_ASSUMED));
+                        lost.lost_unnamed = true;
+                        verdict.batches.push(lost);
                     }
                 } else if skipped != Some(gaps.iter().map(|&gap| verdict.batches[gap].tables).sum()) {
                     gaps.iter().for_each(|&gap| verdict.batches[gap].lost_unnamed = true);
@@ -383,6 +441,17 @@ pub(crate) fn judge(
             }
             verdict.log_end = Position { segment: at.segment, offset: batch.end };
             verdict.batches.push(batch);
+        }
+        // Zeroes are no batch, but something was proven to stand here.
+        let is_last = verdict.log_end.segment == segment.name.segment;
+        let end = if is_last { verdict.log_end.offset.max(segment.begun) } else { segment.begun };
+        if proven.segment == segment.name.segment && end < proven.offset {
+            let error = FormatError::Short { what: "log", needed: proven.offset, available: end };
+            verdict.damage.push(finding(end, error.to_string(), Vec::new()));
+            gaps.push(verdict.batches.len());
+            verdict.next_sequence += (proven.offset - end) / BLOCK_BYTES + 1;
+            verdict.batches.push(Gap::new(end, error).into_batch(segment.name.segment, proven.offset));
+            verdict.log_end = proven;
         }
     }
     gaps.iter().for_each(|&gap| verdict.batches[gap].lost_unnamed = true);
@@ -402,17 +471,42 @@ impl<S: Storage> Shard<S> {
         config: ShardConfig,
     ) -> Result<(Self, RecoveryReport), EngineError> {
         storage.prepare(id).await?;
-        let manifests = storage.manifests(id);
-        let old = match manifests.latest().await? {
-            Some((_, _, bytes)) => Some(read_manifest(id, store, &bytes)?),
-            None => None,
+        let wal = storage.wal(id);
+        let (epoch, mut recovered, report) = match try_open(&storage, id, store).await {
+            Err(EngineError::Full) => {
+                // A start takes little, and the reserve is for that.
+                wal.release().await?;
+                try_open(&storage, id, store).await?
+            }
+            opened => opened?,
         };
-        let epoch = manifests.claim().await?;
-        let mut report = RecoveryReport::default();
-        let recovered = recover(&storage, id, store, epoch, old, &mut report).await?;
+        if config.reserve_bytes == 0 {
+            wal.release().await?;
+        } else {
+            match wal.set_aside(config.reserve_bytes).await {
+                Err(StorageError::NoSpace(_)) => recovered.low_space = true,
+                set_aside => set_aside?,
+            }
+        }
         let shard = Self::start(storage, id, store, epoch, config, recovered);
         Ok((shard, report))
     }
+}
+
+async fn try_open<S: Storage>(
+    storage: &S,
+    id: ShardId,
+    store: u128,
+) -> Result<(Epoch, Recovered, RecoveryReport), EngineError> {
+    let manifests = storage.manifests(id);
+    let old = match manifests.latest().await? {
+        Some((_, _, bytes)) => Some(read_manifest(id, store, &bytes)?),
+        None => None,
+    };
+    let epoch = manifests.claim().await?;
+    let mut report = RecoveryReport::default();
+    let recovered = recover(storage, id, store, epoch, old, &mut report).await?;
+    Ok((epoch, recovered, report))
 }
 
 fn read_manifest(id: ShardId, store: u128, bytes: &[u8]) -> Result<Manifest, EngineError> {
@@ -430,20 +524,39 @@ fn read_manifest(id: ShardId, store: u128, bytes: &[u8]) -> Result<Manifest, Eng
     })
 }
 
+/// A segment that belongs to the log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogSegment {
+    pub name: SegmentName,
+    pub state: SegmentState,
+    /// Of sealed ones that the manifest knows.
+    data_end: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SegmentState {
+    Unsealed,
+    Sealed,
+    /// It was there: one that follows it is, or the manifest refers to it.
+    Gone,
+}
+
 /// The segments of the log in order: those the manifest knows, then what its epoch wrote after it.
 pub(crate) async fn log_segments<S: Storage>(
     wal: &S::Wal,
     blobs: &S::Blobs,
     manifest: &Manifest,
-) -> Result<Vec<(SegmentName, bool, Option<u64>)>, StorageError> {
-    let mut segments: BTreeMap<SegmentId, (SegmentName, bool, Option<u64>)> = BTreeMap::new();
+) -> Result<Vec<LogSegment>, StorageError> {
+    let mut segments: BTreeMap<SegmentId, LogSegment> = BTreeMap::new();
     for entry in &manifest.segments {
         let name = SegmentName { segment: entry.segment, epoch: entry.epoch };
-        segments.insert(entry.segment, (name, true, Some(entry.data_end)));
+        let data_end = Some(entry.data_end);
+        segments.insert(entry.segment, LogSegment { name, state: SegmentState::Sealed, data_end });
     }
+    let new = |name, state| LogSegment { name, state, data_end: None };
     for name in wal.list().await? {
         if name.epoch == manifest.epoch && name.segment >= manifest.first_segment {
-            segments.entry(name.segment).or_insert((name, false, None));
+            segments.entry(name.segment).or_insert(new(name, SegmentState::Unsealed));
         }
     }
     for blob in blobs.list().await? {
@@ -451,8 +564,15 @@ pub(crate) async fn log_segments<S: Storage>(
             && name.epoch == manifest.epoch
             && name.segment >= manifest.first_segment
         {
-            segments.entry(name.segment).or_insert((name, true, None));
+            segments.entry(name.segment).or_insert(new(name, SegmentState::Sealed));
         }
+    }
+    // An epoch's segments are dense.
+    let newest = segments.keys().next_back().copied().unwrap_or_default();
+    let referred = if manifest.replay_from.offset > 0 { manifest.replay_from.segment } else { SegmentId(0) };
+    for id in manifest.first_segment.0.max(1)..=newest.max(referred).0 {
+        let name = SegmentName { segment: SegmentId(id), epoch: manifest.epoch };
+        segments.entry(name.segment).or_insert(new(name, SegmentState::Gone));
     }
     Ok(segments.into_values().collect())
 }
@@ -465,28 +585,43 @@ pub(crate) async fn scan_log<S: Storage>(
     from: Position,
 ) -> Result<Vec<FoundSegment>, StorageError> {
     let mut found = Vec::new();
-    for (name, sealed, data_end) in log_segments::<S>(wal, blobs, manifest).await? {
+    for LogSegment { name, state, data_end } in log_segments::<S>(wal, blobs, manifest).await? {
         if name.segment < from.segment {
             continue;
         }
-        let limit = match (sealed, data_end) {
-            (_, Some(data_end)) => data_end,
-            (true, None) => sealed_data_end::<S>(blobs, name).await?,
-            (false, None) => wal.len(name).await?,
-        };
-        let source = SegmentSource::<S>::new(wal, blobs, name, sealed);
         let start = if name.segment == from.segment { from.offset } else { 0 };
-        match scan_segment(&source, start, limit).await {
+        let limit = match (state, data_end) {
+            (_, Some(data_end)) => data_end,
+            (SegmentState::Unsealed, None) => wal.len(name).await?,
+            (SegmentState::Sealed, None) => sealed_data_end::<S>(blobs, name).await?,
+            (SegmentState::Gone, None) => start + SEGMENT_BYTES_ASSUMED,
+        };
+        let source = SegmentSource::<S>::new(wal, blobs, name, state == SegmentState::Sealed);
+        let scanned = match state {
+            SegmentState::Gone => Err(StorageError::NotFound(String::new())),
+            _ => scan_segment(&source, start, limit).await,
+        };
+        found.push(match scanned {
             // The others can still be read.
-            Err(StorageError::NotFound(_)) if data_end.is_some() => {
-                let error = FormatError::Short { what: "segment", needed: limit, available: 0 };
-                let gone = Gap::new(start, error.clone()).into_batch(name.segment, limit);
-                found.push(FoundSegment { name, sealed, header: Err(error), batches: vec![gone] });
-            }
-            scanned => found.push(scanned?),
-        }
+            Err(StorageError::NotFound(_)) => gone_segment(name, start, limit),
+            scanned => scanned?,
+        });
     }
     Ok(found)
+}
+
+/// A segment whose file is not there, as if all of it from `start` were damaged.
+fn gone_segment(name: SegmentName, start: u64, limit: u64) -> FoundSegment {
+    let error = FormatError::Short { what: "segment", needed: limit, available: 0 };
+    let lost = (start < limit).then(|| Gap::new(start, error.clone()).into_batch(name.segment, limit));
+    FoundSegment {
+        name,
+        sealed: true,
+        gone: true,
+        header: Err(error),
+        begun: start,
+        batches: lost.into_iter().collect(),
+    }
 }
 
 /// Where a sealed segment's batches end, by its trailer; by its length if the trailer is damaged.
@@ -556,6 +691,7 @@ pub(crate) fn replay(state: &mut State, batches: Vec<FoundBatch>, ordinals: &BTr
     let mut found: Vec<(Lsn, u32, Position, Replayed)> = Vec::new();
     let mut newest = Lsn::default();
     let mut count = 0;
+    let is_damaged = batches.iter().any(|batch| !batch.is_good() || batch.lost_unnamed);
     for batch in batches {
         let position = batch.position;
         if batch.lost_unnamed {
@@ -598,6 +734,9 @@ pub(crate) fn replay(state: &mut State, batches: Vec<FoundBatch>, ordinals: &BTr
     }
     // What damage has left without its commit record never counts.
     state.drop_open_transactions();
+    if is_damaged || !state.dropped.is_empty() {
+        state.name_the_nameless();
+    }
     count
 }
 
@@ -622,8 +761,11 @@ async fn rewrite<W: Wal>(wal: &W, name: SegmentName, from: u64, end: u64) -> Res
     while offset < end {
         let bytes = wal.read(name, offset, READ_BYTES.min((end - offset) as usize)).await?;
         let len = bytes.len() as u64;
+        if len == 0 {
+            break;
+        }
         wal.append(name, offset, bytes, false).await.0?;
-        offset += len.max(1);
+        offset += len;
     }
     Ok(())
 }
@@ -669,13 +811,16 @@ async fn recover<S: Storage>(
     let sealed_unknown: Vec<SegmentName> = segments
         .iter()
         .filter(|segment| {
-            segment.sealed && !manifest.segments.iter().any(|entry| entry.segment == segment.name.segment)
+            let is_known = manifest.segments.iter().any(|entry| entry.segment == segment.name.segment);
+            segment.sealed && !segment.gone && !is_known
         })
         .map(|segment| segment.name)
         .collect();
     let highest = segments.iter().map(|segment| segment.name.segment.0).max();
     let next_segment = highest
         .into_iter()
+        .chain([manifest.replay_from.segment.0, manifest.log_end.segment.0])
+        .filter(|&segment| segment > 0)
         .chain(manifest.segments.iter().map(|entry| entry.segment.0))
         .max()
         .map_or(manifest.first_segment.0.max(1), |highest| highest + 1);
@@ -694,11 +839,14 @@ async fn recover<S: Storage>(
     let begun = manifest.replay_from;
     let known = log_segments::<S>(&wal, &blobs, &manifest).await?;
     if begun.offset > 0
-        && let Some((name, sealed, _)) = known.into_iter().find(|(name, ..)| name.segment == begun.segment)
-        && (!sealed || footers.contains_key(&begun.segment))
+        && let Some(segment) = known.into_iter().find(|segment| segment.name.segment == begun.segment)
+        && (segment.state == SegmentState::Unsealed || footers.contains_key(&begun.segment))
     {
-        let source = SegmentSource::<S>::new(&wal, &blobs, name, sealed);
-        let head = scan_segment(&source, 0, begun.offset).await?;
+        let source = SegmentSource::<S>::new(&wal, &blobs, segment.name, segment.state == SegmentState::Sealed);
+        let head = match scan_segment(&source, 0, begun.offset).await {
+            Err(StorageError::NotFound(_)) => gone_segment(segment.name, 0, 0),
+            head => head?,
+        };
         let footer = footers.entry(begun.segment).or_default();
         footer.data_end = footer.data_end.max(begun.offset);
         let entries = head.batches.iter().flat_map(|batch| &batch.records).map(footer_entry);
@@ -727,9 +875,9 @@ async fn recover<S: Storage>(
             footer.data_end = verdict.log_end.offset;
         }
         if !planted::is_on(Bug::SkipTailRewrite) {
-            let proven = if verdict.durable.segment == name.segment { verdict.durable.offset } else { 0 };
+            let from = if verdict.durable.segment == name.segment { verdict.durable.offset } else { 0 };
             if verdict.durable.segment <= name.segment {
-                rewrite(&wal, name, proven, footer.data_end).await?;
+                rewrite(&wal, name, from, footer.data_end).await?;
             }
         }
         wal.sync(name).await?;
@@ -760,6 +908,13 @@ async fn recover<S: Storage>(
     report.torn_tail = verdict.torn;
     report.damage.extend(verdict.damage);
     report.records = replay(&mut state, verdict.batches, &ordinals);
+    // By now every segment that counts is sealed.
+    report.damage.extend(dropped_transactions(&mut state, id, |segment| {
+        let entry = manifest.segments.iter().find(|entry| entry.segment == segment);
+        let name = SegmentName { segment, epoch: entry.map_or(epoch, |entry| entry.epoch) };
+        let (directory, file) = (crate::storage::local::shard_directory(id), crate::storage::local::segment_file(name));
+        format!("{directory}/seg/{file}")
+    }));
     for quarantine in verdict.quarantined {
         if !manifest.quarantined.contains(&quarantine) {
             manifest.quarantined.push(quarantine);
@@ -779,6 +934,7 @@ async fn recover<S: Storage>(
         .iter()
         .map(|entry| (entry.segment, SegmentName { segment: entry.segment, epoch: entry.epoch }));
     let next_index_blob = next_index_blob::<S>(&blobs).await?;
+    sweep::<S>(&wal, &blobs, &manifest).await?;
     Ok(Recovered {
         state,
         next_sequence: verdict.next_sequence,
@@ -786,8 +942,27 @@ async fn recover<S: Storage>(
         next_index_blob,
         sealed: sealed.collect(),
         tail_bytes,
+        low_space: false,
         manifest,
     })
+}
+
+/// Removes what earlier epochs have left and no manifest names.
+async fn sweep<S: Storage>(wal: &S::Wal, blobs: &S::Blobs, manifest: &Manifest) -> Result<(), StorageError> {
+    for name in blobs.list().await? {
+        if let BlobName::Index { blob, epoch } = name
+            && epoch < manifest.epoch
+            && !manifest.indexes.iter().any(|entry| (entry.blob, entry.epoch) == (blob, epoch))
+        {
+            blobs.delete(name).await?;
+        }
+    }
+    for name in wal.list().await? {
+        if name.epoch < manifest.epoch && !manifest.segments.iter().any(|entry| entry.segment == name.segment) {
+            wal.discard(name).await?;
+        }
+    }
+    Ok(())
 }
 
 fn footer_entry(record: &FoundRecord) -> FooterEntry {

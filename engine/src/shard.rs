@@ -5,7 +5,7 @@
 //! sessions read, and only then answers. Nothing between validation and append awaits, so the order of LSNs is the order
 //! of validation.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::pin;
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify, oneshot};
 
-use crate::error::EngineError;
+use crate::error::{EngineError, Refusal};
 use crate::format::batch::{BATCH_BYTES_MAX, BatchBuilder, Touch};
 use crate::format::frame::{Packer, Unpacker};
 use crate::format::manifest::{Manifest, SegmentEntry};
@@ -24,6 +24,7 @@ use crate::format::record::{Commit, Record, RecordHeader};
 use crate::format::segment::{Footer, FooterEntry, SegmentHeader};
 use crate::ids::{AccountId, Epoch, Location, Lsn, MailboxId, MessageId, Position, SegmentId, ShardId};
 use crate::message_cache::MessageCache;
+use crate::node::SharedDirectory;
 use crate::planted::{self, Bug};
 use crate::state::State;
 use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, StorageError, Wal};
@@ -43,6 +44,10 @@ pub struct ShardConfig {
     pub gather_us_max: u64,
     /// A message may have so many octets.
     pub message_octets_max: u64,
+    /// A mailbox may have so many messages; at most [`crate::index::MESSAGES_MAX`].
+    pub mailbox_messages_max: u32,
+    /// Space that is kept in reserve, so that on a full device expunging, checkpoints and a restart still work. 0 for none.
+    pub reserve_bytes: u64,
 }
 
 impl Default for ShardConfig {
@@ -54,6 +59,8 @@ impl Default for ShardConfig {
             message_cache_bytes: 64 << 20,
             gather_us_max: 2000,
             message_octets_max: 100 << 20,
+            mailbox_messages_max: crate::index::MESSAGES_MAX,
+            reserve_bytes: 0,
         }
     }
 }
@@ -61,7 +68,9 @@ impl Default for ShardConfig {
 /// Submitters wait while the batch being built is larger than this.
 const BUILDING_BYTES_MAX: usize = 8 << 20;
 /// A batch stops gathering at this size: larger ones add latency and no rate.
-const BATCH_BYTES_GATHERED: usize = 1 << 20;
+pub(crate) const BATCH_BYTES_GATHERED: usize = 1 << 20;
+/// How often a shard that has used its reserve looks whether there is space again.
+const SPACE_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// After so long without a commit, an empty batch records that the last one is durable.
 const IDLE_MARK_AFTER: Duration = Duration::from_millis(200);
 
@@ -75,6 +84,10 @@ pub enum ShardEvent {
     Poisoned(Arc<str>),
     /// The old checkpoint stays in force, and the log's tail grows.
     CheckpointFailed(EngineError),
+    /// The device is full: the reserve is in use, and the shard takes no new messages.
+    SpaceLow,
+    /// There is space again, and a reserve.
+    SpaceBack,
     /// The index of a mailbox could not be read and was put together from the log again.
     IndexRebuilt(MailboxId, EngineError),
 }
@@ -155,6 +168,8 @@ struct Building {
 /// The unsealed segment.
 pub(crate) struct ActiveSegment {
     pub name: SegmentName,
+    /// Bytes that were set aside for it, its footer included.
+    pub capacity: u64,
     pub entries: Vec<FooterEntry>,
 }
 
@@ -176,6 +191,10 @@ pub(crate) struct Log {
     /// The last durable batch is not yet recorded as such by a later one.
     unmarked: bool,
     pub bytes_since_checkpoint: u64,
+    /// The reserve is in use: no new messages until there is space again.
+    low_space: bool,
+    /// When there was last a look for space.
+    looked_for_space: Duration,
     pub manifest: Manifest,
     pub next_index_blob: u32,
 }
@@ -199,6 +218,8 @@ pub(crate) struct Inner<S: Storage> {
     pub messages: RefCell<MessageCache>,
     /// Structure changes of an account go one after another.
     pub account_locks: RefCell<BTreeMap<AccountId, Rc<Mutex<()>>>>,
+    /// The accounts of the store; unset in a shard that no worker has.
+    pub directory: OnceCell<SharedDirectory>,
     /// Accounts are created, changed and deleted one after another (shard 0).
     pub directory_lock: Mutex<()>,
     /// Commits of the manifest go one after another.
@@ -207,6 +228,8 @@ pub(crate) struct Inner<S: Storage> {
     room: Notify,
     ended: Notify,
     committer_ended: Cell<bool>,
+    /// The reserve is given up and set aside by one at a time.
+    space_lock: Mutex<()>,
     /// Checkpoints go one after another.
     pub checkpoint_lock: Mutex<()>,
     /// So do rebuilds of damaged mailbox indexes: each reads the whole log.
@@ -240,6 +263,8 @@ pub(crate) struct Recovered {
     pub next_index_blob: u32,
     pub sealed: BTreeMap<SegmentId, SegmentName>,
     pub tail_bytes: u64,
+    /// There is no space for the reserve.
+    pub low_space: bool,
 }
 
 /// An operation's wait for its commit.
@@ -333,6 +358,8 @@ impl<S: Storage> Shard<S> {
             stopping: false,
             unmarked: false,
             bytes_since_checkpoint: from.tail_bytes,
+            low_space: from.low_space,
+            looked_for_space: Duration::ZERO,
             manifest: from.manifest,
             next_index_blob: from.next_index_blob,
         };
@@ -352,12 +379,14 @@ impl<S: Storage> Shard<S> {
             packer: RefCell::default(),
             unpacker: RefCell::default(),
             account_locks: RefCell::default(),
+            directory: OnceCell::new(),
             directory_lock: Mutex::new(()),
             manifest_lock: Mutex::new(()),
             work: Notify::new(),
             room: Notify::new(),
             ended: Notify::new(),
             committer_ended: Cell::new(false),
+            space_lock: Mutex::new(()),
             checkpoint_lock: Mutex::new(()),
             rebuild_lock: Mutex::new(()),
             checkpoint_scheduled: Cell::new(false),
@@ -433,7 +462,8 @@ impl<S: Storage> Shard<S> {
         ExpectedDelivery(self.clone())
     }
 
-    /// Waits until the batch being built has room, and checks that changes are taken.
+    /// Waits until the batch being built has room, and checks that changes are taken. To be called right before the turn
+    /// that appends: whoever waits for anything else in between finds the room taken by others.
     pub(crate) async fn admit(&self) -> Result<(), EngineError> {
         loop {
             let room = self.0.room.notified();
@@ -446,6 +476,60 @@ impl<S: Storage> Shard<S> {
             }
             room.await;
         }
+    }
+
+    /// Checks that there is space for new messages: on a full device only what frees space or takes little goes on.
+    pub(crate) async fn check_space(&self) -> Result<(), EngineError> {
+        let inner = &self.0;
+        {
+            let mut log = inner.log.borrow_mut();
+            if !log.low_space {
+                return Ok(());
+            }
+            let now = inner.storage.now();
+            if now.saturating_sub(log.looked_for_space) < SPACE_LOOK_INTERVAL {
+                return Err(EngineError::Full);
+            }
+            log.looked_for_space = now;
+        }
+        let _one_at_a_time = inner.space_lock.lock().await;
+        // There must be more than the reserve, or the next segment takes it at once.
+        let wanted = inner.config.reserve_bytes.saturating_add(2 * self.small_segment_bytes());
+        if inner.wal.free_bytes().await? < wanted {
+            return Err(EngineError::Full);
+        }
+        inner.wal.set_aside(inner.config.reserve_bytes).await?;
+        if std::mem::take(&mut inner.log.borrow_mut().low_space) {
+            self.tell(ShardEvent::SpaceBack);
+        }
+        Ok(())
+    }
+
+    /// Gives up the reserve, so that what needs a little space can be tried again. Whether it has been given up since the
+    /// call, by this caller or another.
+    pub(crate) async fn use_reserve(&self) -> Result<bool, StorageError> {
+        let inner = &self.0;
+        if inner.config.reserve_bytes == 0 {
+            return Ok(false);
+        }
+        let was_low = inner.log.borrow().low_space;
+        let _one_at_a_time = inner.space_lock.lock().await;
+        {
+            let mut log = inner.log.borrow_mut();
+            if std::mem::replace(&mut log.low_space, true) {
+                return Ok(!was_low);
+            }
+            log.looked_for_space = inner.storage.now();
+        }
+        self.tell(ShardEvent::SpaceLow);
+        inner.wal.release().await?;
+        Ok(true)
+    }
+
+    /// What a segment gets where there is no space for a whole one.
+    fn small_segment_bytes(&self) -> u64 {
+        let config = &self.0.config;
+        config.segment_size_bytes.min(config.reserve_bytes / 4)
     }
 
     /// Ends a submission: the caller waits for the commit of everything pushed so far.
@@ -547,8 +631,12 @@ impl<S: Storage> Shard<S> {
             return self.fail(building, EngineError::Poisoned { shard: inner.id, reason });
         }
         let batch_bytes = building.batch.total_bytes();
-        assert!(batch_bytes <= BATCH_BYTES_MAX, "a batch of {batch_bytes} bytes");
-        if let Err(error) = self.make_room(batch_bytes).await {
+        if batch_bytes > BATCH_BYTES_MAX {
+            // Every submission has a bound of its own, so this is a bug; those who submitted are the ones to know.
+            let refusal = Refusal::TooLarge { octets: batch_bytes, limit: BATCH_BYTES_MAX };
+            return self.fail(building, refusal.into());
+        }
+        if let Err(error) = self.make_room(batch_bytes, building.records.len()).await {
             return self.fail(building, error);
         }
         let records_start = building.batch.records_start();
@@ -622,6 +710,10 @@ impl<S: Storage> Shard<S> {
                 tip.pending -= 1;
                 if tip.pending == 0 {
                     slot.tip = None;
+                } else {
+                    // A mailbox that is never at rest keeps its tip: what is published now needs no room in it.
+                    let published = slot.meta.highest_modseq;
+                    tip.modified.drain(..tip.modified.partition_point(|(modseq, _)| modseq.0 <= published));
                 }
             }
         }
@@ -660,13 +752,15 @@ impl<S: Storage> Shard<S> {
     }
 
     /// Makes sure that the active segment can take a batch, sealing it and beginning the next where it cannot.
-    async fn make_room(&self, batch_bytes: u64) -> Result<(), EngineError> {
-        let inner = &self.0;
+    async fn make_room(&self, batch_bytes: u64, records: usize) -> Result<(), EngineError> {
         let (fits, has_active) = {
-            let log = inner.log.borrow();
-            let end = log.position.offset + batch_bytes;
-            let is_fresh = log.active.as_ref().is_some_and(|active| active.entries.is_empty());
-            (log.active.is_some() && (end <= inner.config.segment_size_bytes || is_fresh), log.active.is_some())
+            let log = self.0.log.borrow();
+            let fits = log.active.as_ref().is_some_and(|active| {
+                // The footer must not need space of its own when the time comes.
+                let footer = Footer::len_of(active.entries.len() + records);
+                log.position.offset + batch_bytes + footer <= active.capacity
+            });
+            (fits, log.active.is_some())
         };
         if fits {
             return Ok(());
@@ -675,7 +769,18 @@ impl<S: Storage> Shard<S> {
             self.poison(&error);
             return Err(error.into());
         }
-        if let Err(error) = self.begin_segment(batch_bytes).await {
+        let needed = batch_bytes + Footer::len_of(records);
+        let (size, small) = (self.0.config.segment_size_bytes, self.small_segment_bytes());
+        // On a device that is nearly full: a part of a segment, first beside the reserve, then out of it.
+        let size = if self.0.log.borrow().low_space { small } else { size };
+        let mut begun = self.begin_segment(needed, size).await;
+        if matches!(begun, Err(StorageError::NoSpace(_))) && small < size {
+            begun = self.begin_segment(needed, small).await;
+        }
+        if matches!(begun, Err(StorageError::NoSpace(_))) && self.use_reserve().await? {
+            begun = self.begin_segment(needed, small).await;
+        }
+        if let Err(error) = begun {
             if !matches!(error, StorageError::NoSpace(_)) {
                 self.poison(&error);
             }
@@ -698,7 +803,11 @@ impl<S: Storage> Shard<S> {
         let records = active.entries.len() as u32;
         // Until the seal is done readers find the segment in the log; after it, under the same name in the blobs.
         let footer = Footer { data_end, entries: active.entries };
-        let result = inner.wal.seal(active.name, data_end, footer.encode()).await;
+        let mut result = inner.wal.seal(active.name, data_end, footer.encode()).await;
+        if matches!(result, Err(StorageError::NoSpace(_))) && self.use_reserve().await? {
+            // Its new name may need room in a directory.
+            result = inner.wal.seal(active.name, data_end, footer.encode()).await;
+        }
         inner.sealed.borrow_mut().insert(active.name.segment, active.name);
         result?;
         let entry = SegmentEntry { segment: active.name.segment, epoch: inner.epoch, generation: 0, data_end, records };
@@ -707,7 +816,7 @@ impl<S: Storage> Shard<S> {
         Ok(())
     }
 
-    async fn begin_segment(&self, batch_bytes: u64) -> Result<(), StorageError> {
+    async fn begin_segment(&self, needed_bytes: u64, size: u64) -> Result<(), StorageError> {
         let inner = &self.0;
         let (segment, first_batch) = {
             let log = inner.log.borrow();
@@ -725,10 +834,10 @@ impl<S: Storage> Shard<S> {
         };
         let header = header.encode();
         let header_len = header.len() as u64;
-        let reserve = inner.config.segment_size_bytes.max(header_len + batch_bytes);
-        inner.wal.begin(name, header, reserve).await?;
+        let capacity = size.max(header_len + needed_bytes);
+        inner.wal.begin(name, header, capacity).await?;
         let mut log = inner.log.borrow_mut();
-        log.active = Some(ActiveSegment { name, entries: Vec::new() });
+        log.active = Some(ActiveSegment { name, capacity, entries: Vec::new() });
         log.next_segment = SegmentId(segment.0 + 1);
         log.position = Position { segment, offset: header_len };
         log.durable = log.position;
@@ -744,7 +853,8 @@ impl<S: Storage> Shard<S> {
             log.unmarked = false;
             let Some(active) = &log.active else { return };
             let batch = BatchBuilder::default();
-            if log.position.offset + batch.total_bytes() > inner.config.segment_size_bytes {
+            let footer = Footer::len_of(active.entries.len());
+            if log.position.offset + batch.total_bytes() + footer > active.capacity {
                 return;
             }
             (active.name, log.position, batch.finish(log.next_sequence, inner.epoch, log.position, log.durable))
@@ -794,10 +904,18 @@ impl<S: Storage> Shard<S> {
         edit(&mut manifest);
         manifest.number += 1;
         let bytes = manifest.to_bytes();
-        if let Err(error) = inner.manifests.commit(inner.epoch, manifest.number, bytes).await {
-            // Whether it counts is unknown: this epoch can commit nothing more.
-            self.poison(&error);
-            return Err(error.into());
+        let mut committed = inner.manifests.commit(inner.epoch, manifest.number, bytes.clone()).await;
+        if matches!(committed, Err(StorageError::NoSpace(_))) && self.use_reserve().await? {
+            committed = inner.manifests.commit(inner.epoch, manifest.number, bytes).await;
+        }
+        match committed {
+            Ok(()) => {}
+            Err(error @ StorageError::NoSpace(_)) => return Err(error.into()),
+            Err(error) => {
+                // Whether it counts is unknown: this epoch can commit nothing more.
+                self.poison(&error);
+                return Err(error.into());
+            }
         }
         {
             // Segments may have been sealed meanwhile.
@@ -805,7 +923,8 @@ impl<S: Storage> Shard<S> {
             manifest.segments.clone_from(&log.manifest.segments);
             log.manifest = manifest.clone();
         }
-        inner.manifests.tidy(inner.epoch, manifest.number).await?;
+        // The commit counts, whatever becomes of this: what is left behind goes next time.
+        let _ = inner.manifests.tidy(inner.epoch, manifest.number).await;
         Ok(())
     }
 

@@ -123,6 +123,8 @@ pub struct Slot {
     pub dirty: bool,
     /// The pages are damaged: the index is kept in memory until the next checkpoint writes it anew.
     pub rewrite: bool,
+    /// Its pages are in a blob that should go: the next checkpoint writes them anew.
+    pub moves: bool,
     /// When it was last used, for eviction of the index.
     pub used: u64,
     /// UIDs below this are claimed as `\Recent` by some session of this start, durably or not.
@@ -234,8 +236,20 @@ pub struct AccountState {
     pub uid_validity_next: u32,
     pub attributes: BTreeMap<(MailboxId, String), Vec<u8>>,
     pub dirty: bool,
-    /// The account is being deleted: it makes no more mailboxes. Not stored; deleting it again is harmless.
+    /// The account is being deleted: it makes no more mailboxes. Not stored: its record says whether it has been.
     pub closed: bool,
+}
+
+/// UIDs that one batch can give: each takes more than 32 bytes of it.
+const UIDS_PER_BATCH_MAX: u32 = (crate::format::batch::BATCH_BYTES_MAX / 32) as u32;
+
+/// A transaction that does not count, because damage has taken some of its records.
+#[derive(Debug)]
+pub struct DroppedTransaction {
+    /// Of its first record that could be read.
+    pub place: Location,
+    pub records: usize,
+    pub touches: Vec<Touch>,
 }
 
 /// The published state of a shard.
@@ -248,8 +262,6 @@ pub struct State {
     pub accounts: BTreeMap<AccountId, AccountState>,
     /// Mailboxes deleted since the last checkpoint's full directory: entries that say so must follow older ones.
     pub deleted: BTreeMap<MailboxId, Lsn>,
-    /// UIDVALIDITY floors that account records give; those of accounts without any mailbox yet.
-    pub uid_validity_floors: BTreeMap<AccountId, u32>,
     /// Shard 0 only: account records.
     pub directory: BTreeMap<AccountId, AccountRecord>,
     pub directory_as_of: BTreeMap<AccountId, Lsn>,
@@ -257,6 +269,8 @@ pub struct State {
     pub directory_changed: std::collections::BTreeSet<AccountId>,
     /// Records of transactions that have not been closed.
     pub(crate) open: BTreeMap<u64, Vec<(Lsn, Record, Location)>>,
+    /// Transactions that damage has made incomplete.
+    pub dropped: Vec<DroppedTransaction>,
     /// Dead records, by segment: ordinals. A cache for compaction.
     pub tombstones: BTreeMap<u32, RoaringBitmap>,
 }
@@ -273,13 +287,12 @@ impl State {
             let transaction = commit.transaction;
             let held = self.open.remove(&transaction).unwrap_or_default();
             // Damage may have taken some of its records: then none of it counts, or half a MOVE would lose messages.
-            let is_whole = held.len() == commit.records as usize;
-            for (lsn, record, location) in held {
-                if is_whole {
+            if held.len() == commit.records as usize {
+                for (lsn, record, location) in held {
                     self.apply_now(lsn, record, location);
-                } else {
-                    self.lose_record(lsn, &record);
                 }
+            } else {
+                self.drop_transaction(held);
             }
         } else if transaction != 0 {
             self.open.entry(transaction).or_default().push((lsn, record, location));
@@ -292,15 +305,43 @@ impl State {
 
     /// Gives up transactions whose commit record is not there.
     pub fn drop_open_transactions(&mut self) {
-        for (lsn, record, _) in std::mem::take(&mut self.open).into_values().flatten() {
-            self.lose_record(lsn, &record);
+        for held in std::mem::take(&mut self.open).into_values() {
+            self.drop_transaction(held);
         }
     }
 
-    /// A record does not count although it could be read.
-    fn lose_record(&mut self, lsn: Lsn, record: &Record) {
-        let kind = record.kind();
-        record.touches(&mut |mailbox, first, last| self.lose(&Touch { mailbox, first, last, lsn, kind }));
+    /// Its records do not count although they could be read.
+    fn drop_transaction(&mut self, held: Vec<(Lsn, Record, Location)>) {
+        let Some(&(_, _, place)) = held.first() else { return };
+        let mut dropped = DroppedTransaction { place, records: held.len(), touches: Vec::new() };
+        for (lsn, record, _) in held {
+            let kind = record.kind();
+            record.touches(&mut |mailbox, first, last| {
+                let touch = Touch { mailbox, first, last, lsn, kind };
+                self.lose(&touch);
+                dropped.touches.push(touch);
+            });
+            self.raise(&record);
+        }
+        self.dropped.push(dropped);
+    }
+
+    /// Moves the counters of a mailbox past what a record has given, whether or not it counts.
+    fn raise(&mut self, record: &Record) {
+        let (mailbox, modseq, uid_next) = match record {
+            Record::Placements(placements) => {
+                let last = placements.items.last().map_or(0, |item| item.uid.0);
+                (placements.mailbox, placements.modseq, last.saturating_add(1))
+            }
+            Record::Flags(change) => (change.mailbox, change.modseq, 0),
+            Record::Expunge(expunge) => (expunge.mailbox, expunge.modseq, 0),
+            _ => return,
+        };
+        if let Some(slot) = self.slots.get_mut(&mailbox) {
+            slot.meta.highest_modseq = slot.meta.highest_modseq.max(modseq.0);
+            slot.meta.uid_next = slot.meta.uid_next.max(uid_next);
+            slot.dirty = true;
+        }
     }
 
     /// Damage has taken a record. What it gave - UIDs, a mod-sequence, a UIDVALIDITY - is never given again, and messages
@@ -310,17 +351,17 @@ impl State {
             self.recover_mailbox(touch, account);
         }
         let Some(slot) = self.slots.get_mut(&touch.mailbox) else { return };
-        // A record may touch a mailbox several times.
-        if touch.lsn < slot.meta.as_of {
+        if touch.lsn <= slot.meta.as_of {
             return;
         }
         if matches!(touch.kind, kind::MESSAGE | kind::PLACEMENTS)
             && let Some((_, last)) = touch.uids()
         {
-            slot.meta.uid_next = slot.meta.uid_next.max(last.saturating_add(1));
+            // No batch gives more; a table that says so is mail that looks like one.
+            let most = slot.meta.uid_next.saturating_add(UIDS_PER_BATCH_MAX);
+            slot.meta.uid_next = slot.meta.uid_next.max(last.saturating_add(1).min(most));
         }
         slot.meta.highest_modseq += 1;
-        slot.meta.as_of = touch.lsn;
         slot.dirty = true;
     }
 
@@ -338,11 +379,23 @@ impl State {
         }
     }
 
+    /// Gives mailboxes whose name another has taken one of their own: damage has taken the record that renamed them.
+    pub fn name_the_nameless(&mut self) {
+        for (mailbox, slot) in &mut self.slots {
+            let account = self.accounts.entry(slot.meta.account).or_default();
+            if account.mailboxes.get(&slot.meta.name) != Some(mailbox) {
+                slot.meta.name = recovered_name(*mailbox);
+                slot.dirty = true;
+                account.mailboxes.insert(slot.meta.name.clone(), *mailbox);
+            }
+        }
+    }
+
     /// Makes a mailbox whose creation was lost, under a name of its own.
     fn recover_mailbox(&mut self, touch: &Touch, account: AccountId) {
         let mailbox = touch.mailbox;
         let uid_validity = self.accounts.get(&account).map_or(1, |account| account.uid_validity_next.max(1));
-        let name = format!("Recovered {:x}", mailbox.0);
+        let name = recovered_name(mailbox);
         let create = MailboxChange::Create { mailbox, account, name, uid_validity, special_use: 0 };
         self.change_structure(touch.lsn, create);
     }
@@ -591,6 +644,11 @@ impl State {
             slot.tip = None;
         }
     }
+}
+
+/// The name of a mailbox whose own was lost.
+fn recovered_name(mailbox: MailboxId) -> String {
+    format!("Recovered {:x}", mailbox.0)
 }
 
 /// Bytes of a message record up to the end of its header frame.

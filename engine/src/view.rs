@@ -7,6 +7,8 @@ use std::rc::Rc;
 
 use roaring::RoaringBitmap;
 
+use crate::changes::{FlagOp, Stored};
+use crate::deliver::FlagName;
 use crate::error::{EngineError, Refusal};
 use crate::flags::{Flags, UidSet};
 use crate::format::record::{Recent, Record};
@@ -120,7 +122,8 @@ pub struct View<S: Storage> {
     recent: Runs,
     claims_recent: bool,
     first_unseen: Option<u32>,
-    ignored: Vec<ModSeq>,
+    /// The session's last change that it knows of without being told, and the messages of which nothing else is new.
+    own: (ModSeq, UidSet),
 }
 
 impl<S: Storage> Shard<S> {
@@ -156,7 +159,7 @@ impl<S: Storage> Shard<S> {
                 recent: Runs::default(),
                 claims_recent: claim_recent,
                 first_unseen: unseen.map(|at| at as u32 + 1),
-                ignored: Vec::new(),
+                own: Default::default(),
             };
             let from = slot.meta.recent_below.max(slot.recent_claimed);
             view.recent = Runs::from_uids(index.messages.uids().filter(|&uid| uid >= from));
@@ -258,9 +261,21 @@ impl<S: Storage> View<S> {
         }
     }
 
-    /// The session made this change itself and was told so, or asked not to be.
-    pub fn ignore_modseq(&mut self, modseq: ModSeq) {
-        self.ignored.push(modseq);
+    /// STORE .SILENT: [`Shard::store_flags`] for a session that knows what it has changed. The next [`View::sync`] leaves
+    /// out the messages that nobody else has changed, before or after; only those of the last change before it.
+    pub async fn store_silently(
+        &mut self,
+        uids: UidSet,
+        op: FlagOp,
+        flags: Vec<FlagName>,
+        unchanged_since: Option<ModSeq>,
+    ) -> Result<Stored, EngineError> {
+        let shard = &self.shard;
+        let stored = shard.store_flags_knowing(self.mailbox, uids, op, flags, unchanged_since, self.modseq).await?;
+        if let Some(modseq) = stored.modseq {
+            self.own = (modseq, UidSet(&stored.changed.0 - &stored.news.0));
+        }
+        Ok(stored)
     }
 
     /// Brings the view up to the published state. Without `allow_expunge` (RFC 3501, 7.4.1: during FETCH, STORE and
@@ -309,19 +324,20 @@ impl<S: Storage> View<S> {
                 self.expunge_modseq = modseq;
             }
             let known_below = self.uid_next;
-            if modseq > old_modseq {
-                let shown = index.messages.uids_and_modseqs().take_while(|&(uid, _)| uid < known_below);
-                for (uid, modseq) in shown {
-                    if modseq <= old_modseq || self.ignored.contains(&modseq) {
+            let start = index.position(Uid(known_below)).unwrap_or_else(|at| at);
+            let arrived = || index.messages.uids_and_modseqs_from(start).map(|(_, modseq)| modseq);
+            if modseq > old_modseq && !all_from_arrivals(arrived(), old_modseq, modseq) {
+                let (own_modseq, own_uids) = std::mem::take(&mut self.own);
+                for (uid, modseq) in index.messages.uids_and_modseqs_from(0).take(start) {
+                    let is_own = modseq == own_modseq && own_uids.contains(Uid(uid));
+                    if modseq <= old_modseq || is_own {
                         continue;
                     }
                     if let Some(sequence) = self.uids.sequence_of(uid) {
                         changes.flags.push((sequence, Uid(uid), index.flags_of(Uid(uid)), modseq));
                     }
                 }
-                self.ignored.clear();
             }
-            let start = index.position(Uid(known_below)).unwrap_or_else(|at| at);
             let recent_from = slot.meta.recent_below.max(slot.recent_claimed);
             let (old_exists, old_recent) = (self.uids.len(), self.recent.len());
             for uid in index.messages.uids_from(start) {
@@ -346,9 +362,39 @@ impl<S: Storage> View<S> {
     }
 }
 
+/// Whether the arrival of messages, now at `arrived`, alone accounts for every mod-sequence after `from`, up to `to`: then nothing else
+/// has changed, as each change has a mod-sequence of its own. False if in doubt.
+fn all_from_arrivals(arrived: impl Iterator<Item = ModSeq>, from: ModSeq, to: ModSeq) -> bool {
+    let mut last = from;
+    let mut different = 0;
+    for modseq in arrived {
+        // Those that came together have one; those that were changed since may hide others.
+        if modseq > last {
+            last = modseq;
+            different += 1;
+        }
+    }
+    different == to.0 - from.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_arrivals_make_a_view_skip_the_messages_that_it_knows() {
+        let from_arrivals = |modseqs: &[u64], from, to| {
+            all_from_arrivals(modseqs.iter().copied().map(ModSeq), ModSeq(from), ModSeq(to))
+        };
+        assert!(from_arrivals(&[6, 7, 8], 5, 8));
+        // A copy of several messages has one mod-sequence.
+        assert!(from_arrivals(&[6, 6, 6, 7], 5, 7));
+        // A change of an older message, an expunge, a change of a new one.
+        assert!(!from_arrivals(&[6, 8], 5, 8));
+        assert!(!from_arrivals(&[6, 7], 5, 8));
+        assert!(!from_arrivals(&[8, 7], 5, 8));
+        assert!(!from_arrivals(&[], 5, 6));
+    }
 
     #[test]
     fn runs_rank_and_find() {

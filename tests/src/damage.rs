@@ -1,7 +1,6 @@
 //! A store with every structure of the format in it, and ways to damage each.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,16 +8,18 @@ use posthaste_engine::changes::FlagOp;
 use posthaste_engine::check::check_shard;
 use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
 use posthaste_engine::error::{EngineError, Finding};
-use posthaste_engine::flags::UidSet;
+use posthaste_engine::flags::{Flags, UidSet};
 use posthaste_engine::format::batch::{BATCH_HEADER_BYTES, BatchHeader, records};
+use posthaste_engine::format::checksum;
 use posthaste_engine::format::frame::{Packer, Unpacker};
 use posthaste_engine::format::manifest::Manifest;
 use posthaste_engine::format::page::{DirectoryPage, PageLocation, open_page_at, restore};
 use posthaste_engine::format::record::{RECORD_HEADER_BYTES, Record, kind};
 use posthaste_engine::format::segment::{SegmentHeader, TRAILER_BYTES, Trailer};
-use posthaste_engine::ids::{Epoch, MailboxId, Position, ShardId, Uid};
+use posthaste_engine::ids::{AccountId, Epoch, MailboxId, Position, ShardId, Uid};
 use posthaste_engine::io::Runtime;
 use posthaste_engine::io::sim::{SeededRandom, Sim, SimIo};
+use posthaste_engine::mailboxes::Status;
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Superblock, Worker, open_superblock};
 use posthaste_engine::read::Part;
 use posthaste_engine::shard::ShardConfig;
@@ -97,6 +98,11 @@ impl Structure {
 /// A store that was left as a killed process leaves it, and where its structures lie.
 pub struct DamagedStore {
     files: BTreeMap<String, Vec<u8>>,
+    /// The newest manifest's file.
+    manifest: String,
+    accounts: Vec<AccountId>,
+    /// What the store shows as long as nothing is damaged.
+    shown: ShownStore,
     places: BTreeMap<Structure, Vec<Place>>,
     payloads: Vec<(String, u64, u64, u16, Option<MailboxId>)>,
     used: BTreeMap<String, Vec<(u64, u64)>>,
@@ -227,7 +233,21 @@ async fn dump_store(io: &SimIo) -> Result<String, EngineError> {
 /// If the engine refuses any of it.
 pub fn store_with_everything(seed: u64) -> DamagedStore {
     let files = files_with_everything(seed, false);
-    let mut store = DamagedStore { files, places: BTreeMap::new(), payloads: Vec::new(), used: BTreeMap::new() };
+    let manifest = files.keys().filter(|file| file.contains("/manifest/")).max().expect("a manifest").clone();
+    let sim = Sim::new(1);
+    for (path, bytes) in &files {
+        sim.put_file(path, bytes.clone());
+    }
+    let io = sim.io();
+    let shown = sim.run(async move {
+        let worker = open(&io).await?;
+        let accounts: Vec<AccountId> = worker.cluster().directory().iter().map(|account| account.account).collect();
+        let shown = look(&worker, &accounts).await?;
+        Ok::<_, EngineError>((accounts, shown))
+    });
+    let (accounts, shown) = shown.expect("no crash is planned").expect("nothing is damaged yet");
+    let (places, used) = (BTreeMap::new(), BTreeMap::new());
+    let mut store = DamagedStore { files, manifest, accounts, shown, places, payloads: Vec::new(), used };
     store.survey();
     store
 }
@@ -325,7 +345,7 @@ impl DamagedStore {
                 self.survey_segment(file, bytes);
             }
         }
-        let newest = files.keys().filter(|file| file.contains("/manifest/")).max().expect("a manifest").clone();
+        let newest = self.manifest.clone();
         self.note(Structure::Manifest, &newest, 0);
         self.uses(&newest, 0, files[&newest].len() as u64);
         let manifest = Manifest::from_bytes(&files[&newest]).expect("nothing is damaged yet");
@@ -436,15 +456,19 @@ impl DamagedStore {
         all.iter().step_by(step).cloned().collect()
     }
 
-    /// Some payloads of each kind: file, offset, length, kind, and a mailbox that the record touches.
+    /// The first and last payloads of each kind: file, offset, length, kind, and a mailbox that the record touches.
     pub fn payloads(&self) -> Vec<(String, u64, u64, u16, Option<MailboxId>)> {
-        let mut taken: BTreeMap<u16, usize> = BTreeMap::new();
-        let few = self.payloads.iter().filter(|(_, _, _, kind, _)| {
-            let count = taken.entry(*kind).or_default();
-            *count += 1;
-            *count <= 3
-        });
-        few.cloned().collect()
+        let mut by_kind: BTreeMap<u16, Vec<_>> = BTreeMap::new();
+        for payload in &self.payloads {
+            by_kind.entry(payload.3).or_default().push(payload);
+        }
+        // The last ones matter most: nothing after them says what they said.
+        let few = |all: Vec<_>| {
+            let last = all.len().saturating_sub(3);
+            let chosen = all.into_iter().enumerate().filter(move |(number, _)| *number < 2 || *number >= last);
+            chosen.map(|(_, payload)| payload)
+        };
+        by_kind.into_values().flat_map(few).cloned().collect()
     }
 
     pub fn unchecked_bytes(&self) -> Unchecked<'_> {
@@ -492,37 +516,118 @@ impl DamagedStore {
         findings.expect("no crash is planned").unwrap_or_else(|error| panic!("{file} at {offset}: {error}"))
     }
 
-    /// Opens the store with one byte changed, reads all there is, and stops. Errors are fine; a panic is not.
-    pub fn open_with_damage(&self, file: &str, offset: u64) {
+    /// Opens the store with one byte changed, twice, with deliveries, a checkpoint and a stop in between.
+    ///
+    /// # Panics
+    /// If the store does not open although superblock and manifest are whole; if a message is missing or altered that no
+    /// finding of the check names; if a number is given again; if there is no checkpoint; if the second start shows
+    /// anything else than the first.
+    pub fn open_with_damage(&self, file: &str, offset: u64, findings: &[Finding]) {
         let sim = self.damaged(file, offset);
-        let io = sim.io();
-        sim.run(async move {
-            let Ok(worker) = open(&io).await else { return };
+        let (io, accounts) = (sim.io(), self.accounts.clone());
+        let first = sim.run(async move {
+            let worker = open(&io).await?;
+            let shown = look(&worker, &accounts).await?;
             let shard = worker.local(SHARD).expect("there is one worker");
-            let mut accounts: Vec<_> = worker.cluster().directory().iter().collect();
-            accounts.sort_by_key(|account| account.account);
-            let shard = Rc::new(shard);
-            for account in accounts {
-                for info in shard.mailboxes(account.account) {
-                    let Ok(found) = shard.messages(info.mailbox, UidSet::range(1..=1000)).await else { continue };
-                    for found in found {
-                        // The error names what is damaged; the others are still read.
-                        let _ = shard.read_message(&found.message, info.mailbox, Part::Whole).await;
-                    }
-                    let target = Target {
-                        account: account.account,
-                        mailbox: TargetMailbox::Id(info.mailbox),
-                        prefix: Vec::new(),
-                        flags: Vec::new(),
-                        internal_date: None,
-                    };
-                    let delivered = shard.deliver(message(9, 3), vec![target]).await;
-                    if let [Ok(delivered)] = &delivered[..] {
-                        assert!(delivered.uid > Uid(0));
-                    }
-                }
+            let mut delivered = Vec::new();
+            for (&mailbox, found) in &shown.0 {
+                let mailbox = TargetMailbox::Id(mailbox);
+                let target = Target {
+                    account: found.account,
+                    mailbox,
+                    prefix: Vec::new(),
+                    flags: Vec::new(),
+                    internal_date: None,
+                };
+                delivered.push(shard.deliver(message(9, 3), vec![target]).await.remove(0)?);
             }
-            let _ = worker.stop().await;
+            shard.checkpoint().await?;
+            assert_eq!(shard.stats().checkpoints, 1, "the checkpoint had to wait for something");
+            let after = look(&worker, &accounts).await?;
+            worker.stop().await?;
+            Ok::<_, EngineError>((shown, delivered, after))
         });
+        let place = format!("{file} at {offset}");
+        let (shown, delivered, after) = match first.expect("no crash is planned") {
+            Ok(first) => first,
+            Err(error) => {
+                assert!(file == "store" || file == self.manifest, "{place}: {error}");
+                return;
+            }
+        };
+        let excused = |mailbox, uid| {
+            let touches = findings.iter().flat_map(|finding| &finding.touches);
+            touches.into_iter().any(|&(touched, first, last)| touched == mailbox && (first..=last).contains(&uid))
+        };
+        for (mailbox, before) in &self.shown.0 {
+            let Some(found) = shown.0.get(mailbox) else {
+                panic!("{place}: mailbox {mailbox} is gone; findings: {findings:?}");
+            };
+            for (uid, message) in &before.messages {
+                let is_same = found.messages.get(uid) == Some(message);
+                assert!(
+                    is_same || excused(*mailbox, *uid),
+                    "{place}: mailbox {mailbox} UID {uid} is {:?} and was {message:?}; findings: {findings:?}",
+                    found.messages.get(uid)
+                );
+            }
+            assert!(
+                found.uid_next >= before.uid_next && found.highest_modseq >= before.highest_modseq,
+                "{place}: mailbox {mailbox} would give numbers again: UIDNEXT {} after {}, HIGHESTMODSEQ {} after {}",
+                found.uid_next,
+                before.uid_next,
+                found.highest_modseq,
+                before.highest_modseq
+            );
+        }
+        for delivered in delivered {
+            let next = self.shown.0.get(&delivered.mailbox).map_or(1, |mailbox| mailbox.uid_next);
+            assert!(delivered.uid >= Uid(next), "{place}: UID {} is given again", delivered.uid);
+        }
+        let (io, accounts) = (sim.io(), self.accounts.clone());
+        let second = sim.run(async move { look(&open(&io).await?, &accounts).await });
+        match second.expect("no crash is planned") {
+            Ok(second) => assert!(second == after, "{place}: the second start shows {second:?}, not {after:?}"),
+            Err(error) => panic!("{place}: the second start fails: {error}"),
+        }
     }
+}
+
+/// A message as a client sees it: flags, and a checksum of its bytes if they can be read.
+type ShownMessage = (Flags, Option<u32>);
+
+/// A mailbox as a client sees it.
+#[derive(Clone, Debug, PartialEq)]
+struct ShownMailbox {
+    account: AccountId,
+    uid_validity: u32,
+    uid_next: u32,
+    highest_modseq: u64,
+    messages: BTreeMap<u32, ShownMessage>,
+}
+
+/// All that a store shows.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct ShownStore(BTreeMap<MailboxId, ShownMailbox>);
+
+async fn look(worker: &Worker<Local<SimIo>>, accounts: &[AccountId]) -> Result<ShownStore, EngineError> {
+    let shard = worker.local(SHARD).expect("there is one worker");
+    let mut shown = ShownStore::default();
+    for &account in accounts {
+        for info in shard.mailboxes(account) {
+            let mut messages = BTreeMap::new();
+            for found in shard.messages(info.mailbox, UidSet::range(1..=1000)).await? {
+                let bytes = match shard.read_message(&found.message, info.mailbox, Part::Whole).await {
+                    Ok(bytes) => Some(checksum(&[&bytes.prefix[..], &bytes.header, &bytes.body].concat())),
+                    Err(EngineError::Damaged(_)) => None,
+                    Err(error) => return Err(error),
+                };
+                messages.insert(found.message.uid.0, (found.flags, bytes));
+            }
+            let Status { uid_validity, uid_next, highest_modseq, .. } = info.status;
+            let mailbox = ShownMailbox { account, uid_validity, uid_next, highest_modseq, messages };
+            shown.0.insert(info.mailbox, mailbox);
+        }
+    }
+    Ok(shown)
 }

@@ -4,6 +4,7 @@
 pub mod clients;
 pub mod damage;
 pub mod kill;
+pub mod model;
 pub mod mutations;
 pub mod oracle;
 pub mod server;

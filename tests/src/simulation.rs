@@ -19,9 +19,9 @@ use posthaste_engine::io::sim::{FaultRates, Sim, SimIo};
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Superblock, Worker, open_superblock};
 use posthaste_engine::read::Part;
 use posthaste_engine::shard::{Shard, ShardConfig};
+use posthaste_engine::storage::Storage;
 use posthaste_engine::storage::faulty::{Faulty, Policy, SharedPolicy};
 use posthaste_engine::storage::local::Local;
-use posthaste_engine::storage::{Storage, StorageError};
 
 use crate::oracle::{Oracle, Shown, Violation};
 
@@ -65,6 +65,7 @@ fn config(sim: &Sim) -> StoreConfig {
             checkpoint_bytes: 16 << (10 + sim.below(3)),
             index_cache_bytes: 4096 << sim.below(4),
             message_cache_bytes: if sim.below(2) == 0 { 0 } else { 4096 },
+            reserve_bytes: 64 << 10,
             ..ShardConfig::default()
         },
     }
@@ -125,6 +126,7 @@ pub fn run(plan: Plan) -> Result<Outcome, Violation> {
             return Err(violation);
         }
         sim.crash_after(None);
+        sim.set_capacity(None);
         if plan.check {
             check_everything(&sim)?;
         }
@@ -147,8 +149,6 @@ pub fn check_everything(sim: &Sim) -> Result<(), Violation> {
         for shard in (0..superblock.shards).map(ShardId) {
             match check_shard(&storage, shard, superblock.store, |_, _| ()).await {
                 Ok(check) => checks.push(check),
-                // The shard was never begun.
-                Err(EngineError::Storage(error)) if matches!(*error, StorageError::NotFound(_)) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -221,7 +221,13 @@ impl Node {
         }
         let accounts = self.accounts(&workers).await?;
         if self.faults {
-            self.sim.set_faults(FaultRates { read_errors: 20, write_errors: 60, sync_errors: 120, no_space: 60 });
+            if self.sim.below(3) == 0 {
+                // The device fills up for real.
+                let left = self.sim.below(512 << 10);
+                self.sim.set_capacity(Some(self.sim.used_bytes() + left));
+            } else {
+                self.sim.set_faults(FaultRates { read_errors: 20, write_errors: 60, sync_errors: 120, no_space: 60 });
+            }
         }
         if self.faults && self.remote {
             self.policy.set(Policy {

@@ -22,7 +22,7 @@ fn every_field_of_the_format_is_checked() {
                 for at in [*offset, offset + bytes - 1] {
                     let found = store.check_with_damage(&file, start + at);
                     assert!(!found.is_empty(), "{structure}, {field}: byte {at} of the one in {file} at {start}");
-                    store.open_with_damage(&file, start + at);
+                    store.open_with_damage(&file, start + at, &found);
                 }
                 *tested.entry(structure).or_default() += 1;
             }
@@ -44,8 +44,8 @@ fn payloads_of_every_kind_are_checked_and_name_whom_they_touch() {
                 let named = found.iter().any(|finding| finding.touches.iter().any(|touch| touch.0 == mailbox));
                 assert!(named, "kind {kind} in {file} at {payload}: no finding names mailbox {mailbox}: {found:?}");
             }
+            store.open_with_damage(&file, payload + at, &found);
         }
-        store.open_with_damage(&file, payload);
         *kinds.entry(kind).or_insert(0) += 1;
     }
     println!("payloads damaged, by kind: {kinds:?}");
@@ -63,6 +63,6 @@ fn random_damage_is_found_and_crashes_nothing() {
         if found.is_empty() {
             assert!(unused.contains(&file, offset), "seed {seed}: nobody noticed byte {offset} of {file}");
         }
-        store.open_with_damage(&file, offset);
+        store.open_with_damage(&file, offset, &found);
     }
 }

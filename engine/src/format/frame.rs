@@ -16,6 +16,8 @@ pub mod codec_id {
 
 /// The largest raw length of a frame that holds a body or a block of one.
 pub const BLOCK_RAW_BYTES: usize = 256 << 10;
+/// The largest raw length of a header frame that is written.
+pub const HEADER_RAW_BYTES: usize = 1 << 20;
 /// The largest raw length of any frame; a larger claim is damage.
 pub const FRAME_RAW_BYTES_MAX: usize = 64 << 20;
 

@@ -101,7 +101,8 @@ pub struct MessageHead {
     pub rest_octets: u64,
     /// Of the shared part as it was received.
     pub rest_checksum: u32,
-    /// Octets of the shared header, with the empty line that ends it.
+    /// Octets of the shared header, with the empty line that ends it. What its frame has no room for begins the body's
+    /// frame or blocks.
     pub header_octets: u32,
     pub digest: FrameInfo,
     /// A digest too large for its own frame continues here.
@@ -190,11 +191,6 @@ impl MessageHead {
         Self::decode(&sealed[HEAD_SEAL_BYTES..]).map_err(|source| FormatError::Decode { what: WHAT, source })
     }
 
-    /// Octets of the shared body.
-    pub fn body_octets(&self) -> u64 {
-        self.rest_octets - u64::from(self.header_octets)
-    }
-
     /// Stored bytes of the frames in the record, in their order there.
     pub fn frames(&self) -> [(&'static str, FrameInfo); 4] {
         [
@@ -219,8 +215,9 @@ impl<'a> MessageReader<'a> {
     pub fn new(payload: &'a [u8]) -> Result<Self, FormatError> {
         let head = MessageHead::decode_sealed(payload)?;
         let frames = &payload[MessageHead::sealed_len(payload)?..];
-        if u64::from(head.header_octets) > head.rest_octets {
-            let detail = format!("a header of {} octets in {}", head.header_octets, head.rest_octets);
+        let MessageHead { header_octets, rest_octets, header, .. } = &head;
+        if header.raw_len > *header_octets || u64::from(*header_octets) > *rest_octets {
+            let detail = format!("{} octets of a header of {header_octets} in {rest_octets}", header.raw_len);
             return Err(FormatError::Misplaced { what: "message head", detail });
         }
         Ok(Self { head, frames })
@@ -248,11 +245,12 @@ impl<'a> MessageReader<'a> {
         self.unpack(1, unpacker, out)
     }
 
+    /// The header, as far as its frame has room for it.
     pub fn header(&self, unpacker: &mut Unpacker, out: &mut Vec<u8>) -> Result<(), FormatError> {
         self.unpack(2, unpacker, out)
     }
 
-    /// The body, where it is in the record; blocks are read by who knows where they are.
+    /// The body and what comes before it of the header, where they are in the record; blocks are read by who knows where they are.
     pub fn body(&self, unpacker: &mut Unpacker, out: &mut Vec<u8>) -> Result<(), FormatError> {
         self.unpack(3, unpacker, out)
     }

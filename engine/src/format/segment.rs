@@ -180,6 +180,11 @@ pub struct Trailer {
 }
 
 impl Footer {
+    /// The length of a footer that lists so many records.
+    pub fn len_of(records: usize) -> u64 {
+        records as u64 * FOOTER_ENTRY_BYTES + TRAILER_BYTES as u64
+    }
+
     /// Table and trailer, to be written at `data_end`.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.entries.len() * FOOTER_ENTRY_BYTES as usize + TRAILER_BYTES);

@@ -85,6 +85,9 @@ pub trait Io: Runtime {
     /// Makes the names in a directory durable.
     fn sync_dir(&self, path: &str) -> impl Future<Output = io::Result<()>>;
 
+    /// Bytes that can still be written below the root.
+    fn free_bytes(&self) -> impl Future<Output = io::Result<u64>>;
+
     /// The names of the files (not directories) in a directory, in no particular order.
     /// A missing directory is an error of kind `NotFound`.
     fn list(&self, path: &str) -> impl Future<Output = io::Result<Vec<String>>>;

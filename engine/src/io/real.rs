@@ -186,6 +186,11 @@ impl Io for RealIo {
         self.file(directory.await?).sync_data().await
     }
 
+    async fn free_bytes(&self) -> io::Result<u64> {
+        let root = self.path("");
+        self.metadata(move || sys::free_bytes(OpenOptions::new().read(true).open(root)?.as_fd())).await
+    }
+
     /// Names that are not UTF-8 are left out: nothing here makes such names.
     async fn list(&self, path: &str) -> io::Result<Vec<String>> {
         let path = self.path(path);

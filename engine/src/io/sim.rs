@@ -121,6 +121,14 @@ struct Disk {
 }
 
 impl Disk {
+    fn used_bytes(&self) -> u64 {
+        let linked: BTreeSet<usize> = self.names.values().copied().collect();
+        linked
+            .into_iter()
+            .map(|inode| self.inodes[inode].current.len().div_ceil(BLOCK_BYTES) * BLOCK_BYTES)
+            .sum::<usize>() as u64
+    }
+
     fn change_names(&mut self, change: NameChange) {
         change.apply(&mut self.names);
         self.unsynced_names.push(change);
@@ -217,6 +225,8 @@ struct World {
     random: RefCell<SeededRandom>,
     disk: RefCell<Disk>,
     faults: Cell<FaultRates>,
+    /// Bytes that all files together may have.
+    capacity: Cell<Option<u64>>,
     /// Writes, syncs and name changes so far; the crash points.
     operations: Cell<u64>,
     crash_at: Cell<Option<u64>>,
@@ -244,6 +254,7 @@ impl Sim {
                 random: RefCell::new(SeededRandom::new(seed)),
                 disk: RefCell::new(disk),
                 faults: Cell::new(FaultRates::default()),
+                capacity: Cell::new(None),
                 operations: Cell::new(0),
                 crash_at: Cell::new(None),
                 crashed: Cell::new(false),
@@ -264,6 +275,16 @@ impl Sim {
     /// Sets the rates of injected errors from here on.
     pub fn set_faults(&self, faults: FaultRates) {
         self.world.faults.set(faults);
+    }
+
+    /// Makes the device so large that its files can have `bytes` together, in whole blocks; without end if `None`.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.world.capacity.set(bytes);
+    }
+
+    /// Bytes of all files together, in whole blocks.
+    pub fn used_bytes(&self) -> u64 {
+        self.world.disk.borrow().used_bytes()
     }
 
     /// Crashes the machine at the n-th write, sync or name change from now.
@@ -475,6 +496,15 @@ impl World {
         }
     }
 
+    /// Whether the device has room for a file to grow.
+    fn has_room(&self, inode: usize, len: usize) -> bool {
+        let Some(capacity) = self.capacity.get() else { return true };
+        let disk = self.disk.borrow();
+        let blocks = |len: usize| len.div_ceil(BLOCK_BYTES) as u64 * BLOCK_BYTES as u64;
+        let old = blocks(disk.inodes[inode].current.len());
+        disk.used_bytes() + blocks(len).saturating_sub(old) <= capacity
+    }
+
     fn fails(&self, rate: u32) -> bool {
         rate != 0 && self.random.borrow_mut().chance(rate)
     }
@@ -612,6 +642,12 @@ impl Io for SimIo {
         Ok(())
     }
 
+    async fn free_bytes(&self) -> io::Result<u64> {
+        self.world.delay(50).await;
+        let used = self.world.disk.borrow().used_bytes();
+        Ok(self.world.capacity.get().map_or(u64::MAX, |capacity| capacity.saturating_sub(used)))
+    }
+
     async fn list(&self, path: &str) -> io::Result<Vec<String>> {
         self.world.delay(50).await;
         let disk = self.world.disk.borrow();
@@ -642,7 +678,8 @@ impl File for SimFile {
     async fn write_at(&self, buffer: Vec<u8>, offset: u64) -> (io::Result<()>, Vec<u8>) {
         self.world.delay(100).await;
         let faults = self.world.faults.get();
-        let failure = if self.world.fails(faults.no_space) {
+        let has_room = self.world.has_room(self.inode, offset as usize + buffer.len());
+        let failure = if !has_room || self.world.fails(faults.no_space) {
             Some(io::Error::from(io::ErrorKind::StorageFull))
         } else if self.world.fails(faults.write_errors) {
             Some(eio("write"))
@@ -652,7 +689,13 @@ impl File for SimFile {
         let start = offset as usize;
         {
             let mut random = self.world.random.borrow_mut();
-            let written = if failure.is_some() { random.below(buffer.len() as u64 + 1) as usize } else { buffer.len() };
+            let written = if !has_room {
+                0
+            } else if failure.is_some() {
+                random.below(buffer.len() as u64 + 1) as usize
+            } else {
+                buffer.len()
+            };
             let mut disk = self.world.disk.borrow_mut();
             let inode = &mut disk.inodes[self.inode];
             if inode.current.len() < start + written {
@@ -694,9 +737,12 @@ impl File for SimFile {
     }
 
     async fn allocate(&self, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
         self.world.delay(50).await;
         self.world.crash_point().await;
-        if self.world.fails(self.world.faults.get().no_space) {
+        if !self.world.has_room(self.inode, len as usize) || self.world.fails(self.world.faults.get().no_space) {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
         let mut disk = self.world.disk.borrow_mut();

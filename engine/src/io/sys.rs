@@ -65,6 +65,18 @@ pub(super) fn read(fd: BorrowedFd<'_>, buffer: &mut Vec<u8>, max: usize, offset:
     count.ok_or_else(|| io::ErrorKind::WouldBlock.into())
 }
 
+/// Bytes that this process may still write to the file system of a descriptor.
+pub(super) fn free_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut found = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the pointer is that of a live structure of the right type.
+    if unsafe { libc::fstatvfs(fd.as_raw_fd(), found.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has succeeded, so it has filled the structure.
+    let found = unsafe { found.assume_init() };
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
 /// The first offset at or after `offset` that the file system knows to hold data; the file's length if there is none.
 pub(super) fn next_data(fd: BorrowedFd<'_>, offset: u64) -> io::Result<u64> {
     // The position of the descriptor, which this moves, is used by nobody: all reads and writes give their own.

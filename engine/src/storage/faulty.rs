@@ -145,6 +145,21 @@ impl<S: Storage, P: Wal> Wal for FaultyPart<S, P> {
         self.part.read(name, offset, len).await
     }
 
+    async fn free_bytes(&self) -> Result<u64, StorageError> {
+        self.storage.delay().await;
+        self.part.free_bytes().await
+    }
+
+    async fn set_aside(&self, bytes: u64) -> Result<(), StorageError> {
+        self.storage.delay().await;
+        self.part.set_aside(bytes).await
+    }
+
+    async fn release(&self) -> Result<(), StorageError> {
+        self.storage.delay().await;
+        self.part.release().await
+    }
+
     async fn discard(&self, name: SegmentName) -> Result<(), StorageError> {
         self.storage.delay().await;
         self.part.discard(name).await

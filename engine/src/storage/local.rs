@@ -16,6 +16,10 @@ use crate::io::{File, Io, OpenMode, Runtime};
 use crate::planted::{self, Bug};
 
 const SUPERBLOCK: &str = "store";
+/// Ends the names of files that are being written.
+const TEMPORARY: &str = ".tmp";
+/// The file that keeps space in reserve.
+const RESERVE: &str = "reserve";
 
 /// Storage in local files.
 #[derive(Clone)]
@@ -101,16 +105,21 @@ fn parse_manifest_file(file: &str) -> Option<(Epoch, u64)> {
     Some((Epoch(epoch.parse().ok()?), number.parse().ok()?))
 }
 
+/// Removes a file that may not be there.
+async fn remove_if_there<I: Io>(io: &I, path: &str) -> io::Result<()> {
+    match io.remove(path).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 /// Writes a new file under `path`, all of it durable on return, or not at all.
 async fn put_new<I: Io>(io: &I, directory: &str, file: &str, parts: Vec<Vec<u8>>) -> Result<(), StorageError> {
     let path = format!("{directory}/{file}");
-    let temporary = format!("{directory}/{file}.tmp");
+    let temporary = format!("{directory}/{file}{TEMPORARY}");
     // A crash may have left one behind; nothing refers to it.
-    match io.remove(&temporary).await {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&temporary)(error)),
-        _ => {}
-    }
-    let result = async {
+    remove_if_there(io, &temporary).await.map_err(failed(&temporary))?;
+    let written = async {
         let file = io.open(&temporary, OpenMode::CreateNew).await?;
         let mut offset = 0;
         for part in parts {
@@ -119,12 +128,20 @@ async fn put_new<I: Io>(io: &I, directory: &str, file: &str, parts: Vec<Vec<u8>>
             offset += len;
         }
         file.sync_data().await?;
-        io.link(&temporary, &path).await?;
-        io.remove(&temporary).await?;
-        io.sync_dir(directory).await
+        io.link(&temporary, &path).await
     }
     .await;
-    result.map_err(failed(path))
+    if let Err(error) = written {
+        // Where space ran out, it must not keep any. That this fails too is no news.
+        let _ = remove_if_there(io, &temporary).await;
+        return Err(failed(path)(error));
+    }
+    // From here on it may be there after a crash, whatever happens.
+    let named = async {
+        io.remove(&temporary).await?;
+        io.sync_dir(directory).await
+    };
+    named.await.map_err(|source| StorageError::Ambiguous { what: path, source })
 }
 
 impl<I: Io> LocalShard<I> {
@@ -184,7 +201,7 @@ impl<I: Io> Wal for LocalShard<I> {
             Err(error) => {
                 let error = failed(&path)(error);
                 if matches!(error, StorageError::NoSpace(_)) {
-                    self.io.remove(&path).await.map_err(failed(path))?;
+                    remove_if_there(&self.io, &path).await.map_err(failed(path))?;
                 }
                 Err(error)
             }
@@ -279,6 +296,37 @@ impl<I: Io> Wal for LocalShard<I> {
     async fn read(&self, name: SegmentName, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
         let file = self.file(BlobName::Segment(name), false).await?;
         file.read_at(offset, len).await.map_err(failed(self.path(BlobName::Segment(name), false)))
+    }
+
+    async fn free_bytes(&self) -> Result<u64, StorageError> {
+        self.io.free_bytes().await.map_err(failed(&*self.directory))
+    }
+
+    async fn set_aside(&self, bytes: u64) -> Result<(), StorageError> {
+        let path = self.sub(RESERVE);
+        let result = async {
+            let file = match self.io.open(&path, OpenMode::CreateNew).await {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    self.io.open(&path, OpenMode::ReadWrite).await?
+                }
+                other => other?,
+            };
+            file.allocate(bytes).await?;
+            // A crash must not forget it: the next start may need it.
+            file.sync_data().await?;
+            self.io.sync_dir(&self.directory).await
+        };
+        if let Err(error) = result.await {
+            let error = failed(&path)(error);
+            remove_if_there(&self.io, &path).await.map_err(failed(path))?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    async fn release(&self) -> Result<(), StorageError> {
+        let path = self.sub(RESERVE);
+        remove_if_there(&self.io, &path).await.map_err(failed(path))
     }
 
     async fn discard(&self, name: SegmentName) -> Result<(), StorageError> {
@@ -422,7 +470,13 @@ impl<I: Io> Storage for Local<I> {
         let directory = shard_directory(shard);
         for sub in ["wal", "seg", "idx", "manifest", "epoch"] {
             let path = format!("{directory}/{sub}");
-            self.io.create_dir_all(&path).await.map_err(failed(path))?;
+            self.io.create_dir_all(&path).await.map_err(failed(&path))?;
+            for file in self.io.list(&path).await.map_err(failed(&path))? {
+                if file.ends_with(TEMPORARY) {
+                    let path = format!("{path}/{file}");
+                    self.io.remove(&path).await.map_err(failed(path))?;
+                }
+            }
         }
         self.io.sync_dir(&directory).await.map_err(failed(directory))?;
         self.io.sync_dir("").await.map_err(failed("the data directory"))
@@ -456,12 +510,9 @@ impl<I: Io> Storage for Local<I> {
     }
 
     async fn create_superblock(&self, bytes: Vec<u8>) -> Result<(), StorageError> {
-        let temporary = format!("{SUPERBLOCK}.tmp");
+        let temporary = format!("{SUPERBLOCK}{TEMPORARY}");
         let result = async {
-            match self.io.remove(&temporary).await {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            remove_if_there(&self.io, &temporary).await?;
             let file = self.io.open(&temporary, OpenMode::CreateNew).await?;
             file.write_at(bytes, 0).await.0?;
             file.sync_data().await?;

@@ -97,6 +97,18 @@ pub trait Wal: Clone + 'static {
     /// Bytes of an unsealed segment; fewer only at its end.
     fn read(&self, name: SegmentName, offset: u64, len: usize) -> impl Future<Output = Result<Vec<u8>, StorageError>>;
 
+    /// Bytes that can still be written to where the log is.
+    fn free_bytes(&self) -> impl Future<Output = Result<u64, StorageError>>;
+
+    /// Keeps at least so many bytes of space in reserve for this shard, until [`Wal::release`].
+    ///
+    /// # Errors
+    /// [`StorageError::NoSpace`] if there is not so much; nothing is in reserve then.
+    fn set_aside(&self, bytes: u64) -> impl Future<Output = Result<(), StorageError>>;
+
+    /// Gives the reserve up, so that its space can be used.
+    fn release(&self) -> impl Future<Output = Result<(), StorageError>>;
+
     /// Removes an unsealed segment that does not count.
     fn discard(&self, name: SegmentName) -> impl Future<Output = Result<(), StorageError>>;
 }
@@ -140,7 +152,7 @@ pub trait Storage: Runtime {
     type Blobs: BlobStore;
     type Manifests: ManifestStore;
 
-    /// Makes the places of a shard, durably; they may exist.
+    /// Makes the places of a shard, durably; they may exist. What puts that never finished have left is removed.
     fn prepare(&self, shard: ShardId) -> impl Future<Output = Result<(), StorageError>>;
     fn wal(&self, shard: ShardId) -> Self::Wal;
     fn blobs(&self, shard: ShardId) -> Self::Blobs;

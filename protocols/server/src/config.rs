@@ -58,6 +58,7 @@ impl From<Io> for IoKind {
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     pub message_bytes: u64,
+    pub mailbox_messages: u32,
     pub in_flight_bytes: u64,
     pub connections: usize,
     pub connections_per_address: usize,
@@ -87,6 +88,7 @@ pub struct Store {
     pub index_cache_bytes: Option<usize>,
     pub message_cache_bytes: Option<usize>,
     pub gather_us: Option<u64>,
+    pub reserve_bytes: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -121,6 +123,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             message_bytes: limits::MESSAGE_BYTES,
+            mailbox_messages: posthaste_engine::index::MESSAGES_MAX,
             in_flight_bytes: limits::IN_FLIGHT_BYTES,
             connections: limits::CONNECTIONS,
             connections_per_address: limits::CONNECTIONS_PER_ADDRESS,
@@ -211,8 +214,14 @@ fn insert(table: &mut toml::Table, key: &str, value: toml::Value) -> Option<()> 
 impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         const MB: u64 = 1 << 20;
-        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 13] = [
+        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 15] = [
             ("limits.message_bytes", Some(self.limits.message_bytes), 64 << 10..=1 << 30, "64 KB to 1 GB"),
+            (
+                "limits.mailbox_messages",
+                Some(self.limits.mailbox_messages.into()),
+                1..=posthaste_engine::index::MESSAGES_MAX.into(),
+                "1 to 10,000,000",
+            ),
             ("limits.in_flight_bytes", Some(self.limits.in_flight_bytes), MB..=1 << 40, "1 MB to 1 TB"),
             ("limits.connections", Some(self.limits.connections as u64), 1..=10_000_000, "1 to 10,000,000"),
             (
@@ -229,6 +238,7 @@ impl Config {
             ("store.shards", self.store.shards.map(u64::from), 1..=SHARDS_MAX.into(), "1 to 1024"),
             ("store.segment_size_bytes", self.store.segment_size_bytes, MB..=16 << 30, "1 MB to 16 GB"),
             ("store.gather_us", self.store.gather_us, 0..=100_000, "0 to 100,000"),
+            ("store.reserve_bytes", self.store.reserve_bytes, 0..=1 << 30, "0 (none) to 1 GB"),
             ("store.checkpoint_bytes", self.store.checkpoint_bytes, MB..=1 << 30, "1 MB to 1 GB"),
         ];
         for (key, value, range, text) in checks {
@@ -289,6 +299,7 @@ mod tests {
             "server.plaintext_auth",
             "limits.message_bytes",
             "limits.in_flight_bytes",
+            "limits.mailbox_messages",
             "limits.connections",
             "limits.connections_per_address",
             "imap.idle_timeout_s",
@@ -301,6 +312,7 @@ mod tests {
             "store.index_cache_bytes",
             "store.message_cache_bytes",
             "store.gather_us",
+            "store.reserve_bytes",
             "log.level",
         ] {
             assert!(document.contains(&format!("`{key}`")), "{key}");

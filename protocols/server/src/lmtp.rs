@@ -267,6 +267,7 @@ fn reply_to(error: &EngineError) -> Reply {
         // The account went away after RCPT.
         EngineError::Refused(Refusal::NoSuchAccount | Refusal::NoSuchMailbox) => Reply::no_such_user(),
         EngineError::Refused(Refusal::UidsExhausted) => Reply::over_quota(),
+        EngineError::Refused(Refusal::MailboxFull(_)) => Reply::over_quota_for_now(),
         EngineError::Stopping(_) => Reply::new(451, 3, 2, "Server is stopping, try again later"),
         _ => Reply::local_error(),
     }

@@ -56,7 +56,7 @@ pub fn serve(data: &Path, mut config: Config) -> Result<(), Box<dyn Error>> {
         open_superblock(&Local::new(io), shards_at_creation(&config, &cores)).await
     })??;
     let (cluster, seats) = Cluster::new(superblock, workers);
-    let store = store_config(&config);
+    let store = store_config(&config, superblock.shards);
     let node = Node::new(config, kind, Arc::clone(&cluster));
     let (opened, opening) = mpsc::channel();
     let mut threads = Vec::new();
@@ -104,7 +104,7 @@ pub fn execute_alone(data: &Path, config: &Config, request: Request) -> Result<R
         let superblock = open_superblock(&storage, shards_at_creation(config, &cores)).await?;
         let (cluster, mut seats) = Cluster::new(superblock, 1);
         let Some(seat) = seats.pop() else { unreachable!("one worker has one seat") };
-        let (worker, reports) = Worker::open(storage, cluster, seat, store_config(config)).await?;
+        let (worker, reports) = Worker::open(storage, cluster, seat, store_config(config, superblock.shards)).await?;
         reports.iter().flat_map(|report| &report.damage).for_each(|finding| eprintln!("damage: {finding:?}"));
         let response = control::execute(&worker, None, request).await;
         worker.stop().await?;
@@ -117,16 +117,25 @@ fn shards_at_creation(config: &Config, cores: &[usize]) -> u32 {
     config.store.shards.unwrap_or(cores.len().max(1) as u32)
 }
 
-fn store_config(config: &Config) -> StoreConfig {
+/// Space in reserve, per shard, unless configured.
+const RESERVE_BYTES: u64 = 64 << 20;
+
+/// What a restart has to replay at most, over all shards, unless configured.
+const TAIL_BYTES: u64 = 512 << 20;
+
+fn store_config(config: &Config, shards: u32) -> StoreConfig {
     let default = ShardConfig::default();
+    let checkpoint_bytes = default.checkpoint_bytes.min(TAIL_BYTES / u64::from(shards.max(1))).max(1 << 20);
     let store = &config.store;
     let shard = ShardConfig {
         segment_size_bytes: store.segment_size_bytes.unwrap_or(default.segment_size_bytes),
-        checkpoint_bytes: store.checkpoint_bytes.unwrap_or(default.checkpoint_bytes),
+        checkpoint_bytes: store.checkpoint_bytes.unwrap_or(checkpoint_bytes),
         index_cache_bytes: store.index_cache_bytes.unwrap_or(default.index_cache_bytes),
         message_cache_bytes: store.message_cache_bytes.unwrap_or(default.message_cache_bytes),
         gather_us_max: store.gather_us.unwrap_or(default.gather_us_max),
         message_octets_max: config.limits.message_bytes,
+        mailbox_messages_max: config.limits.mailbox_messages,
+        reserve_bytes: store.reserve_bytes.unwrap_or(RESERVE_BYTES),
     };
     StoreConfig { shard }
 }
@@ -278,6 +287,10 @@ async fn log_events(shard: Shard<Storage>) {
             ShardEvent::CheckpointFailed(error) => {
                 tracing::error!(shard = %id, %error, "a checkpoint failed: restarts take longer until one succeeds");
             }
+            ShardEvent::SpaceLow => {
+                tracing::error!(shard = %id, "the device is full: no new messages until there is space again; expunging goes on in the reserve");
+            }
+            ShardEvent::SpaceBack => tracing::info!(shard = %id, "there is space again"),
             ShardEvent::IndexRebuilt(mailbox, error) => {
                 tracing::error!(shard = %id, %mailbox, %error, "a mailbox's index was damaged and has been rebuilt from the log");
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use posthaste_engine::flags::{Flags, UidSet};
+use posthaste_engine::flags::Flags;
 use posthaste_engine::ids::MailboxId;
 use posthaste_engine::mailboxes::{MailboxInfo, SEPARATOR};
 use posthaste_imap::command::{List, StatusAttribute};
@@ -223,11 +223,7 @@ impl Session {
                 }
                 StatusAttribute::AppendLimit => StatusItem::AppendLimit(self.context.node.config.limits.message_bytes),
                 StatusAttribute::MailboxId => StatusItem::MailboxId(&id),
-                StatusAttribute::Deleted => {
-                    let all = shard.messages(mailbox, UidSet::range(1..=u32::MAX)).await?;
-                    let deleted = all.iter().filter(|info| info.flags.contains(Flags::DELETED)).count();
-                    StatusItem::Deleted(u32::try_from(deleted).unwrap_or(u32::MAX))
-                }
+                StatusAttribute::Deleted => StatusItem::Deleted(shard.count_with(mailbox, Flags::DELETED).await?),
             });
         }
         write_status(&mut self.output, name, &items, false);

@@ -31,8 +31,6 @@ impl Session {
     pub(super) async fn store(&mut self, store: Store) -> Outcome {
         self.writable()?;
         let uids = self.resolve(&store.set, store.uid)?;
-        let selected = self.selected()?;
-        let (shard, mailbox) = (selected.view.shard().clone(), selected.view.mailbox());
         let op = match store.action {
             StoreAction::Replace => FlagOp::Replace,
             StoreAction::Add => FlagOp::Add,
@@ -41,17 +39,17 @@ impl Session {
         let names = store.flags.iter().map(flag_name).collect();
         self.condstore |= store.unchanged_since.is_some();
         let since = store.unchanged_since.map(ModSeq);
-        let stored = shard.store_flags(mailbox, uids.clone(), op, names, since).await?;
-        if let Some(modseq) = stored.modseq
-            && store.silent
-            && !self.condstore
-        {
-            self.selected_mut()?.view.ignore_modseq(modseq);
-        }
+        // The client knows its own change. With CONDSTORE it is told the new mod-sequences all the same (RFC 7162, 3.1.3).
+        let silently = store.silent && !self.condstore;
+        let view = &mut self.selected_mut()?.view;
+        let (shard, mailbox) = (view.shard().clone(), view.mailbox());
+        let stored = match silently {
+            true => view.store_silently(uids.clone(), op, names, since).await?,
+            false => shard.store_flags(mailbox, uids.clone(), op, names, since).await?,
+        };
         if store.flags.iter().any(|flag| matches!(flag, Flag::Keyword(_))) {
             self.learn_keywords(Flags::ALL).await?;
         }
-        // The client knows its own change. With CONDSTORE it is told the new mod-sequences all the same (RFC 7162, 3.1.3).
         self.sync(store.uid).await?;
         if !store.silent {
             // What others would have made of it already was not a change.

@@ -149,7 +149,11 @@ fn refusal(error: &EngineError) -> Answer {
                 Refusal::NoSuchMailbox | Refusal::NoSuchAccount | Refusal::NoSuchMessage => Code::NonExistent,
                 Refusal::MailboxExists | Refusal::AccountExists => Code::AlreadyExists,
                 Refusal::InboxStays | Refusal::BadName(_) | Refusal::IntoItself => Code::Cannot,
-                Refusal::TooManyKeywords(_) | Refusal::UidsExhausted => Code::Limit,
+                Refusal::TooManyKeywords(_)
+                | Refusal::TooManyMessages { .. }
+                | Refusal::TooManySubscriptions(_)
+                | Refusal::UidsExhausted => Code::Limit,
+                Refusal::MailboxFull(_) => Code::OverQuota,
                 Refusal::TooLarge { .. } => Code::TooBig,
             };
             Answer { status: Status::No, code: Some(code), text: refusal.to_string().into() }

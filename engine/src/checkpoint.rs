@@ -3,6 +3,8 @@
 //! A checkpoint is fuzzy: each mailbox's page is its published state at the moment it was written, with the LSN of that
 //! moment, and replay ignores what a page already has. The log is replayed from where it stood when the checkpoint began.
 
+use std::time::Duration;
+
 use crate::error::{Damage, EngineError};
 use crate::format::codec::Wire;
 use crate::format::manifest::IndexEntry;
@@ -28,8 +30,9 @@ const BLOBS_MAX: usize = 32;
 const ENTRIES_PER_PAGE: usize = 512;
 /// A directory page of accounts is closed at this size.
 const ACCOUNTS_PAGE_BYTES: usize = 256 << 10;
-/// A checkpoint lets other tasks run after so many mailboxes.
-const MAILBOXES_PER_TURN: usize = 16;
+/// A checkpoint lets other tasks run after so many mailboxes, at least and at most.
+const MAILBOXES_MIN: usize = 16;
+const MAILBOXES_MAX: usize = 1024;
 
 /// The most recently used indexes, which are never dropped.
 pub(crate) const INDEXES_KEPT: usize = 8;
@@ -61,6 +64,13 @@ impl Pages {
         }
         at
     }
+}
+
+/// How far a checkpoint goes before it lets other tasks run.
+struct Turn {
+    left: usize,
+    mailboxes: usize,
+    begun: Duration,
 }
 
 /// A mailbox's page in the new blob, to be taken over once the manifest is committed.
@@ -131,10 +141,12 @@ impl<S: Storage> Shard<S> {
         };
         let mut pages = Pages::new();
         let mut written: Vec<Written> = Vec::new();
-        for (count, mailbox) in dirty.into_iter().enumerate() {
-            if count % MAILBOXES_PER_TURN == 0 {
-                inner.storage.yield_now().await;
+        let mut turn = Turn { left: 0, mailboxes: MAILBOXES_MIN, begun: inner.storage.now() };
+        for mailbox in dirty {
+            if turn.left == 0 {
+                self.next_turn(&mut turn).await;
             }
+            turn.left -= 1;
             if let Some(page) = self.write_mailbox(mailbox, blob, &mut pages).await? {
                 written.push(page);
             }
@@ -175,6 +187,11 @@ impl<S: Storage> Shard<S> {
             return Err(error);
         }
         self.take_over(written, full, known, &accounts, &directory);
+        // Indexes have grown since they were loaded, some of them for the checkpoint alone.
+        let loaded =
+            inner.state.borrow().slots.values().filter_map(|slot| slot.index.as_ref()).map(|i| i.memory_bytes()).sum();
+        inner.cached_index_bytes.set(loaded);
+        self.evict_indexes();
         {
             let mut log = inner.log.borrow_mut();
             log.bytes_since_checkpoint = log.bytes_since_checkpoint.saturating_sub(log_bytes);
@@ -184,6 +201,19 @@ impl<S: Storage> Shard<S> {
             inner.blobs.delete(name).await?;
         }
         Ok(())
+    }
+
+    /// Lets other tasks run, and takes an eighth of their time for the next mailboxes: less, and a busy shard's checkpoint
+    /// would never end.
+    async fn next_turn(&self, turn: &mut Turn) {
+        let storage = &self.0.storage;
+        let ended = storage.now();
+        storage.yield_now().await;
+        let begun = storage.now();
+        let (took, away) = ((ended - turn.begun).as_micros().max(1), (begun - ended).as_micros());
+        let share = turn.mailboxes as u128 * away / (8 * took);
+        turn.mailboxes = (share as usize).clamp(MAILBOXES_MIN, MAILBOXES_MAX);
+        (turn.left, turn.begun) = (turn.mailboxes, begun);
     }
 
     /// Writes the page or delta page of one mailbox, if it still exists.

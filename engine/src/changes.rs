@@ -66,7 +66,7 @@ fn existing(index: &MailboxIndex, tip: &Tip, uids: &UidSet) -> RoaringBitmap {
     let mut existing = RoaringBitmap::new();
     for (first, last) in uids.runs() {
         let start = index.position(Uid(first)).unwrap_or_else(|at| at);
-        let run = index.messages[start..].iter().map(|message| message.uid.0).take_while(|&uid| uid <= last);
+        let run = index.messages.uids_from(start).take_while(|&uid| uid <= last);
         // Runs ascend, and so do UIDs.
         existing.extend(run);
     }

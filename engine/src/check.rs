@@ -279,10 +279,16 @@ impl<S: Storage> Check<S> {
         damaged: &BTreeSet<SegmentId>,
     ) -> Result<(), EngineError> {
         let uncount = |index: &mut MailboxIndex| {
-            let messages = index.messages.iter_mut();
-            messages
-                .filter(|message| damaged.contains(&message.location.segment))
-                .for_each(|message| message.location.ordinal = 0);
+            if damaged.is_empty() {
+                return;
+            }
+            let uncounted = index.messages.iter().map(|mut message| {
+                if damaged.contains(&message.location.segment) {
+                    message.location.ordinal = 0;
+                }
+                message
+            });
+            index.messages = uncounted.collect();
         };
         let mut differences = Vec::new();
         for (&mailbox, slot) in &from_log.slots {
@@ -396,7 +402,7 @@ impl<S: Storage> Check<S> {
             for (_, change) in &slot.delta {
                 index.apply(change);
             }
-            for message in &index.messages {
+            for message in index.messages.iter() {
                 self.report.messages += 1;
                 let place = (message.location.segment, message.location.offset());
                 let uid = message.uid.0;
@@ -448,7 +454,7 @@ fn difference(index: &MailboxIndex, rebuilt: &MailboxIndex) -> String {
         return format!("the index lacks {} messages of the log and has {} others", missing.len(), extra.len());
     }
     let differing = rebuilt.messages.iter().find(|message| {
-        index.message(message.uid) != Some(message) || index.flags_of(message.uid) != rebuilt.flags_of(message.uid)
+        index.message(message.uid) != Some(*message) || index.flags_of(message.uid) != rebuilt.flags_of(message.uid)
     });
     match differing {
         Some(message) => format!("the index and the log disagree about UID {}", message.uid),

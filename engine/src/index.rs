@@ -13,6 +13,7 @@ use crate::format::codec::{DecodeError, Input, Wire, wire_struct};
 use crate::format::page::{MailboxPage, PageExpunges, PageMessage};
 use crate::format::record::{Expunge, FlagChange};
 use crate::ids::{Location, Lsn, MessageId, ModSeq, SegmentId, ShardId, Uid};
+use crate::messages::Messages;
 
 /// Expunges that a mailbox remembers; older ones fall below the horizon.
 pub const EXPUNGE_HISTORY_MAX: usize = 1000;
@@ -99,8 +100,7 @@ impl Wire for Change {
 /// A loaded index. Everything in it is published state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MailboxIndex {
-    /// Ascending by UID.
-    pub messages: Vec<Message>,
+    pub messages: Messages,
     /// UIDs by flag bit; no empty bitmaps.
     flags: BTreeMap<u8, RoaringBitmap>,
     /// Ascending by mod-sequence.
@@ -114,18 +114,11 @@ pub struct MailboxIndex {
 impl MailboxIndex {
     /// Where a UID stands, or would.
     pub fn position(&self, uid: Uid) -> Result<usize, usize> {
-        // Dense mailboxes are the rule: the first guess is mostly right.
-        if let Some(first) = self.messages.first() {
-            let guess = uid.0.wrapping_sub(first.uid.0) as usize;
-            if self.messages.get(guess).is_some_and(|message| message.uid == uid) {
-                return Ok(guess);
-            }
-        }
-        self.messages.binary_search_by_key(&uid, |message| message.uid)
+        self.messages.position(uid)
     }
 
-    pub fn message(&self, uid: Uid) -> Option<&Message> {
-        self.position(uid).ok().map(|at| &self.messages[at])
+    pub fn message(&self, uid: Uid) -> Option<Message> {
+        self.position(uid).ok().map(|at| self.messages.get(at))
     }
 
     pub fn contains(&self, uid: Uid) -> bool {
@@ -149,8 +142,7 @@ impl MailboxIndex {
 
     /// All UIDs.
     pub fn uids(&self) -> UidSet {
-        let uids = self.messages.iter().map(|message| message.uid.0);
-        UidSet(RoaringBitmap::from_sorted_iter(uids).expect("UIDs ascend"))
+        UidSet(RoaringBitmap::from_sorted_iter(self.messages.uids()).expect("UIDs ascend"))
     }
 
     /// The number of a keyword; keywords are compared without regard to ASCII case (RFC 3501, 9: `flag-keyword`).
@@ -167,7 +159,7 @@ impl MailboxIndex {
     /// Roughly the memory that the index takes.
     pub fn memory_bytes(&self) -> usize {
         size_of::<Self>()
-            + self.messages.capacity() * size_of::<Message>()
+            + self.messages.memory_bytes()
             + self.flags.values().map(RoaringBitmap::serialized_size).sum::<usize>()
             + self.expunged.len() * 64
     }
@@ -176,13 +168,7 @@ impl MailboxIndex {
     pub fn apply(&mut self, change: &Change) {
         match change {
             Change::Place { message, flags } => {
-                match self.messages.last() {
-                    Some(last) if last.uid >= message.uid => match self.position(message.uid) {
-                        Ok(at) => self.messages[at] = *message,
-                        Err(at) => self.messages.insert(at, *message),
-                    },
-                    _ => self.messages.push(*message),
-                }
+                self.messages.put(message);
                 for bit in flags.bits() {
                     self.flags.entry(bit as u8).or_default().insert(message.uid.0);
                 }
@@ -201,19 +187,13 @@ impl MailboxIndex {
                         }
                     }
                 }
-                self.for_each_of(&change.uids, |message| message.modseq = change.modseq);
+                for (first, last) in change.uids.runs() {
+                    self.messages.set_modseq(first, last, change.modseq);
+                }
             }
             Change::Expunge(expunge) => {
                 let gone = &expunge.uids.0;
-                let first = expunge.uids.first().map_or(0, |uid| self.position(uid).unwrap_or_else(|at| at));
-                let mut kept = first;
-                for at in first..self.messages.len() {
-                    if !gone.contains(self.messages[at].uid.0) {
-                        self.messages[kept] = self.messages[at];
-                        kept += 1;
-                    }
-                }
-                self.messages.truncate(kept);
+                self.messages.remove(gone);
                 self.flags.retain(|_, uids| {
                     *uids -= gone;
                     !uids.is_empty()
@@ -231,15 +211,6 @@ impl MailboxIndex {
                     self.keywords.resize(number + 1, String::new());
                 }
                 self.keywords[number].clone_from(name);
-            }
-        }
-    }
-
-    fn for_each_of(&mut self, uids: &UidSet, mut edit: impl FnMut(&mut Message)) {
-        for (first, last) in uids.runs() {
-            let start = self.position(Uid(first)).unwrap_or_else(|at| at);
-            for message in self.messages[start..].iter_mut().take_while(|message| message.uid.0 <= last) {
-                edit(message);
             }
         }
     }
@@ -264,7 +235,7 @@ impl MailboxIndex {
             (bit, bytes)
         });
         MailboxPage {
-            messages: self.messages.iter().map(to_page_message).collect(),
+            messages: self.messages.iter().map(|message| to_page_message(&message)).collect(),
             flags: flags.collect(),
             expunged: self
                 .expunged
@@ -281,10 +252,10 @@ impl MailboxIndex {
     pub fn from_page(page: &MailboxPage) -> Result<Self, FormatError> {
         const WHAT: &str = "index page";
         let mut index = Self { history_horizon: ModSeq(page.history_horizon), ..Self::default() };
-        index.messages = page.messages.iter().map(from_page_message).collect();
-        if !index.messages.is_sorted_by(|a, b| a.uid < b.uid) {
+        if !page.messages.is_sorted_by(|a, b| a.uid < b.uid) {
             return Err(FormatError::Misplaced { what: WHAT, detail: "UIDs do not ascend".to_owned() });
         }
+        index.messages = page.messages.iter().map(from_page_message).collect();
         for (bit, bytes) in &page.flags {
             let uids = RoaringBitmap::deserialize_from(&bytes[..])
                 .map_err(|_| FormatError::Decode { what: WHAT, source: DecodeError::Bitmap })?;

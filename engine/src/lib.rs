@@ -15,6 +15,7 @@ pub mod index;
 pub mod io;
 pub mod mailboxes;
 mod message_cache;
+pub mod messages;
 pub mod node;
 pub mod planted;
 pub mod read;

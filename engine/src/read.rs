@@ -54,8 +54,8 @@ impl<S: Storage> Shard<S> {
             let mut infos = Vec::new();
             for (first, last) in uids.runs() {
                 let start = index.position(Uid(first)).unwrap_or_else(|at| at);
-                let run = index.messages[start..].iter().take_while(|message| message.uid.0 <= last);
-                infos.extend(run.map(|&message| MessageInfo { message, flags: index.flags_of(message.uid) }));
+                let run = index.messages.iter_from(start).take_while(|message| message.uid.0 <= last);
+                infos.extend(run.map(|message| MessageInfo { message, flags: index.flags_of(message.uid) }));
             }
             return Ok(infos);
         }

@@ -13,7 +13,6 @@ use crate::error::{EngineError, Refusal};
 use crate::flags::{Flags, UidSet};
 use crate::format::record::{Recent, Record};
 use crate::ids::{MailboxId, ModSeq, Uid};
-use crate::index::Message;
 use crate::shard::Shard;
 use crate::state::{Watcher, take_change};
 use crate::storage::Storage;
@@ -139,9 +138,9 @@ impl<S: Storage> Shard<S> {
             let mut state = self.0.state.borrow_mut();
             let slot = state.slots.get_mut(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
             let Some(index) = &slot.index else { continue };
-            let uids = Runs::from_uids(index.messages.iter().map(|message| message.uid.0));
+            let uids = Runs::from_uids(index.messages.uids());
             let unseen = match index.with_flag(0) {
-                Some(seen) => index.messages.iter().position(|message| !seen.contains(message.uid.0)),
+                Some(seen) => index.messages.uids().position(|uid| !seen.contains(uid)),
                 None => (!index.messages.is_empty()).then_some(0),
             };
             let watcher = Rc::new(Watcher::default());
@@ -163,8 +162,7 @@ impl<S: Storage> Shard<S> {
                 own: Default::default(),
             };
             let from = slot.meta.recent_below.max(slot.recent_claimed);
-            view.recent =
-                Runs::from_uids(index.messages.iter().map(|message| message.uid.0).filter(|&uid| uid >= from));
+            view.recent = Runs::from_uids(index.messages.uids().filter(|&uid| uid >= from));
             if claim_recent {
                 self.claim_recent(slot);
             }
@@ -327,24 +325,25 @@ impl<S: Storage> View<S> {
             }
             let known_below = self.uid_next;
             let start = index.position(Uid(known_below)).unwrap_or_else(|at| at);
-            if modseq > old_modseq && !all_from_arrivals(&index.messages[start..], old_modseq, modseq) {
+            let arrived = || index.messages.uids_and_modseqs_from(start).map(|(_, modseq)| modseq);
+            if modseq > old_modseq && !all_from_arrivals(arrived(), old_modseq, modseq) {
                 let (own_modseq, own_uids) = std::mem::take(&mut self.own);
-                for message in index.messages[..start].iter().filter(|message| {
-                    let is_own = message.modseq == own_modseq && own_uids.contains(message.uid);
-                    message.modseq > old_modseq && !is_own
-                }) {
-                    if let Some(sequence) = self.uids.sequence_of(message.uid.0) {
-                        let flags = index.flags_of(message.uid);
-                        changes.flags.push((sequence, message.uid, flags, message.modseq));
+                for (uid, modseq) in index.messages.uids_and_modseqs_from(0).take(start) {
+                    let is_own = modseq == own_modseq && own_uids.contains(Uid(uid));
+                    if modseq <= old_modseq || is_own {
+                        continue;
+                    }
+                    if let Some(sequence) = self.uids.sequence_of(uid) {
+                        changes.flags.push((sequence, Uid(uid), index.flags_of(Uid(uid)), modseq));
                     }
                 }
             }
             let recent_from = slot.meta.recent_below.max(slot.recent_claimed);
             let (old_exists, old_recent) = (self.uids.len(), self.recent.len());
-            for message in &index.messages[start..] {
-                self.uids.push(message.uid.0);
-                if message.uid.0 >= recent_from {
-                    self.recent.push(message.uid.0);
+            for uid in index.messages.uids_from(start) {
+                self.uids.push(uid);
+                if uid >= recent_from {
+                    self.recent.push(uid);
                 }
             }
             self.uid_next = slot.meta.uid_next;
@@ -363,15 +362,15 @@ impl<S: Storage> View<S> {
     }
 }
 
-/// Whether the arrival of `new` messages alone accounts for every mod-sequence after `from`, up to `to`: then nothing else
+/// Whether the arrival of messages, now at `arrived`, alone accounts for every mod-sequence after `from`, up to `to`: then nothing else
 /// has changed, as each change has a mod-sequence of its own. False if in doubt.
-fn all_from_arrivals(new: &[Message], from: ModSeq, to: ModSeq) -> bool {
+fn all_from_arrivals(arrived: impl Iterator<Item = ModSeq>, from: ModSeq, to: ModSeq) -> bool {
     let mut last = from;
     let mut different = 0;
-    for message in new {
+    for modseq in arrived {
         // Those that came together have one; those that were changed since may hide others.
-        if message.modseq > last {
-            last = message.modseq;
+        if modseq > last {
+            last = modseq;
             different += 1;
         }
     }
@@ -381,24 +380,11 @@ fn all_from_arrivals(new: &[Message], from: ModSeq, to: ModSeq) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Location, MessageId};
 
     #[test]
     fn only_arrivals_make_a_view_skip_the_messages_that_it_knows() {
         let from_arrivals = |modseqs: &[u64], from, to| {
-            let new = modseqs.iter().map(|&modseq| Message {
-                uid: Uid(1),
-                prefix_of: 0,
-                zone_minutes: 0,
-                modseq: ModSeq(modseq),
-                id: MessageId::default(),
-                location: Location::default(),
-                head_bytes: 0,
-                size: 0,
-                internal_date: 0,
-                save_date: 0,
-            });
-            all_from_arrivals(&new.collect::<Vec<_>>(), ModSeq(from), ModSeq(to))
+            all_from_arrivals(modseqs.iter().copied().map(ModSeq), ModSeq(from), ModSeq(to))
         };
         assert!(from_arrivals(&[6, 7, 8], 5, 8));
         // A copy of several messages has one mod-sequence.

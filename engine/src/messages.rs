@@ -1,0 +1,540 @@
+//! The messages of one mailbox in memory, ascending by UID, each in some 20 bytes.
+//!
+//! They lie in blocks of up to [`BLOCK_ROWS`], column by column, each column as its least value and what exceeds it, in as
+//! many bytes as the largest excess of the block needs. New messages wait unpacked until they fill a block.
+
+use roaring::RoaringBitmap;
+
+use crate::ids::{Location, Lsn, MessageId, ModSeq, SegmentId, ShardId, Uid};
+use crate::index::Message;
+
+const BLOCK_ROWS: usize = 128;
+const COLUMNS: usize = 14;
+/// The first column, whose least value is that of the first row.
+const UID: usize = 0;
+/// The last column, so that a block in which all have the same is cut off before it.
+const MODSEQ: usize = COLUMNS - 1;
+/// Of each column: its least value, and how many bytes an excess takes.
+const COLUMN_HEADER_BYTES: usize = 9;
+const HEADERS_BYTES: usize = COLUMNS * COLUMN_HEADER_BYTES;
+/// An excess is read and written as eight bytes, of which the upper ones may be another's.
+const PADDING_BYTES: usize = 8;
+
+type Row = [u64; COLUMNS];
+
+fn row_of(message: &Message) -> Row {
+    [
+        message.uid.0.into(),
+        message.prefix_of.into(),
+        (message.zone_minutes as u16).into(),
+        message.id.origin.0.into(),
+        message.id.lsn.0,
+        message.location.segment.0.into(),
+        message.location.offset_units.into(),
+        message.location.len.into(),
+        message.location.ordinal.into(),
+        message.head_bytes.into(),
+        message.size,
+        message.internal_date as u64,
+        message.save_date as u64,
+        message.modseq.0,
+    ]
+}
+
+fn message_of(row: Row) -> Message {
+    let [
+        uid,
+        prefix_of,
+        zone,
+        origin,
+        lsn,
+        segment,
+        offset_units,
+        len,
+        ordinal,
+        head_bytes,
+        size,
+        received,
+        saved,
+        modseq,
+    ] = row;
+    Message {
+        uid: Uid(uid as u32),
+        prefix_of: prefix_of as u16,
+        zone_minutes: zone as u16 as i16,
+        modseq: ModSeq(modseq),
+        id: MessageId { origin: ShardId(origin as u32), lsn: Lsn(lsn) },
+        location: Location {
+            segment: SegmentId(segment as u32),
+            offset_units: offset_units as u32,
+            len: len as u32,
+            ordinal: ordinal as u32,
+        },
+        head_bytes: head_bytes as u32,
+        size,
+        internal_date: received as i64,
+        save_date: saved as i64,
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Block {
+    rows: usize,
+    /// The headers of all columns, then their excesses, then padding.
+    bytes: Box<[u8]>,
+}
+
+impl Block {
+    fn pack(rows: &[Row]) -> Self {
+        assert!((1..=BLOCK_ROWS).contains(&rows.len()), "a block of {} messages", rows.len());
+        let (mut least, mut most) = (rows[0], rows[0]);
+        for row in rows {
+            for column in 0..COLUMNS {
+                least[column] = least[column].min(row[column]);
+                most[column] = most[column].max(row[column]);
+            }
+        }
+        let width = |column: usize| (u64::BITS - (most[column] - least[column]).leading_zeros()).div_ceil(8) as usize;
+        let excesses_bytes = (0..COLUMNS).map(width).sum::<usize>() * rows.len();
+        let mut bytes = vec![0; HEADERS_BYTES + excesses_bytes + PADDING_BYTES];
+        let mut at = HEADERS_BYTES;
+        for (column, &least) in least.iter().enumerate() {
+            let width = width(column);
+            let header = &mut bytes[column * COLUMN_HEADER_BYTES..][..COLUMN_HEADER_BYTES];
+            header[..8].copy_from_slice(&least.to_le_bytes());
+            header[8] = width as u8;
+            if width > 0 {
+                for row in rows {
+                    // The next value overwrites what is too much.
+                    bytes[at..at + 8].copy_from_slice(&(row[column] - least).to_le_bytes());
+                    at += width;
+                }
+            }
+        }
+        Self { rows: rows.len(), bytes: bytes.into() }
+    }
+
+    fn word(&self, at: usize) -> u64 {
+        u64::from_le_bytes(self.bytes[at..at + 8].try_into().expect("eight bytes"))
+    }
+
+    fn width(&self, column: usize) -> usize {
+        self.bytes[column * COLUMN_HEADER_BYTES + 8].into()
+    }
+
+    /// A value of a column whose excesses begin at `start`.
+    fn value(&self, column: usize, start: usize, number: usize) -> u64 {
+        let least = self.word(column * COLUMN_HEADER_BYTES);
+        match self.width(column) {
+            0 => least,
+            width => least + (self.word(start + number * width) & (u64::MAX >> (64 - 8 * width))),
+        }
+    }
+
+    fn modseqs_start(&self) -> usize {
+        self.bytes.len() - PADDING_BYTES - self.width(MODSEQ) * self.rows
+    }
+
+    fn first_uid(&self) -> u32 {
+        self.word(UID * COLUMN_HEADER_BYTES) as u32
+    }
+
+    fn uid(&self, number: usize) -> u32 {
+        self.value(UID, HEADERS_BYTES, number) as u32
+    }
+
+    fn modseq(&self, number: usize) -> ModSeq {
+        ModSeq(self.value(MODSEQ, self.modseqs_start(), number))
+    }
+
+    fn row(&self, number: usize) -> Row {
+        let mut start = HEADERS_BYTES;
+        std::array::from_fn(|column| {
+            let value = self.value(column, start, number);
+            start += self.width(column) * self.rows;
+            value
+        })
+    }
+
+    fn unpack(&self) -> Vec<Row> {
+        (0..self.rows).map(|number| self.row(number)).collect()
+    }
+
+    fn set_modseq(&mut self, numbers: std::ops::Range<usize>, modseq: ModSeq) {
+        if numbers.len() < self.rows {
+            let mut rows = self.unpack();
+            rows[numbers].iter_mut().for_each(|row| row[MODSEQ] = modseq.0);
+            *self = Self::pack(&rows);
+            return;
+        }
+        if self.width(MODSEQ) > 0 {
+            let mut bytes = self.bytes[..self.modseqs_start() + PADDING_BYTES].to_vec();
+            bytes[MODSEQ * COLUMN_HEADER_BYTES + 8] = 0;
+            self.bytes = bytes.into();
+        }
+        self.bytes[MODSEQ * COLUMN_HEADER_BYTES..][..8].copy_from_slice(&modseq.0.to_le_bytes());
+    }
+}
+
+/// The messages of a mailbox.
+#[derive(Clone, Debug, Default)]
+pub struct Messages {
+    blocks: Vec<Block>,
+    /// The position of each block's first message.
+    starts: Vec<u32>,
+    /// What comes after the blocks.
+    open: Vec<Row>,
+}
+
+impl Messages {
+    pub fn len(&self) -> usize {
+        self.open_start() + self.open.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty() && self.open.is_empty()
+    }
+
+    /// Where the open ones begin.
+    fn open_start(&self) -> usize {
+        self.blocks.last().zip(self.starts.last()).map_or(0, |(block, &start)| start as usize + block.rows)
+    }
+
+    /// The block that has a position before the open ones, and the number in it.
+    fn place(&self, at: usize) -> (usize, usize) {
+        let block = self.starts.partition_point(|&start| start as usize <= at) - 1;
+        (block, at - self.starts[block] as usize)
+    }
+
+    /// # Panics
+    /// If there are no more than `at`.
+    pub fn get(&self, at: usize) -> Message {
+        match at.checked_sub(self.open_start()) {
+            Some(number) => message_of(self.open[number]),
+            None => {
+                let (block, number) = self.place(at);
+                message_of(self.blocks[block].row(number))
+            }
+        }
+    }
+
+    /// What `packed` and `open` make of each message from a position on.
+    fn each_from<'a, T: 'a>(
+        &'a self,
+        at: usize,
+        packed: impl Fn(&'a Block, usize) -> T + Copy + 'a,
+        open: impl Fn(&'a Row) -> T + 'a,
+    ) -> impl Iterator<Item = T> + 'a {
+        let open_start = self.open_start();
+        let (first, skipped) = if at < open_start { self.place(at) } else { (self.blocks.len(), 0) };
+        let blocks = self.blocks[first..].iter().enumerate().flat_map(move |(later, block)| {
+            let from = if later == 0 { skipped } else { 0 };
+            (from..block.rows).map(move |number| packed(block, number))
+        });
+        let from = at.saturating_sub(open_start).min(self.open.len());
+        blocks.chain(self.open[from..].iter().map(open))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Message> + '_ {
+        self.iter_from(0)
+    }
+
+    /// The messages from a position on.
+    pub fn iter_from(&self, at: usize) -> impl Iterator<Item = Message> + '_ {
+        self.each_from(at, |block, number| message_of(block.row(number)), |&row| message_of(row))
+    }
+
+    /// The UIDs from a position on.
+    pub fn uids_from(&self, at: usize) -> impl Iterator<Item = u32> + '_ {
+        self.each_from(at, Block::uid, |row| row[UID] as u32)
+    }
+
+    pub fn uids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.uids_from(0)
+    }
+
+    /// The UIDs with their mod-sequences from a position on.
+    pub fn uids_and_modseqs_from(&self, at: usize) -> impl Iterator<Item = (u32, ModSeq)> + '_ {
+        let packed = |block: &Block, number| (block.uid(number), block.modseq(number));
+        self.each_from(at, packed, |row| (row[UID] as u32, ModSeq(row[MODSEQ])))
+    }
+
+    fn last_uid(&self) -> Option<u32> {
+        let packed = self.blocks.last().map(|block| block.uid(block.rows - 1));
+        self.open.last().map(|row| row[UID] as u32).or(packed)
+    }
+
+    /// Where a UID stands, or would.
+    pub fn position(&self, uid: Uid) -> Result<usize, usize> {
+        let open_start = self.open_start();
+        if self.open.first().is_some_and(|row| row[UID] <= uid.0.into()) {
+            let found = self.open.binary_search_by_key(&u64::from(uid.0), |row| row[UID]);
+            return found.map(|at| open_start + at).map_err(|at| open_start + at);
+        }
+        let after = self.blocks.partition_point(|block| block.first_uid() <= uid.0);
+        let Some(number) = after.checked_sub(1) else { return Err(0) };
+        let (block, start) = (&self.blocks[number], self.starts[number] as usize);
+        // Dense mailboxes are the rule: the first guess is mostly right.
+        let guess = (uid.0 - block.first_uid()) as usize;
+        if guess < block.rows && block.uid(guess) == uid.0 {
+            return Ok(start + guess);
+        }
+        let (mut low, mut high) = (0, block.rows);
+        while low < high {
+            let middle = usize::midpoint(low, high);
+            match block.uid(middle).cmp(&uid.0) {
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Equal => return Ok(start + middle),
+                std::cmp::Ordering::Greater => high = middle,
+            }
+        }
+        Err(start + low)
+    }
+
+    /// Puts a message to its place; one of the same UID goes.
+    pub fn put(&mut self, message: &Message) {
+        let row = row_of(message);
+        if self.last_uid().is_none_or(|last| last < message.uid.0) {
+            self.push(row);
+            return;
+        }
+        let found = self.position(message.uid);
+        let (at, removed) = (found.unwrap_or_else(|at| at), usize::from(found.is_ok()));
+        if let Some(number) = at.checked_sub(self.open_start()) {
+            self.open.splice(number..number + removed, [row]);
+            return;
+        }
+        let (block, number) = self.place(at);
+        let mut rows = self.blocks[block].unpack();
+        rows.splice(number..number + removed, [row]);
+        // One too many makes two halves.
+        let parts = rows.chunks(if rows.len() > BLOCK_ROWS { rows.len().div_ceil(2) } else { BLOCK_ROWS });
+        self.blocks.splice(block..=block, parts.map(Block::pack));
+        self.count();
+    }
+
+    /// Appends a message with a UID above all others.
+    fn push(&mut self, row: Row) {
+        if self.open.is_empty()
+            && let Some(last) = self.blocks.pop_if(|last| last.rows < BLOCK_ROWS)
+        {
+            self.starts.pop();
+            self.open = last.unpack();
+        }
+        self.open.push(row);
+        if self.open.len() >= BLOCK_ROWS {
+            self.starts.push(self.open_start() as u32);
+            self.blocks.push(Block::pack(&self.open[..BLOCK_ROWS]));
+            self.open.drain(..BLOCK_ROWS);
+        }
+    }
+
+    /// Sets the mod-sequence of the UIDs from `first` to `last`.
+    pub fn set_modseq(&mut self, first: u32, last: u32, modseq: ModSeq) {
+        let start = self.position(Uid(first)).unwrap_or_else(|at| at);
+        let end = self.position(Uid(last)).map_or_else(|at| at, |at| at + 1);
+        let open_start = self.open_start();
+        let mut at = start;
+        while at < end.min(open_start) {
+            let (block, number) = self.place(at);
+            let block = &mut self.blocks[block];
+            let to = block.rows.min(number + end - at);
+            block.set_modseq(number..to, modseq);
+            at += to - number;
+        }
+        if at < end {
+            self.open[at - open_start..end - open_start].iter_mut().for_each(|row| row[MODSEQ] = modseq.0);
+        }
+    }
+
+    /// Takes UIDs away.
+    pub fn remove(&mut self, gone: &RoaringBitmap) {
+        let (Some(first), Some(last)) = (gone.min(), gone.max()) else { return };
+        let from = self.blocks.partition_point(|block| block.first_uid() <= first).saturating_sub(1);
+        let to = self.blocks.partition_point(|block| block.first_uid() <= last);
+        let changed: Vec<Block> = self.blocks[from..to]
+            .iter()
+            .filter_map(|block| {
+                if (0..block.rows).all(|number| !gone.contains(block.uid(number))) {
+                    return Some(block.clone());
+                }
+                let mut rows = block.unpack();
+                rows.retain(|row| !gone.contains(row[UID] as u32));
+                (!rows.is_empty()).then(|| Block::pack(&rows))
+            })
+            .collect();
+        self.blocks.splice(from..to, changed);
+        self.open.retain(|row| !gone.contains(row[UID] as u32));
+        self.count();
+    }
+
+    /// Finds the starts of the blocks anew.
+    fn count(&mut self) {
+        self.starts.clear();
+        let mut start = 0;
+        for block in &self.blocks {
+            self.starts.push(start);
+            start += block.rows as u32;
+        }
+    }
+
+    /// Roughly the memory that they take.
+    pub fn memory_bytes(&self) -> usize {
+        let blocks: usize = self.blocks.iter().map(|block| block.bytes.len()).sum();
+        blocks
+            + self.blocks.capacity() * size_of::<Block>()
+            + self.starts.capacity() * size_of::<u32>()
+            + self.open.capacity() * size_of::<Row>()
+    }
+}
+
+/// Of messages whose UIDs ascend, all packed.
+impl FromIterator<Message> for Messages {
+    fn from_iter<I: IntoIterator<Item = Message>>(messages: I) -> Self {
+        let mut built = Self::default();
+        let mut rows = Vec::with_capacity(BLOCK_ROWS);
+        for message in messages {
+            rows.push(row_of(&message));
+            if rows.len() == BLOCK_ROWS {
+                built.blocks.push(Block::pack(&rows));
+                rows.clear();
+            }
+        }
+        if !rows.is_empty() {
+            built.blocks.push(Block::pack(&rows));
+        }
+        built.blocks.shrink_to_fit();
+        built.count();
+        built
+    }
+}
+
+impl PartialEq for Messages {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn message(uid: u32, seed: u64) -> Message {
+        let mixed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        // Some have every field at its end, so that columns of all widths come about.
+        let field = |number: u32| match mixed.rotate_left(number) % 5 {
+            0 => 0,
+            1 => u64::MAX,
+            _ => mixed.rotate_left(number * 5) >> (mixed.rotate_left(number + 9) % 64),
+        };
+        Message {
+            uid: Uid(uid),
+            prefix_of: field(1) as u16,
+            zone_minutes: field(2) as i16,
+            modseq: ModSeq(field(3)),
+            id: MessageId { origin: ShardId(field(4) as u32), lsn: Lsn(field(5)) },
+            location: Location {
+                segment: SegmentId(field(6) as u32),
+                offset_units: field(7) as u32,
+                len: field(8) as u32,
+                ordinal: field(9) as u32,
+            },
+            head_bytes: field(10) as u32,
+            size: field(11),
+            internal_date: field(12) as i64,
+            save_date: field(13) as i64,
+        }
+    }
+
+    fn assert_same(messages: &Messages, expected: &BTreeMap<u32, Message>) {
+        assert!(messages.iter().eq(expected.values().copied()));
+        assert!(messages.uids().eq(expected.keys().copied()));
+        let modseqs = expected.values().map(|message| (message.uid.0, message.modseq));
+        assert!(messages.uids_and_modseqs_from(0).eq(modseqs));
+        for (at, (&uid, message)) in expected.iter().enumerate() {
+            assert_eq!(messages.get(at), *message);
+            assert_eq!(messages.position(Uid(uid)), Ok(at));
+            if !expected.contains_key(&(uid - 1)) {
+                assert_eq!(messages.position(Uid(uid - 1)), Err(at));
+            }
+        }
+        for at in [0, 1, 127, 128, 129, expected.len() / 2, expected.len(), expected.len() + 1] {
+            assert!(messages.iter_from(at).eq(expected.values().copied().skip(at)), "from {at}");
+            assert!(messages.uids_from(at).eq(expected.keys().copied().skip(at)), "from {at}");
+        }
+        assert_eq!(*messages, expected.values().copied().collect());
+    }
+
+    #[test]
+    fn whatever_happens_they_are_those_of_a_map() {
+        for seed in 0..20_u64 {
+            let mut random = seed;
+            let mut below = |limit: u64| {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (random >> 33) % limit
+            };
+            let mut expected = BTreeMap::new();
+            let mut messages = Messages::default();
+            for step in 0..40 {
+                match below(6) {
+                    0 | 1 => {
+                        let next = messages.uids().last().map_or(1, |last| last + 1);
+                        for uid in next..next + below(300) as u32 {
+                            let new = message(uid, below(1 << 30));
+                            messages.put(&new);
+                            expected.insert(uid, new);
+                        }
+                    }
+                    2 => {
+                        for _ in 0..below(200) {
+                            let new = message(below(3000) as u32 + 1, below(1 << 30));
+                            messages.put(&new);
+                            expected.insert(new.uid.0, new);
+                        }
+                    }
+                    3 => {
+                        let (from, every) = (below(2000) as u32, below(9) as usize + 1);
+                        let gone: RoaringBitmap = (from..from + below(800) as u32).step_by(every).collect();
+                        messages.remove(&gone);
+                        expected.retain(|&uid, _| !gone.contains(uid));
+                    }
+                    4 => {
+                        let (first, modseq) = (below(2000) as u32, ModSeq(below(1 << 40)));
+                        let last = first + below(500) as u32;
+                        messages.set_modseq(first, last, modseq);
+                        expected.range_mut(first..=last).for_each(|(_, message)| message.modseq = modseq);
+                    }
+                    _ => messages = messages.iter().collect(),
+                }
+                assert_eq!(messages.len(), expected.len(), "seed {seed}, step {step}");
+                assert_same(&messages, &expected);
+            }
+        }
+    }
+
+    #[test]
+    fn a_usual_message_takes_little() {
+        let usual = |uid: u32| Message {
+            uid: Uid(uid),
+            zone_minutes: 60,
+            modseq: ModSeq(uid.into()),
+            id: MessageId { origin: ShardId(0), lsn: Lsn((1 << 40) + u64::from(uid) * 10_000) },
+            location: Location {
+                segment: SegmentId(uid / 100),
+                offset_units: uid.wrapping_mul(2_654_435_761) >> 7,
+                len: 2000 + uid % 4000,
+                ordinal: uid.wrapping_mul(2_654_435_761) >> 16,
+            },
+            head_bytes: 700 + uid % 300,
+            size: 3000 + u64::from(uid % 30_000),
+            internal_date: 1_800_000_000 + i64::from(uid) * 3000,
+            save_date: 1_800_000_000 + i64::from(uid) * 3000,
+            ..Message::default()
+        };
+        let messages: Messages = (1..=1000).map(usual).collect();
+        let bytes = messages.memory_bytes() / 1000;
+        assert!(bytes <= 28, "{bytes} bytes each");
+    }
+}

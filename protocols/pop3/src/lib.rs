@@ -28,9 +28,9 @@
 //!         Event::Flush => {} // there is much of it: send `output` and clear it
 //!         Event::LogIn(Credentials::Password { user, password }) => {
 //!             assert_eq!((&*user, &*password.0), ("ann", "secret"));
-//!             let mut maildrop = Maildrop::new(1);
+//!             let mut maildrop = Maildrop::default();
 //!             maildrop.push(Message { uid: 5, octets: 15 });
-//!             session.open(maildrop, &mut output);
+//!             session.open(maildrop.complete(1), &mut output);
 //!         }
 //!         Event::LogIn(Credentials::SaslPlain(_)) => unreachable!("the client does not use it"),
 //!         Event::StartTls => unreachable!("it is not offered"),

@@ -36,10 +36,6 @@ pub struct Maildrop {
 }
 
 impl Maildrop {
-    pub fn new(uid_validity: u32) -> Self {
-        Self { uid_validity, ..Self::default() }
-    }
-
     /// Appends a message, whose UID is above all before.
     pub fn push(&mut self, message: Message) {
         assert!(message.uid > self.last_uid, "UID {} after {}", message.uid, self.last_uid);
@@ -53,10 +49,12 @@ impl Maildrop {
         self.octets += message.octets;
     }
 
-    /// Gives back the room for more.
-    pub fn shrink(&mut self) {
+    /// The maildrop with all that was put into it. Gives back the room for more.
+    pub fn complete(mut self, uid_validity: u32) -> Self {
+        self.uid_validity = uid_validity;
         self.groups.shrink_to_fit();
         self.bytes.shrink_to_fit();
+        self
     }
 
     pub fn count(&self) -> u32 {
@@ -139,10 +137,9 @@ mod tests {
     use super::*;
 
     fn maildrop(messages: &[Message]) -> Maildrop {
-        let mut maildrop = Maildrop::new(7);
+        let mut maildrop = Maildrop::default();
         messages.iter().for_each(|&message| maildrop.push(message));
-        maildrop.shrink();
-        maildrop
+        maildrop.complete(7)
     }
 
     proptest! {

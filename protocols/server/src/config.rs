@@ -17,6 +17,7 @@ pub struct Config {
     pub server: Server,
     pub limits: Limits,
     pub imap: Imap,
+    pub pop3: Pop3,
     pub lmtp: Lmtp,
     pub store: Store,
     pub log: Log,
@@ -69,6 +70,15 @@ pub struct Limits {
 pub struct Imap {
     pub idle_timeout_s: u64,
     pub login_timeout_s: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pop3 {
+    pub idle_timeout_s: u64,
+    pub login_timeout_s: u64,
+    /// At QUIT, what was retrieved gets \Seen.
+    pub marks_seen: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -134,6 +144,12 @@ impl Default for Limits {
 impl Default for Imap {
     fn default() -> Self {
         Self { idle_timeout_s: limits::IMAP_IDLE_S, login_timeout_s: limits::LOGIN_S }
+    }
+}
+
+impl Default for Pop3 {
+    fn default() -> Self {
+        Self { idle_timeout_s: limits::POP3_IDLE_S, login_timeout_s: limits::LOGIN_S, marks_seen: true }
     }
 }
 
@@ -214,7 +230,7 @@ fn insert(table: &mut toml::Table, key: &str, value: toml::Value) -> Option<()> 
 impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         const MB: u64 = 1 << 20;
-        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 15] = [
+        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 17] = [
             ("limits.message_bytes", Some(self.limits.message_bytes), 64 << 10..=1 << 30, "64 KB to 1 GB"),
             (
                 "limits.mailbox_messages",
@@ -232,6 +248,8 @@ impl Config {
             ),
             ("imap.idle_timeout_s", Some(self.imap.idle_timeout_s), 1..=86_400, "1 s to a day"),
             ("imap.login_timeout_s", Some(self.imap.login_timeout_s), 1..=3_600, "1 s to an hour"),
+            ("pop3.idle_timeout_s", Some(self.pop3.idle_timeout_s), 1..=86_400, "1 s to a day"),
+            ("pop3.login_timeout_s", Some(self.pop3.login_timeout_s), 1..=3_600, "1 s to an hour"),
             ("lmtp.idle_timeout_s", Some(self.lmtp.idle_timeout_s), 1..=86_400, "1 s to a day"),
             ("lmtp.recipients", Some(self.lmtp.recipients as u64), 100..=100_000, "100 to 100,000"),
             ("server.workers", Some(self.server.workers as u64), 0..=1024, "0 (one per core) to 1024"),
@@ -304,6 +322,9 @@ mod tests {
             "limits.connections_per_address",
             "imap.idle_timeout_s",
             "imap.login_timeout_s",
+            "pop3.idle_timeout_s",
+            "pop3.login_timeout_s",
+            "pop3.marks_seen",
             "lmtp.idle_timeout_s",
             "lmtp.recipients",
             "store.shards",

@@ -17,11 +17,15 @@ pub const RECIPIENTS: usize = 1_000;
 pub const IMAP_IDLE_S: u64 = 30 * 60;
 /// RFC 5321, 4.5.3.2.7: at least 5 minutes.
 pub const LMTP_IDLE_S: u64 = 5 * 60;
+/// RFC 1939, 3: at least 10 minutes.
+pub const POP3_IDLE_S: u64 = 10 * 60;
 /// How long a client may take to log in.
 pub const LOGIN_S: u64 = 60;
 
 /// Bad commands after which an IMAP connection is closed: what sends so many is no mail client.
 pub const BAD_COMMANDS_MAX: u8 = 50;
+/// Bad commands after which a POP3 connection is closed.
+pub const POP3_ERRORS_MAX: u32 = 50;
 /// Failed logins after which a connection is closed.
 pub const LOGIN_FAILURES_MAX: u8 = 5;
 /// Bad LMTP commands after which a connection is closed.

@@ -14,6 +14,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Service {
     Imap,
+    Pop3,
     Lmtp,
 }
 
@@ -21,6 +22,7 @@ impl Service {
     pub fn name(self) -> &'static str {
         match self {
             Self::Imap => "imap",
+            Self::Pop3 => "pop3",
             Self::Lmtp => "lmtp",
         }
     }
@@ -44,7 +46,7 @@ pub struct Listen {
 pub enum ListenError {
     #[error("a listener is SERVICE=ADDR:PORT or SERVICE=unix:PATH, for example imap=127.0.0.1:1143, and not {0:?}")]
     Form(String),
-    #[error("{0} is not served yet: this version serves imap and lmtp")]
+    #[error("{0} is not served yet: this version serves imap, pop3 and lmtp")]
     NotYet(String),
     #[error("{0:?} is no service: there are imap, imaps, pop3, pop3s, lmtp, smtp and smtps")]
     Service(String),
@@ -60,7 +62,8 @@ impl FromStr for Listen {
         let service = match service {
             "imap" => Service::Imap,
             "lmtp" => Service::Lmtp,
-            "imaps" | "pop3" | "pop3s" | "smtp" | "smtps" => return Err(ListenError::NotYet(service.to_owned())),
+            "pop3" => Service::Pop3,
+            "imaps" | "pop3s" | "smtp" | "smtps" => return Err(ListenError::NotYet(service.to_owned())),
             _ => return Err(ListenError::Service(service.to_owned())),
         };
         let place = match place.strip_prefix("unix:") {
@@ -173,7 +176,7 @@ mod tests {
     #[test]
     fn what_is_not_served_yet_is_said_so() {
         let error = |text: &str| text.parse::<Listen>().unwrap_err().to_string();
-        for service in ["imaps", "pop3", "pop3s", "smtp", "smtps"] {
+        for service in ["imaps", "pop3s", "smtp", "smtps"] {
             assert!(error(&format!("{service}=127.0.0.1:1")).contains(&format!("{service} is not served yet")));
         }
         assert!(error("gopher=127.0.0.1:70").contains("no service"));

@@ -12,8 +12,10 @@ mod limits;
 mod listen;
 mod lmtp;
 mod lock;
+mod login;
 mod node;
 mod password;
+mod pop3;
 mod serve;
 mod users;
 

@@ -1,7 +1,7 @@
 //! What the workers share ([`Node`]), and what belongs to one of them ([`Context`]).
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use posthaste_engine::format::frame::Packer;
+use posthaste_engine::ids::AccountId;
 use posthaste_engine::io::real::{IoKind, RealIo};
 use posthaste_engine::node::{Cluster as EngineCluster, Worker as EngineWorker};
 use posthaste_engine::shard::Shard as EngineShard;
@@ -66,6 +67,7 @@ pub struct Node {
     pub config: Config,
     io: IoKind,
     pub lmtp: Arc<posthaste_smtp::Config>,
+    pub pop3: Arc<posthaste_pop3::Config>,
     pub cluster: Arc<Cluster>,
     pub passwords: Passwords,
     pub counters: Counters,
@@ -88,8 +90,13 @@ impl Node {
             errors_max: limits::LMTP_ERRORS_MAX,
             ..posthaste_smtp::Config::lmtp(config.server.host_name.clone())
         };
+        let pop3 = posthaste_pop3::Config {
+            errors_max: limits::POP3_ERRORS_MAX,
+            ..posthaste_pop3::Config::new(config.server.host_name.clone())
+        };
         Arc::new(Self {
             lmtp: Arc::new(lmtp),
+            pop3: Arc::new(pop3),
             config,
             io,
             cluster,
@@ -231,6 +238,8 @@ pub struct Context {
     buffers: RefCell<Vec<Vec<u8>>>,
     /// Receive buffers that waiting connections hold.
     pub buffers_held: Cell<usize>,
+    /// Accounts of this worker's shards whose maildrop a POP3 session has.
+    pub maildrops_locked: RefCell<HashSet<AccountId>>,
     connections: RefCell<Connections>,
 }
 
@@ -254,6 +263,7 @@ impl Context {
             ended: Notify::new(),
             buffers: RefCell::default(),
             buffers_held: Cell::new(0),
+            maildrops_locked: RefCell::default(),
             connections: RefCell::default(),
         });
         CONTEXT.set(Some(Rc::clone(&context)));

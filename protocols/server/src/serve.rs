@@ -23,7 +23,7 @@ use crate::connection::Connection;
 use crate::control::{self, Request, Response};
 use crate::listen::{Listen, Place, Service, bind};
 use crate::node::{Cluster, Context, Counters, Node, Phase, Storage, Worker};
-use crate::{imap, limits, lmtp, lock};
+use crate::{imap, limits, lmtp, lock, pop3};
 
 /// Serves until told to stop.
 pub fn serve(data: &Path, mut config: Config) -> Result<(), Box<dyn Error>> {
@@ -378,6 +378,7 @@ fn accepted(context: &Rc<Context>, service: Service, fd: OwnedFd) {
     match Connection::new(context, fd, admission, peer) {
         Ok(connection) => match service {
             Service::Imap => imap::start(context, connection),
+            Service::Pop3 => pop3::start(context, connection),
             Service::Lmtp => lmtp::start(context, connection),
         },
         Err(error) => tracing::warn!(%error, "cannot serve a connection"),
@@ -389,6 +390,7 @@ fn refuse(context: &Rc<Context>, service: Service, fd: OwnedFd, why: &'static st
     const PATIENCE: Duration = Duration::from_secs(5);
     let text = match service {
         Service::Imap => format!("* BYE [UNAVAILABLE] {why}\r\n"),
+        Service::Pop3 => format!("-ERR [SYS/TEMP] {why}\r\n"),
         Service::Lmtp => format!("421 4.3.2 {why}\r\n"),
     };
     if let Ok(socket) = context.io.socket(fd) {

@@ -19,11 +19,11 @@ fn octets(number: usize) -> u64 {
 }
 
 fn maildrop() -> Maildrop {
-    let mut maildrop = Maildrop::new(0xabc);
+    let mut maildrop = Maildrop::default();
     for (number, uid) in [3, 4, 9].into_iter().enumerate() {
         maildrop.push(Message { uid, octets: octets(number) });
     }
-    maildrop
+    maildrop.complete(0xabc)
 }
 
 /// Plays the server: the password is "secret", all else succeeds. Messages are written in pieces of one octet.
@@ -345,9 +345,9 @@ fn long_lists_come_in_parts() {
         input = &input[taken..];
         match event {
             Event::LogIn(_) => {
-                let mut maildrop = Maildrop::new(1);
+                let mut maildrop = Maildrop::default();
                 (1..=100_000).for_each(|uid| maildrop.push(Message { uid, octets: 1000 }));
-                session.open(maildrop, &mut output);
+                session.open(maildrop.complete(1), &mut output);
             }
             Event::Flush => {
                 assert!(output.len() < OUTPUT_BYTES + 100);

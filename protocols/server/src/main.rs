@@ -15,6 +15,7 @@ mod lock;
 mod node;
 mod password;
 mod serve;
+mod tls;
 mod users;
 
 use std::error::Error;

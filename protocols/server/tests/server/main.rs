@@ -4,5 +4,7 @@
 
 mod harness;
 mod imap;
+mod limits;
 mod lmtp;
 mod operation;
+mod tls;

@@ -274,10 +274,26 @@ impl Socket {
     /// # Errors
     /// `TimedOut` after the deadline, ECANCELED after [`Socket::cancel_all`], else the connection's error. Any part of
     /// the buffer may have been sent.
-    pub async fn send_all(&self, mut buffer: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
+    pub async fn send_all(&self, buffer: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
+        self.send_while_taken(buffer, None).await
+    }
+
+    /// As [`Socket::send_all`], with a deadline that moves on whenever the peer has taken something: `patience` is how long it
+    /// may take nothing.
+    ///
+    /// # Errors
+    /// As [`Socket::send_all`].
+    pub async fn send_all_patiently(&self, buffer: Vec<u8>, patience: Duration) -> (io::Result<()>, Vec<u8>) {
+        self.send_while_taken(buffer, Some(patience)).await
+    }
+
+    async fn send_while_taken(&self, mut buffer: Vec<u8>, patience: Option<Duration>) -> (io::Result<()>, Vec<u8>) {
         let sending = Sending::new(&self.descriptor);
         let mut sent = 0;
         while sent < buffer.len() {
+            if let Some(patience) = patience {
+                self.set_deadline(patience);
+            }
             let result = match &self.backend {
                 Backend::Uring { .. } => {
                     let (result, returned) = uring::send(&self.descriptor, buffer, sent).await;

@@ -12,7 +12,8 @@ use crate::listen::Listen;
 /// A first run:
 ///
 ///   posthaste user add me@example.org        makes an account (and the store, if there is none)
-///   posthaste serve --plaintext-auth         serves IMAP on 127.0.0.1:1143 and LMTP on 127.0.0.1:1024
+///   posthaste serve --plaintext-auth         serves IMAP on 127.0.0.1:1143 (with TLS on 1993)
+///                                            and LMTP on 127.0.0.1:1024
 ///
 /// Everything is kept in the data directory. Every configuration key can be given in a TOML file (--config) or alone
 /// (--set); docs/configuration.md describes them.
@@ -73,7 +74,7 @@ pub enum Command {
 pub struct Serve {
     /// SERVICE=ADDR:PORT or SERVICE=unix:PATH, in place of the configured listeners; may be repeated
     ///
-    /// SERVICE is imap or lmtp; imaps, pop3, pop3s, smtp and smtps are not served yet. Port 0 takes a free port, which
+    /// SERVICE is imap, imaps or lmtp; pop3, pop3s, smtp and smtps are not served yet. Port 0 takes a free port, which
     /// is printed.
     #[arg(long, value_name = "SERVICE=WHERE")]
     pub listen: Vec<Listen>,

@@ -2,7 +2,7 @@
 //!
 //! Every key is described in `docs/configuration.md`. Unknown keys are errors, because a misspelt limit is no limit.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use posthaste_engine::io::real::IoKind;
 use posthaste_engine::node::SHARDS_MAX;
@@ -20,6 +20,7 @@ pub struct Config {
     pub pop3: Pop3,
     pub lmtp: Lmtp,
     pub store: Store,
+    pub tls: Tls,
     pub log: Log,
 }
 
@@ -63,6 +64,8 @@ pub struct Limits {
     pub in_flight_bytes: u64,
     pub connections: usize,
     pub connections_per_address: usize,
+    pub connections_per_user: usize,
+    pub send_timeout_s: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -101,6 +104,24 @@ pub struct Store {
     pub reserve_bytes: Option<u64>,
 }
 
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    /// PEM: the server's certificate, then its issuers.
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    pub minimum_version: TlsVersion,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub enum TlsVersion {
+    #[default]
+    #[serde(rename = "1.2")]
+    Tls12,
+    #[serde(rename = "1.3")]
+    Tls13,
+}
+
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
@@ -118,7 +139,7 @@ pub enum Level {
 
 impl Default for Server {
     fn default() -> Self {
-        let listen = ["imap=127.0.0.1:1143", "lmtp=127.0.0.1:1024"];
+        let listen = ["imap=127.0.0.1:1143", "imaps=127.0.0.1:1993", "lmtp=127.0.0.1:1024"];
         Self {
             host_name: host_name(),
             listen: listen.iter().map(|text| text.parse().expect("a listener of our own")).collect(),
@@ -137,6 +158,8 @@ impl Default for Limits {
             in_flight_bytes: limits::IN_FLIGHT_BYTES,
             connections: limits::CONNECTIONS,
             connections_per_address: limits::CONNECTIONS_PER_ADDRESS,
+            connections_per_user: limits::CONNECTIONS_PER_USER,
+            send_timeout_s: limits::SEND_S,
         }
     }
 }
@@ -230,7 +253,7 @@ fn insert(table: &mut toml::Table, key: &str, value: toml::Value) -> Option<()> 
 impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         const MB: u64 = 1 << 20;
-        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 17] = [
+        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 19] = [
             ("limits.message_bytes", Some(self.limits.message_bytes), 64 << 10..=1 << 30, "64 KB to 1 GB"),
             (
                 "limits.mailbox_messages",
@@ -246,6 +269,13 @@ impl Config {
                 1..=10_000_000,
                 "1 to 10,000,000",
             ),
+            (
+                "limits.connections_per_user",
+                Some(self.limits.connections_per_user as u64),
+                1..=10_000_000,
+                "1 to 10,000,000",
+            ),
+            ("limits.send_timeout_s", Some(self.limits.send_timeout_s), 1..=86_400, "1 s to a day"),
             ("imap.idle_timeout_s", Some(self.imap.idle_timeout_s), 1..=86_400, "1 s to a day"),
             ("imap.login_timeout_s", Some(self.imap.login_timeout_s), 1..=3_600, "1 s to an hour"),
             ("pop3.idle_timeout_s", Some(self.pop3.idle_timeout_s), 1..=86_400, "1 s to a day"),
@@ -320,6 +350,8 @@ mod tests {
             "limits.mailbox_messages",
             "limits.connections",
             "limits.connections_per_address",
+            "limits.connections_per_user",
+            "limits.send_timeout_s",
             "imap.idle_timeout_s",
             "imap.login_timeout_s",
             "pop3.idle_timeout_s",
@@ -334,6 +366,9 @@ mod tests {
             "store.message_cache_bytes",
             "store.gather_us",
             "store.reserve_bytes",
+            "tls.certificate",
+            "tls.key",
+            "tls.minimum_version",
             "log.level",
         ] {
             assert!(document.contains(&format!("`{key}`")), "{key}");

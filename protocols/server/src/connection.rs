@@ -1,6 +1,6 @@
-//! A client's connection on one worker: its socket, its deadline, and how it ends when the server stops.
+//! A client's connection on one worker: its socket, TLS, its deadlines, and how it ends when the server stops.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -8,10 +8,13 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
+use posthaste_engine::io::Runtime;
 use posthaste_engine::io::net::{Shutdown, Socket};
 
 use crate::limits;
-use crate::node::{Admission, Context};
+use crate::listen::Protocol;
+use crate::node::{Admission, Context, Counters};
+use crate::tls::{Peer, Tls};
 
 /// Why no more input comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,9 +30,11 @@ pub enum End {
 pub struct Connection {
     socket: Socket,
     context: Rc<Context>,
-    /// Moves with the connection.
-    admission: Admission,
-    peer: Option<IpAddr>,
+    identity: Identity,
+    tls: RefCell<Option<Tls>>,
+    is_tls: Cell<bool>,
+    /// When it came to this worker, on the worker's clock.
+    begun: Duration,
     _listed: Listed,
     /// It waits for a new command: it can be closed without harm.
     at_rest: Cell<bool>,
@@ -37,18 +42,27 @@ pub struct Connection {
     cut: Cell<bool>,
 }
 
+/// What a connection keeps wherever it goes.
+struct Identity {
+    admission: Admission,
+    peer: Option<IpAddr>,
+    /// Names it in the log.
+    id: u64,
+}
+
 /// A connection on its way to another worker.
 pub struct Moving {
     fd: OwnedFd,
-    admission: Admission,
-    peer: Option<IpAddr>,
+    identity: Identity,
+    tls: Option<Tls>,
 }
 
 impl Connection {
     /// # Errors
     /// The descriptor cannot be waited for.
     pub fn new(context: &Rc<Context>, fd: OwnedFd, admission: Admission, peer: Option<IpAddr>) -> io::Result<Rc<Self>> {
-        Self::arrive(context, Moving { fd, admission, peer })
+        let identity = Identity { admission, peer, id: context.node.next_connection() };
+        Self::arrive(context, Moving { fd, identity, tls: None })
     }
 
     /// Takes a connection that comes from another worker.
@@ -56,13 +70,15 @@ impl Connection {
     /// # Errors
     /// The descriptor cannot be waited for.
     pub fn arrive(context: &Rc<Context>, moving: Moving) -> io::Result<Rc<Self>> {
-        let Moving { fd, admission, peer } = moving;
+        let Moving { fd, identity, tls } = moving;
         let socket = context.io.socket(fd)?;
         Ok(Rc::new_cyclic(|connection| Self {
             socket,
             context: Rc::clone(context),
-            admission,
-            peer,
+            identity,
+            is_tls: Cell::new(tls.is_some()),
+            tls: RefCell::new(tls),
+            begun: context.io.now(),
             _listed: Listed { number: context.register(connection.clone()), context: Rc::clone(context) },
             at_rest: Cell::new(false),
             cut: Cell::new(false),
@@ -72,27 +88,148 @@ impl Connection {
     /// Takes the connection off this worker. `None` if it ended meanwhile, or others hold on to it.
     pub async fn depart(self: Rc<Self>) -> Option<Moving> {
         let connection = Rc::into_inner(self)?;
-        let Self { socket, admission, peer, .. } = connection;
+        let Self { socket, identity, tls, .. } = connection;
         let fd = socket.into_fd().await.ok()?;
-        Some(Moving { fd, admission, peer })
+        Some(Moving { fd, identity, tls: tls.into_inner() })
     }
 
     pub fn peer(&self) -> Option<IpAddr> {
-        self.peer
+        self.identity.peer
     }
 
-    /// Waits for input. It takes no bytes and may be dropped.
+    /// Names this connection in the log, over its moves.
+    pub fn id(&self) -> u64 {
+        self.identity.id
+    }
+
+    pub fn is_tls(&self) -> bool {
+        self.is_tls.get()
+    }
+
+    /// Whether a password may be asked for: nobody else can read it, or the operator has decided so (RFC 9051, 6.2.3).
+    pub fn allows_passwords(&self) -> bool {
+        self.is_tls() || self.context.node.config.server.plaintext_auth
+    }
+
+    /// Counts it among those of an account. It counts once, whatever the number of calls.
+    ///
+    /// # Errors
+    /// Which limit it would exceed.
+    pub fn admit_user(&self, account: u64) -> Result<(), &'static str> {
+        self.identity.admission.admit_user(account)
+    }
+
+    /// What is left of `limit` since the connection came. The time of the last wait of those who do not get done.
+    pub fn time_left(&self, limit: Duration) -> Duration {
+        limit.saturating_sub(self.context.io.now() - self.begun).max(Duration::from_millis(1))
+    }
+
+    /// Does the handshake of TLS. The caller has sent all it had to say in the clear, and forgets all that it has received:
+    /// what a client has really said, it says again under TLS (RFC 3501, 6.2.1; RFC 3207, 4.2; RFC 2595, 4).
+    ///
+    /// # Errors
+    /// The handshake failed, and the client has been told why; or it took too long.
+    pub async fn start_tls(&self, protocol: Protocol) -> Result<(), End> {
+        let node = &self.context.node;
+        let result = Box::pin(self.shake_hands(protocol)).await;
+        match &result {
+            Ok(tls) => {
+                Counters::add(&node.counters.tls_handshakes, 1);
+                if tls.is_resumed() {
+                    Counters::add(&node.counters.tls_resumptions, 1);
+                }
+                tracing::debug!(session = self.id(), peer = ?self.peer(), protocol = tls.describe(), "TLS begins");
+            }
+            Err(_) => Counters::add(&node.counters.tls_failures, 1),
+        }
+        self.tls.replace(Some(result?));
+        self.is_tls.set(true);
+        Ok(())
+    }
+
+    async fn shake_hands(&self, protocol: Protocol) -> Result<Tls, End> {
+        let failed = |error: rustls::Error| {
+            tracing::info!(session = self.id(), peer = ?self.peer(), %error, "a TLS handshake failed");
+            End::Closed
+        };
+        let mut tls = self.context.node.tls.accept(protocol).map_err(failed)?;
+        let begun = self.context.io.now();
+        let mut buffer = self.context.take_buffer();
+        let result = loop {
+            buffer.clear();
+            let left = limits::TLS_HANDSHAKE.saturating_sub(self.context.io.now() - begun);
+            if left.is_zero() {
+                break Err(End::TimedOut);
+            }
+            if let Err(end) = self.receive_raw(&mut buffer, left, true).await {
+                break Err(end);
+            }
+            let progress = tls.shake_hands(&buffer);
+            // Alerts as well as the next step.
+            buffer.clear();
+            tls.write_to(&mut buffer);
+            let sent = self.send_raw(&mut buffer, left).await;
+            match progress {
+                Ok(false) if sent.is_ok() => {}
+                Ok(true) => break sent,
+                Ok(false) => break Err(End::Closed),
+                Err(error) => break Err(failed(error)),
+            }
+        };
+        self.context.give_buffer(buffer);
+        result.map(|()| tls)
+    }
+
+    /// Waits for input. It takes no bytes and may be dropped. Under TLS, what comes then need not be anything that the client
+    /// says: see [`Connection::input_once`].
     ///
     /// `at_rest`: nothing has begun, so that a server that stops need not wait for this client.
     pub async fn readable(&self, timeout: Duration, at_rest: bool) -> Result<(), End> {
+        if self.tls.borrow().as_ref().is_some_and(Tls::has_early) {
+            return Ok(());
+        }
         self.begin_wait(timeout, at_rest)?;
         let result = self.socket.readable().await;
         self.at_rest.set(false);
         result.map_err(|error| self.end_of(&error))
     }
 
+    /// Waits for input and receives it. A client at rest keeps its buffer only while few do; the others wait without one.
+    pub async fn input(&self, buffer: &mut Vec<u8>, timeout: Duration, at_rest: bool) -> Result<(), End> {
+        while !self.input_once(buffer, timeout, at_rest).await? {}
+        Ok(())
+    }
+
+    /// As [`Connection::input`], but returns, with false, also if something came that says nothing: a part of a TLS record, or a
+    /// record of TLS itself.
+    pub async fn input_once(&self, buffer: &mut Vec<u8>, timeout: Duration, at_rest: bool) -> Result<bool, End> {
+        let held = &self.context.buffers_held;
+        if at_rest && buffer.is_empty() && held.get() >= limits::INPUT_BUFFERS_HELD {
+            self.context.give_buffer(std::mem::take(buffer));
+            self.readable(timeout, true).await?;
+        }
+        held.set(held.get() + 1);
+        let result = if self.is_tls() {
+            Box::pin(self.receive_tls(buffer, timeout, at_rest)).await
+        } else {
+            self.make_room(buffer);
+            self.receive_raw(buffer, timeout, at_rest).await.map(|()| true)
+        };
+        held.set(held.get() - 1);
+        result
+    }
+
+    fn make_room(&self, buffer: &mut Vec<u8>) {
+        if buffer.capacity() == 0 {
+            *buffer = self.context.take_buffer();
+        }
+        if buffer.capacity() == buffer.len() {
+            buffer.reserve(limits::INPUT_BYTES);
+        }
+    }
+
     /// Receives into the buffer's spare room, which must be there. To be awaited to its end.
-    pub async fn receive(&self, buffer: &mut Vec<u8>, timeout: Duration, at_rest: bool) -> Result<(), End> {
+    async fn receive_raw(&self, buffer: &mut Vec<u8>, timeout: Duration, at_rest: bool) -> Result<(), End> {
         self.begin_wait(timeout, at_rest)?;
         let (result, returned) = self.socket.receive(std::mem::take(buffer)).await;
         *buffer = returned;
@@ -104,35 +241,81 @@ impl Connection {
         }
     }
 
-    /// Waits for input and receives it. A client at rest keeps its buffer only while few do; the others wait without one.
-    pub async fn input(&self, buffer: &mut Vec<u8>, timeout: Duration, at_rest: bool) -> Result<(), End> {
-        let held = &self.context.buffers_held;
-        if at_rest && buffer.is_empty() && held.get() >= limits::INPUT_BUFFERS_HELD {
-            self.context.give_buffer(std::mem::take(buffer));
-            self.readable(timeout, true).await?;
+    /// Receives once, and decrypts. Whether the client said anything. To be awaited to its end.
+    async fn receive_tls(&self, buffer: &mut Vec<u8>, timeout: Duration, at_rest: bool) -> Result<bool, End> {
+        let before = buffer.len();
+        let mut ciphertext = Vec::new();
+        let mut result = Ok(Peer::Open);
+        if let Some(tls) = self.tls.borrow_mut().as_mut().filter(|tls| tls.has_early()) {
+            tls.take_early(buffer);
+            return Ok(true);
         }
-        if buffer.capacity() == 0 {
-            *buffer = self.context.take_buffer();
+        self.make_room(&mut ciphertext);
+        let received = self.receive_raw(&mut ciphertext, timeout, at_rest).await;
+        let mut answer = Vec::new();
+        if let (Ok(()), Some(tls)) = (received, self.tls.borrow_mut().as_mut()) {
+            if buffer.capacity() == 0 {
+                *buffer = self.context.take_buffer();
+            }
+            result = tls.take(&ciphertext, buffer);
+            if matches!(result, Ok(Peer::Closed)) && buffer.len() == before {
+                tls.close(&mut answer);
+            }
+            tls.write_to(&mut answer);
         }
-        if buffer.capacity() == buffer.len() {
-            buffer.reserve(limits::INPUT_BYTES);
+        self.context.give_buffer(ciphertext);
+        received?;
+        if !answer.is_empty() {
+            self.send_raw(&mut answer, timeout).await?;
         }
-        held.set(held.get() + 1);
-        let result = self.receive(buffer, timeout, at_rest).await;
-        held.set(held.get() - 1);
-        result
+        match result {
+            _ if buffer.len() > before => Ok(true),
+            Ok(Peer::Open) => Ok(false),
+            Ok(Peer::Closed) => Err(End::Closed),
+            Err(error) => {
+                tracing::info!(session = self.id(), peer = ?self.peer(), %error, "TLS ends");
+                Err(End::Closed)
+            }
+        }
     }
 
     /// Sends all of the buffer and leaves it empty, with its memory.
     ///
     /// # Errors
     /// The client has gone, or takes nothing.
-    pub async fn send(&self, buffer: &mut Vec<u8>, timeout: Duration) -> Result<(), End> {
+    pub async fn send(&self, buffer: &mut Vec<u8>) -> Result<(), End> {
+        self.send_within(buffer, Duration::from_secs(self.context.node.config.limits.send_timeout_s)).await
+    }
+
+    async fn send_within(&self, buffer: &mut Vec<u8>, timeout: Duration) -> Result<(), End> {
         if buffer.is_empty() {
             return Ok(());
         }
-        self.socket.set_deadline(timeout);
-        let (result, mut returned) = self.socket.send_all(std::mem::take(buffer)).await;
+        if self.is_tls() {
+            return Box::pin(self.send_tls(buffer, timeout)).await;
+        }
+        self.send_raw(buffer, timeout).await
+    }
+
+    async fn send_tls(&self, buffer: &mut Vec<u8>, timeout: Duration) -> Result<(), End> {
+        let mut ciphertext = self.context.take_buffer();
+        let mut result = Ok(());
+        for piece in buffer.chunks(limits::OUTPUT_BYTES) {
+            if let Some(tls) = self.tls.borrow_mut().as_mut() {
+                tls.encrypt(piece, &mut ciphertext);
+            }
+            result = self.send_raw(&mut ciphertext, timeout).await;
+            if result.is_err() {
+                break;
+            }
+        }
+        self.context.give_buffer(ciphertext);
+        buffer.clear();
+        result
+    }
+
+    async fn send_raw(&self, buffer: &mut Vec<u8>, timeout: Duration) -> Result<(), End> {
+        let (result, mut returned) = self.socket.send_all_patiently(std::mem::take(buffer), timeout).await;
         returned.clear();
         *buffer = returned;
         result.map_err(|_| End::Closed)
@@ -143,12 +326,20 @@ impl Connection {
     pub async fn finish(&self, mut output: Vec<u8>) {
         const PATIENCE: Duration = Duration::from_secs(2);
         const DROPPED_BYTES_MAX: usize = 1 << 20;
-        if self.send(&mut output, PATIENCE).await.is_err() || self.socket.shutdown(Shutdown::Write).is_err() {
+        let mut sent = self.send_within(&mut output, PATIENCE).await;
+        let mut farewell = Vec::new();
+        if let Some(tls) = self.tls.borrow_mut().as_mut() {
+            tls.close(&mut farewell);
+        }
+        if sent.is_ok() && !farewell.is_empty() {
+            sent = self.send_raw(&mut farewell, PATIENCE).await;
+        }
+        if sent.is_err() || self.socket.shutdown(Shutdown::Write).is_err() {
             return;
         }
         let mut buffer = self.context.take_buffer();
         let mut dropped = 0;
-        while dropped < DROPPED_BYTES_MAX && self.receive(&mut buffer, PATIENCE, true).await.is_ok() {
+        while dropped < DROPPED_BYTES_MAX && self.receive_raw(&mut buffer, PATIENCE, true).await.is_ok() {
             dropped += buffer.len();
             buffer.clear();
         }

@@ -19,8 +19,14 @@ pub const IMAP_IDLE_S: u64 = 30 * 60;
 pub const LMTP_IDLE_S: u64 = 5 * 60;
 /// RFC 1939, 3: at least 10 minutes.
 pub const POP3_IDLE_S: u64 = 10 * 60;
-/// How long a client may take to log in.
+/// How long a client may take to log in, from its first moment on.
 pub const LOGIN_S: u64 = 60;
+/// A client that takes nothing of what it asked for is closed after so long.
+pub const SEND_S: u64 = 300;
+/// How long the handshake of TLS may take.
+pub const TLS_HANDSHAKE: Duration = Duration::from_secs(30);
+/// Connections of one account that have logged in. Mail clients open some five each.
+pub const CONNECTIONS_PER_USER: usize = 100;
 
 /// Bad commands after which an IMAP connection is closed: what sends so many is no mail client.
 pub const BAD_COMMANDS_MAX: u8 = 50;

@@ -11,20 +11,55 @@ use std::str::FromStr;
 use serde::Deserialize;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+/// What is spoken. Its name is also that of ALPN (RFC 7301), for those that have one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Service {
+pub enum Protocol {
     Imap,
     Pop3,
     Lmtp,
 }
 
-impl Service {
+impl Protocol {
     pub fn name(self) -> &'static str {
         match self {
             Self::Imap => "imap",
             Self::Pop3 => "pop3",
             Self::Lmtp => "lmtp",
         }
+    }
+}
+
+/// A protocol, and whether TLS begins with the connection (RFC 8314, 3) or when the client asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Service {
+    pub protocol: Protocol,
+    pub implicit_tls: bool,
+}
+
+impl Service {
+    pub fn name(self) -> &'static str {
+        match (self.protocol, self.implicit_tls) {
+            (Protocol::Imap, true) => "imaps",
+            (Protocol::Pop3, true) => "pop3s",
+            (protocol, _) => protocol.name(),
+        }
+    }
+}
+
+impl FromStr for Service {
+    type Err = ListenError;
+
+    fn from_str(name: &str) -> Result<Self, ListenError> {
+        let (protocol, implicit_tls) = match name {
+            "imap" => (Protocol::Imap, false),
+            "imaps" => (Protocol::Imap, true),
+            "pop3" => (Protocol::Pop3, false),
+            "pop3s" => (Protocol::Pop3, true),
+            "lmtp" => (Protocol::Lmtp, false),
+            "smtp" | "smtps" => return Err(ListenError::NotYet(name.to_owned())),
+            _ => return Err(ListenError::Service(name.to_owned())),
+        };
+        Ok(Self { protocol, implicit_tls })
     }
 }
 
@@ -46,7 +81,7 @@ pub struct Listen {
 pub enum ListenError {
     #[error("a listener is SERVICE=ADDR:PORT or SERVICE=unix:PATH, for example imap=127.0.0.1:1143, and not {0:?}")]
     Form(String),
-    #[error("{0} is not served yet: this version serves imap, pop3 and lmtp")]
+    #[error("{0} is not served yet: this version serves imap, imaps, pop3, pop3s and lmtp")]
     NotYet(String),
     #[error("{0:?} is no service: there are imap, imaps, pop3, pop3s, lmtp, smtp and smtps")]
     Service(String),
@@ -59,13 +94,7 @@ impl FromStr for Listen {
 
     fn from_str(text: &str) -> Result<Self, ListenError> {
         let (service, place) = text.split_once('=').ok_or_else(|| ListenError::Form(text.to_owned()))?;
-        let service = match service {
-            "imap" => Service::Imap,
-            "lmtp" => Service::Lmtp,
-            "pop3" => Service::Pop3,
-            "imaps" | "pop3s" | "smtp" | "smtps" => return Err(ListenError::NotYet(service.to_owned())),
-            _ => return Err(ListenError::Service(service.to_owned())),
-        };
+        let service = service.parse()?;
         let place = match place.strip_prefix("unix:") {
             Some("") => return Err(ListenError::Form(text.to_owned())),
             Some(path) => Place::Unix(path.into()),
@@ -176,7 +205,7 @@ mod tests {
     #[test]
     fn what_is_not_served_yet_is_said_so() {
         let error = |text: &str| text.parse::<Listen>().unwrap_err().to_string();
-        for service in ["imaps", "pop3s", "smtp", "smtps"] {
+        for service in ["smtp", "smtps"] {
             assert!(error(&format!("{service}=127.0.0.1:1")).contains(&format!("{service} is not served yet")));
         }
         assert!(error("gopher=127.0.0.1:70").contains("no service"));
@@ -199,7 +228,7 @@ mod tests {
     #[test]
     fn a_unix_socket_that_was_left_behind_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
-        let listen = Listen { service: Service::Lmtp, place: Place::Unix(directory.path().join("lmtp")) };
+        let listen = Listen { service: "lmtp".parse().unwrap(), place: Place::Unix(directory.path().join("lmtp")) };
         let bound = bind(&listen, 2).unwrap();
         assert_eq!(bound.sockets.len(), 1);
         assert_eq!(bind(&listen, 2).err().unwrap().kind(), io::ErrorKind::AddrInUse, "someone is there");

@@ -123,7 +123,7 @@ impl Lmtp {
             self.reservation = None;
             self.expected.clear();
         }
-        self.connection.send(&mut self.output, timeout).await?;
+        self.connection.send(&mut self.output).await?;
         let at_rest = self.session.is_idle();
         if at_rest {
             self.output.shrink_to(512);

@@ -16,6 +16,8 @@ pub enum LogIn {
     Wrong,
     /// The password is right, and the user may not act as the other.
     NotAs,
+    /// The password is right, and a limit would be exceeded: this one.
+    Refused(&'static str),
 }
 
 /// Checks the password of `user`, who wants to act as `authorize`. A password that was not right before costs some 20 ms,
@@ -41,17 +43,22 @@ pub async fn log_in(
         };
         context.io.offload(verify).await
     };
+    let (session, peer) = (connection.id(), connection.peer());
     match account.filter(|_| right) {
         // Trap 8: nobody may act as somebody else yet.
         Some(account) if accounts::login_key(authorize) == account.name => {
+            if let Err(why) = connection.admit_user(account.account.0) {
+                tracing::info!(session, user = name, ?peer, why, "refused a login");
+                return LogIn::Refused(why);
+            }
             Counters::add(&node.counters.logins, 1);
-            tracing::debug!(user = name, "logged in");
+            tracing::debug!(session, user = name, ?peer, "logged in");
             LogIn::Yes(account)
         }
         Some(_) => LogIn::NotAs,
         None => {
             Counters::add(&node.counters.failed_logins, 1);
-            tracing::info!(user = name, peer = ?connection.peer(), "a login failed");
+            tracing::info!(session, user = name, ?peer, "a login failed");
             LogIn::Wrong
         }
     }

@@ -17,6 +17,7 @@ mod node;
 mod password;
 mod pop3;
 mod serve;
+mod tls;
 mod users;
 
 use std::error::Error;

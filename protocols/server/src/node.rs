@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -21,6 +22,7 @@ use crate::config::Config;
 use crate::connection::Connection;
 use crate::limits;
 use crate::password::Passwords;
+use crate::tls::TlsServer;
 
 pub type Storage = Local<RealIo>;
 pub type Cluster = EngineCluster<Storage>;
@@ -48,6 +50,9 @@ pub enum Phase {
 pub struct Counters {
     pub accepted: AtomicU64,
     pub refused: AtomicU64,
+    pub tls_handshakes: AtomicU64,
+    pub tls_resumptions: AtomicU64,
+    pub tls_failures: AtomicU64,
     pub logins: AtomicU64,
     pub failed_logins: AtomicU64,
     pub messages_received: AtomicU64,
@@ -70,6 +75,7 @@ pub struct Node {
     pub pop3: Arc<posthaste_pop3::Config>,
     pub cluster: Arc<Cluster>,
     pub passwords: Passwords,
+    pub tls: TlsServer,
     pub counters: Counters,
     pub started: Instant,
     pub phase: watch::Sender<Phase>,
@@ -78,12 +84,15 @@ pub struct Node {
     connections: AtomicUsize,
     /// Connections of each address but the loopback ones.
     addresses: Mutex<HashMap<IpAddr, usize>>,
+    /// Connections of each account that has logged in.
+    users: Mutex<HashMap<u64, usize>>,
     in_flight_bytes: AtomicU64,
     transactions: AtomicU64,
+    connections_ever: AtomicU64,
 }
 
 impl Node {
-    pub fn new(config: Config, io: IoKind, cluster: Arc<Cluster>) -> Arc<Self> {
+    pub fn new(config: Config, io: IoKind, cluster: Arc<Cluster>, tls: TlsServer) -> Arc<Self> {
         let lmtp = posthaste_smtp::Config {
             message_bytes_max: config.limits.message_bytes,
             recipients_max: config.lmtp.recipients,
@@ -101,14 +110,17 @@ impl Node {
             io,
             cluster,
             passwords: Passwords::new(),
+            tls,
             counters: Counters::default(),
             started: Instant::now(),
             phase: watch::Sender::new(Phase::Starting),
             drained: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             addresses: Mutex::default(),
+            users: Mutex::default(),
             in_flight_bytes: AtomicU64::new(0),
             transactions: AtomicU64::new(0),
+            connections_ever: AtomicU64::new(0),
         })
     }
 
@@ -127,6 +139,11 @@ impl Node {
     /// A name for a transaction, for its Received fields and the log.
     pub fn next_transaction(&self) -> u64 {
         self.transactions.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A name for a connection in the log.
+    pub fn next_connection(&self) -> u64 {
+        self.connections_ever.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Moves on to a phase, never back.
@@ -148,18 +165,14 @@ impl Node {
         // A load balancer or a local MTA is on the loopback address, and is many clients.
         let counted = peer.filter(|address| !address.is_loopback());
         let open = self.connections.fetch_add(1, Ordering::Relaxed);
-        let mut admission = Admission { node: Arc::clone(self), peer: None };
+        let mut admission = Admission { node: Arc::clone(self), peer: None, user: Cell::new(None) };
         if open >= self.config.limits.connections {
             return Err("Too many connections to this server, try again later");
         }
         if let Some(address) = counted {
-            let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-            let open = addresses.entry(address).or_insert(0);
-            if *open >= self.config.limits.connections_per_address {
+            if !count(&self.addresses, address, self.config.limits.connections_per_address) {
                 return Err("Too many connections from your address");
             }
-            *open += 1;
-            drop(addresses);
             admission.peer = Some(address);
         }
         Ok(admission)
@@ -172,24 +185,59 @@ impl Node {
     }
 }
 
+/// Counts one more, unless there are `limit` already.
+fn count<K: Eq + Hash>(counts: &Mutex<HashMap<K, usize>>, key: K, limit: usize) -> bool {
+    let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = counts.entry(key).or_insert(0);
+    let room = *count < limit;
+    *count += usize::from(room);
+    room
+}
+
+fn uncount<K: Eq + Hash>(counts: &Mutex<HashMap<K, usize>>, key: &K) {
+    let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
 /// A connection that counts for the limits, until dropped.
 pub struct Admission {
     node: Arc<Node>,
     /// Only where connections of an address are counted.
     peer: Option<IpAddr>,
+    /// The account that has logged in.
+    user: Cell<Option<u64>>,
+}
+
+impl Admission {
+    /// Counts it among the connections of an account, once.
+    ///
+    /// # Errors
+    /// Which limit it would exceed.
+    pub fn admit_user(&self, account: u64) -> Result<(), &'static str> {
+        if self.user.get().is_some() {
+            return Ok(());
+        }
+        if !count(&self.node.users, account, self.node.config.limits.connections_per_user) {
+            return Err("Too many connections of this user");
+        }
+        self.user.set(Some(account));
+        Ok(())
+    }
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
         self.node.connections.fetch_sub(1, Ordering::Relaxed);
         if let Some(peer) = self.peer {
-            let mut addresses = self.node.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(open) = addresses.get_mut(&peer) {
-                *open -= 1;
-                if *open == 0 {
-                    addresses.remove(&peer);
-                }
-            }
+            uncount(&self.node.addresses, &peer);
+        }
+        if let Some(user) = self.user.get() {
+            uncount(&self.node.users, &user);
         }
     }
 }

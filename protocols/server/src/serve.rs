@@ -21,8 +21,9 @@ use posthaste_engine::storage::local::Local;
 use crate::config::{Config, Level};
 use crate::connection::Connection;
 use crate::control::{self, Request, Response};
-use crate::listen::{Listen, Place, Service, bind};
+use crate::listen::{Listen, Place, Protocol, Service, bind};
 use crate::node::{Cluster, Context, Counters, Node, Phase, Storage, Worker};
+use crate::tls::TlsServer;
 use crate::{imap, limits, lmtp, lock, pop3};
 
 /// Serves until told to stop.
@@ -52,12 +53,13 @@ pub fn serve(data: &Path, mut config: Config) -> Result<(), Box<dyn Error>> {
         }
         listening.push(bound.listen);
     }
+    let tls = TlsServer::load(data, &config.tls, &config.server.host_name)?;
     let superblock = run_worker(kind, data.to_owned(), None, async |io| {
         open_superblock(&Local::new(io), shards_at_creation(&config, &cores)).await
     })??;
     let (cluster, seats) = Cluster::new(superblock, workers);
     let store = store_config(&config, superblock.shards);
-    let node = Node::new(config, kind, Arc::clone(&cluster));
+    let node = Node::new(config, kind, Arc::clone(&cluster), tls);
     let (opened, opening) = mpsc::channel();
     let mut threads = Vec::new();
     for (index, (seat, sockets)) in seats.into_iter().zip(sockets).enumerate() {
@@ -376,22 +378,37 @@ fn accepted(context: &Rc<Context>, service: Service, fd: OwnedFd) {
     };
     Counters::add(&counters.accepted, 1);
     match Connection::new(context, fd, admission, peer) {
-        Ok(connection) => match service {
-            Service::Imap => imap::start(context, connection),
-            Service::Pop3 => pop3::start(context, connection),
-            Service::Lmtp => lmtp::start(context, connection),
-        },
+        Ok(connection) if service.implicit_tls => {
+            let of_task = Rc::clone(context);
+            context.io.spawn(async move {
+                if connection.start_tls(service.protocol).await.is_ok() {
+                    begin(&of_task, service.protocol, connection);
+                }
+            });
+        }
+        Ok(connection) => begin(context, service.protocol, connection),
         Err(error) => tracing::warn!(%error, "cannot serve a connection"),
     }
 }
 
-/// Says why, as far as the client will listen.
+fn begin(context: &Rc<Context>, protocol: Protocol, connection: Rc<Connection>) {
+    match protocol {
+        Protocol::Imap => imap::start(context, connection),
+        Protocol::Pop3 => pop3::start(context, connection),
+        Protocol::Lmtp => lmtp::start(context, connection),
+    }
+}
+
+/// Says why, as far as the client will listen: not to one that wants TLS first.
 fn refuse(context: &Rc<Context>, service: Service, fd: OwnedFd, why: &'static str) {
     const PATIENCE: Duration = Duration::from_secs(5);
-    let text = match service {
-        Service::Imap => format!("* BYE [UNAVAILABLE] {why}\r\n"),
-        Service::Pop3 => format!("-ERR [SYS/TEMP] {why}\r\n"),
-        Service::Lmtp => format!("421 4.3.2 {why}\r\n"),
+    if service.implicit_tls {
+        return;
+    }
+    let text = match service.protocol {
+        Protocol::Imap => format!("* BYE [UNAVAILABLE] {why}\r\n"),
+        Protocol::Pop3 => format!("-ERR [SYS/TEMP] {why}\r\n"),
+        Protocol::Lmtp => format!("421 4.3.2 {why}\r\n"),
     };
     if let Ok(socket) = context.io.socket(fd) {
         context.io.spawn(async move {

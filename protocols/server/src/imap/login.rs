@@ -8,6 +8,7 @@ use posthaste_imap::{decode_base64, decode_sasl_plain};
 
 use super::{Answer, Failure, Outcome, Owed, Session, Stop};
 use crate::limits;
+use crate::listen::Protocol;
 use crate::login::{LogIn, log_in};
 
 impl Session {
@@ -19,8 +20,9 @@ impl Session {
     /// Only what is whole: a client must be able to build on what it is told.
     fn capabilities(&self, logged_in: bool) -> String {
         if !logged_in {
-            let auth = if self.context.node.config.server.plaintext_auth { "AUTH=PLAIN" } else { "LOGINDISABLED" };
-            return format!("IMAP4rev1 LITERAL+ SASL-IR ID ENABLE {auth}");
+            let tls = if self.connection.is_tls() { "" } else { " STARTTLS" };
+            let auth = if self.connection.allows_passwords() { "AUTH=PLAIN" } else { "LOGINDISABLED" };
+            return format!("IMAP4rev1 LITERAL+ SASL-IR ID ENABLE{tls} {auth}");
         }
         format!(
             "IMAP4rev1 LITERAL+ SASL-IR ID ENABLE IDLE NAMESPACE CHILDREN UNSELECT UIDPLUS MOVE CONDSTORE STATUS=SIZE \
@@ -45,6 +47,19 @@ impl Session {
         self.condstore |= condstore;
         write_untagged_text(&mut self.output, "ENABLED", if condstore { "CONDSTORE" } else { "" });
         Answer::ok("Enabled")
+    }
+
+    /// STARTTLS (RFC 3501, 6.2.1). Trap 1: what came in the clear after it is forgotten.
+    pub(super) async fn start_tls(&mut self, tag: &str) -> Result<(), Stop> {
+        if self.user.is_some() || self.connection.is_tls() {
+            self.answer(tag, &Answer::bad("TLS can begin only once, and before the login"));
+            return self.count_bad(Status::Bad);
+        }
+        self.answer(tag, &Answer::ok("Begin TLS now"));
+        self.flush().await?;
+        self.input.clear();
+        self.taken = 0;
+        Ok(self.connection.start_tls(Protocol::Imap).await?)
     }
 
     pub(super) async fn authenticate(&mut self, tag: &str, mechanism: &str, initial: Option<Vec<u8>>) -> Outcome {
@@ -83,10 +98,10 @@ impl Session {
 
     /// RFC 9051, 6.2.3: no passwords in the clear unless the operator wants them.
     fn check_plaintext(&self) -> Result<(), Failure> {
-        if self.context.node.config.server.plaintext_auth {
+        if self.connection.allows_passwords() {
             return Ok(());
         }
-        Err(Answer::no(Some(Code::PrivacyRequired), "No passwords without TLS").into())
+        Err(Answer::no(Some(Code::PrivacyRequired), "No passwords without TLS: use STARTTLS first").into())
     }
 
     /// Logs `user` in, to act as `authorize`.
@@ -94,6 +109,7 @@ impl Session {
         self.check_plaintext()?;
         let account = match log_in(&self.context, &self.connection, authorize, user, password.0).await {
             LogIn::Yes(account) => account,
+            LogIn::Refused(why) => return Ok(Answer::no(Some(Code::Limit), why)),
             LogIn::NotAs => return Ok(Answer::no(Some(Code::AuthorizationFailed), "You cannot act as that user")),
             LogIn::Wrong => {
                 let wrong = Answer::no(Some(Code::AuthenticationFailed), "Wrong user name or password");

@@ -285,7 +285,7 @@ impl Session {
         if at_rest && matches!(self.owed, Some(Owed::Done(_))) {
             self.context.give_buffer(std::mem::take(&mut self.input));
             self.output = Vec::new();
-            self.idle(timeout).await?;
+            return self.idle(timeout).await;
         }
         if at_rest {
             self.output.shrink_to(0);
@@ -293,16 +293,21 @@ impl Session {
         Ok(self.connection.input(&mut self.input, timeout, at_rest).await?)
     }
 
-    /// Tells of changes while the client idles (RFC 2177), until it says something.
+    /// Tells of changes while the client idles (RFC 2177), until it says something, and receives that.
     async fn idle(&mut self, timeout: Duration) -> Result<(), Stop> {
         loop {
             let Some(selected) = &self.selected else {
-                return Ok(self.connection.readable(timeout, true).await?);
+                return Ok(self.connection.input(&mut self.input, timeout, true).await?);
             };
             let mut readable = Ok(());
             let input = async { readable = self.connection.readable(timeout, true).await };
             if first_of(input, selected.view.changed()).await {
-                return Ok(readable?);
+                readable?;
+                if self.connection.input_once(&mut self.input, timeout, true).await? {
+                    return Ok(());
+                }
+                self.context.give_buffer(std::mem::take(&mut self.input));
+                continue;
             }
             Box::pin(self.tell_changes()).await?;
             self.output = Vec::new();
@@ -323,15 +328,17 @@ impl Session {
 
     fn timeout(&self) -> Duration {
         let config = &self.context.node.config.imap;
-        Duration::from_secs(if self.user.is_some() { config.idle_timeout_s } else { config.login_timeout_s })
+        if self.user.is_some() {
+            return Duration::from_secs(config.idle_timeout_s);
+        }
+        self.connection.time_left(Duration::from_secs(config.login_timeout_s))
     }
 
     async fn flush(&mut self) -> Result<(), End> {
         if self.output.is_empty() {
             return Ok(());
         }
-        let timeout = self.timeout();
-        self.connection.send(&mut self.output, timeout).await?;
+        self.connection.send(&mut self.output).await?;
         if self.output.capacity() > 2 * limits::OUTPUT_BYTES {
             self.output = Vec::new();
         }
@@ -370,6 +377,7 @@ impl Session {
                 (tag.into_string(), outcome)
             }
             None => match command::parse(frame, ParseOptions::default()) {
+                Ok(Tagged { tag, command: Command::StartTls }) => return self.start_tls(&tag).await,
                 Ok(Tagged { tag, command }) => {
                     let outcome = self.take_command(&tag, command).await;
                     (tag, outcome)
@@ -429,7 +437,7 @@ impl Session {
                 Err(Failure::Stop(Stop::Over(Some(Answer::ok("Logged out")))))
             }
             Command::Id(_) => Ok(self.identify()),
-            Command::StartTls => Ok(Answer::bad("TLS is not available")),
+            Command::StartTls => unreachable!("it has no other answer than its own"),
             Command::Login { user, password } => self.log_in(&user, &user, password).await,
             Command::Authenticate { mechanism, initial_response } => {
                 self.authenticate(tag, &mechanism, initial_response).await

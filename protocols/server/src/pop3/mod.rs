@@ -27,20 +27,18 @@ use posthaste_pop3::{Code, Credentials, Event, Maildrop, Message, Refusal, Secur
 
 use crate::connection::{Connection, End, Moving, join_all};
 use crate::limits;
+use crate::listen::Protocol;
 use crate::login::{LogIn, log_in};
 use crate::node::{Context, Shard};
 
 /// Starts the session of a new connection.
 pub fn start(context: &Rc<Context>, connection: Rc<Connection>) {
     let mut output = Vec::with_capacity(128);
-    let session = Session::new(Arc::clone(&context.node.pop3), security(context), &mut output);
+    // RFC 5034, 4: no passwords in the clear unless the operator wants them.
+    let security = Security { passwords: connection.allows_passwords(), starttls: !connection.is_tls() };
+    let session = Session::new(Arc::clone(&context.node.pop3), security, &mut output);
     let parked = Parked { session, login_failures: 0, input: Vec::new() };
     context.io.spawn(Pop3::new(Rc::clone(context), connection, parked, output).run(None));
-}
-
-/// RFC 5034, 4: no passwords in the clear unless the operator wants them.
-fn security(context: &Context) -> Security {
-    Security { passwords: context.node.config.server.plaintext_auth, starttls: false }
 }
 
 /// A session on its way to another worker.
@@ -155,10 +153,7 @@ impl Pop3 {
             Event::NeedInput => self.receive().await,
             Event::Flush => self.flush().await,
             Event::LogIn(credentials) => Box::pin(self.log_in(credentials)).await,
-            Event::StartTls => {
-                self.session.refuse(&Refusal::new("TLS is not available"), &mut self.output);
-                Ok(())
-            }
+            Event::StartTls => Box::pin(self.start_tls()).await,
             Event::Retrieve(wanted) => Box::pin(self.retrieve(wanted)).await,
             Event::Update(update) => {
                 Box::pin(self.update(update)).await;
@@ -183,13 +178,26 @@ impl Pop3 {
     }
 
     async fn flush(&mut self) -> Result<(), Stop> {
-        let timeout = self.timeout();
-        Ok(self.connection.send(&mut self.output, timeout).await?)
+        Ok(self.connection.send(&mut self.output).await?)
     }
 
     fn timeout(&self) -> Duration {
         let config = &self.context.node.config.pop3;
-        Duration::from_secs(if self.user.is_some() { config.idle_timeout_s } else { config.login_timeout_s })
+        if self.user.is_some() {
+            return Duration::from_secs(config.idle_timeout_s);
+        }
+        self.connection.time_left(Duration::from_secs(config.login_timeout_s))
+    }
+
+    /// STLS (RFC 2595, 4). Trap 1: what came in the clear after it is forgotten.
+    async fn start_tls(&mut self) -> Result<(), Stop> {
+        self.session.start_tls(&mut self.output);
+        self.flush().await?;
+        self.input.clear();
+        self.taken = 0;
+        self.connection.start_tls(Protocol::Pop3).await?;
+        self.session.tls_started();
+        Ok(())
     }
 
     async fn log_in(&mut self, credentials: Credentials) -> Result<(), Stop> {
@@ -210,6 +218,10 @@ impl Pop3 {
         };
         match result {
             LogIn::Yes(account) => self.enter(account).await,
+            LogIn::Refused(why) => {
+                self.session.refuse(&Refusal::coded(Code::SysTemp, why), &mut self.output);
+                Ok(())
+            }
             LogIn::Wrong => self.log_in_failed(Refusal::coded(Code::Auth, "Wrong user name or password")),
             LogIn::NotAs => self.log_in_failed(Refusal::coded(Code::Auth, "You cannot act as that user")),
         }

@@ -1,12 +1,16 @@
 //! Starts servers and speaks to them.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
 use tempfile::TempDir;
 
 /// Longer than anything here takes, so that a test that waits in vain fails and does not hang.
@@ -102,22 +106,23 @@ impl Store {
 
     pub fn serve_with(&self, options: &[&str]) -> Server {
         let io = std::env::var("POSTHASTE_IO").unwrap_or_else(|_| "uring".to_owned());
-        let arguments =
-            ["serve", "--io", &io, "--workers", "2", "--listen", "imap=127.0.0.1:0", "--listen", "lmtp=127.0.0.1:0"];
+        let mut arguments = vec!["serve", "--io", &io, "--workers", "2"];
+        for listen in
+            ["imap=127.0.0.1:0", "imaps=127.0.0.1:0", "pop3=127.0.0.1:0", "pop3s=127.0.0.1:0", "lmtp=127.0.0.1:0"]
+        {
+            arguments.extend(["--listen", listen]);
+        }
         let mut child = self.command(&arguments).args(options).stdin(Stdio::null()).spawn().expect("starts");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let mut ports = [0; 2];
+        let mut ports = HashMap::new();
         loop {
             match lines.next() {
                 Some(Ok(line)) if line == "ready" => break,
                 Some(Ok(line)) => {
-                    let port = line.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_default();
-                    if line.starts_with("listening imap 127.0.0.1:") {
-                        ports[0] = port;
-                    } else if line.starts_with("listening lmtp 127.0.0.1:") {
-                        ports[1] = port;
-                    } else {
-                        assert!(line.starts_with("listening "), "{line}");
+                    let (service, place) =
+                        line.strip_prefix("listening ").and_then(|rest| rest.split_once(' ')).expect("a listener");
+                    if let Some(port) = place.strip_prefix("127.0.0.1:") {
+                        ports.insert(service.to_owned(), port.parse().expect("a port"));
                     }
                 }
                 _ => {
@@ -126,7 +131,7 @@ impl Store {
                 }
             }
         }
-        Server { child: Some(child), imap: ports[0], lmtp: ports[1] }
+        Server { child: Some(child), ports, certificate: self.data().join("tls/certificate.pem") }
     }
 }
 
@@ -136,13 +141,37 @@ pub fn text(bytes: &[u8]) -> String {
 
 pub struct Server {
     child: Option<Child>,
-    pub imap: u16,
-    pub lmtp: u16,
+    ports: HashMap<String, u16>,
+    certificate: PathBuf,
 }
 
 impl Server {
+    /// The port of a service, by its name.
+    pub fn port(&self, service: &str) -> u16 {
+        self.ports[service]
+    }
+
+    /// What a client needs that trusts this server's certificate, and no other.
+    pub fn client_config(&self) -> ClientConfig {
+        self.client_config_with(rustls::DEFAULT_VERSIONS)
+    }
+
+    pub fn client_config_with(&self, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+        let certificate = CertificateDer::from_pem_file(&self.certificate).expect("the server's certificate");
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate).expect("a certificate");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions);
+        builder.expect("versions").with_root_certificates(roots).with_no_client_auth()
+    }
+
+    /// A connection to a service with implicit TLS.
+    pub fn tls(&self, service: &str) -> Client {
+        Client::new(self.port(service)).into_tls(self.client_config()).expect("a handshake")
+    }
+
     pub fn imap(&self) -> Client {
-        let mut client = Client::new(self.imap);
+        let mut client = Client::new(self.port("imap"));
         assert!(client.line().starts_with("* OK [CAPABILITY IMAP4rev1 "));
         client
     }
@@ -162,7 +191,7 @@ impl Server {
     }
 
     pub fn lmtp(&self) -> Client {
-        let mut client = Client::new(self.lmtp);
+        let mut client = Client::new(self.port("lmtp"));
         assert!(client.line().starts_with("220 "));
         client
     }
@@ -226,9 +255,39 @@ impl Drop for Server {
     }
 }
 
+pub enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
 /// A client that speaks lines.
 pub struct Client {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Stream>,
     tags: u32,
 }
 
@@ -236,11 +295,33 @@ impl Client {
     pub fn new(port: u16) -> Self {
         let stream = TcpStream::connect(("127.0.0.1", port)).expect("connects");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        Self { stream: BufReader::new(stream), tags: 0 }
+        Self { stream: BufReader::new(Stream::Plain(stream)), tags: 0 }
+    }
+
+    /// Begins TLS. What was received in the clear must have been taken.
+    pub fn into_tls(self, config: ClientConfig) -> io::Result<Self> {
+        assert!(self.stream.buffer().is_empty(), "the server said something before TLS");
+        let Stream::Plain(mut stream) = self.stream.into_inner() else { panic!("TLS within TLS") };
+        let name = ServerName::try_from("localhost").expect("a name");
+        let mut session = ClientConnection::new(Arc::new(config), name).expect("a session");
+        while session.is_handshaking() {
+            session.complete_io(&mut stream)?;
+        }
+        let stream = Stream::Tls(Box::new(StreamOwned::new(session, stream)));
+        Ok(Self { stream: BufReader::new(stream), ..self })
+    }
+
+    /// The TLS session.
+    pub fn session(&mut self) -> &mut ClientConnection {
+        match self.stream.get_mut() {
+            Stream::Tls(stream) => &mut stream.conn,
+            Stream::Plain(_) => panic!("no TLS"),
+        }
     }
 
     pub fn send(&mut self, text: &str) {
-        self.stream.get_mut().write_all(text.as_bytes()).expect("sends");
+        let stream = self.stream.get_mut();
+        stream.write_all(text.as_bytes()).and_then(|()| stream.flush()).expect("sends");
     }
 
     /// The next line, without its CRLF; empty at the end of the connection.

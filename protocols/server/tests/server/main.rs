@@ -4,5 +4,8 @@
 
 mod harness;
 mod imap;
+mod limits;
 mod lmtp;
 mod operation;
+mod pop3;
+mod tls;

@@ -110,7 +110,7 @@ fn a_second_process_is_refused() {
     server.imap().ok("NOOP");
     // Nor does another store get the same port.
     let other = Store::new();
-    let error = other.refused(&["serve", "--listen", &format!("imap=127.0.0.1:{}", server.imap)]);
+    let error = other.refused(&["serve", "--listen", &format!("imap=127.0.0.1:{}", server.port("imap"))]);
     assert!(error.contains("cannot listen for imap 127.0.0.1:"), "{error}");
     server.stop();
 }
@@ -173,7 +173,7 @@ fn a_stop_finishes_what_is_in_hand() {
 #[test]
 fn what_is_not_built_says_so() {
     let store = Store::new();
-    for service in ["imaps", "pop3s", "smtp", "smtps"] {
+    for service in ["smtp", "smtps"] {
         let error = store.refused(&["serve", "--listen", &format!("{service}=127.0.0.1:0")]);
         assert!(error.contains(&format!("{service} is not served yet")), "{error}");
     }
@@ -208,15 +208,15 @@ fn too_many_connections_are_told_so() {
     let store = Store::with(&["ann@example.org"]).set("limits.connections=3");
     let server = store.serve();
     let clients: Vec<Client> = (0..3).map(|_| server.imap()).collect();
-    let mut refused = Client::new(server.imap);
+    let mut refused = Client::new(server.port("imap"));
     assert!(refused.line().starts_with("* BYE [UNAVAILABLE] Too many connections"));
     assert!(refused.ended());
-    let mut refused = Client::new(server.lmtp);
+    let mut refused = Client::new(server.port("lmtp"));
     assert!(refused.line().starts_with("421 4.3.2 Too many connections"));
     drop(clients);
     // The server notices the ends one after another.
     loop {
-        let mut client = Client::new(server.imap);
+        let mut client = Client::new(server.port("imap"));
         if client.line().starts_with("* OK ") {
             client.ok(&format!("LOGIN ann@example.org {PASSWORD}"));
             break;

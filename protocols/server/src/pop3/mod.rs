@@ -173,7 +173,7 @@ impl Pop3 {
         if at_rest {
             self.output.shrink_to(0);
         }
-        let timeout = self.timeout();
+        let timeout = self.timeout()?;
         Ok(self.connection.input(&mut self.input, timeout, at_rest).await?)
     }
 
@@ -181,10 +181,10 @@ impl Pop3 {
         Ok(self.connection.send(&mut self.output).await?)
     }
 
-    fn timeout(&self) -> Duration {
+    fn timeout(&self) -> Result<Duration, End> {
         let config = &self.context.node.config.pop3;
         if self.user.is_some() {
-            return Duration::from_secs(config.idle_timeout_s);
+            return Ok(Duration::from_secs(config.idle_timeout_s));
         }
         self.connection.time_left(Duration::from_secs(config.login_timeout_s))
     }

@@ -1,5 +1,9 @@
 //! POP3 under TLS, and its limits. What it does with mail is tested beside IMAP in the tests of the whole.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
 use crate::harness::{Client, PASSWORD, Server, Store};
 
 const ANN: &str = "ann@example.org";
@@ -135,6 +139,12 @@ fn a_login_in_vain_ends_in_time() {
     let mut client = pop3(&server);
     // RFC 1939, 3: nothing is said at the end.
     assert!(client.ended());
+    // Being busy is not logging in, not even for one that never pauses.
+    let mut busy = TcpStream::connect(("127.0.0.1", server.port("pop3"))).unwrap();
+    let (begun, mut buffer) = (Instant::now(), [0; 4096]);
+    while busy.write_all(b"AUTH\r\n").is_ok() && busy.read(&mut buffer).is_ok_and(|octets| octets > 0) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it goes on");
+    }
     let mut client = pop3(&server);
     log_in(&mut client, ANN);
     assert!(say(&mut client, "NOOP").starts_with("+OK"));

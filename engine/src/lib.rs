@@ -20,6 +20,7 @@ pub mod node;
 pub mod planted;
 pub mod read;
 mod rebuild;
+pub mod receipts;
 pub mod recovery;
 pub mod shard;
 pub mod state;

@@ -16,6 +16,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 pub enum Protocol {
     Imap,
     Lmtp,
+    Smtp,
 }
 
 impl Protocol {
@@ -23,6 +24,7 @@ impl Protocol {
         match self {
             Self::Imap => "imap",
             Self::Lmtp => "lmtp",
+            Self::Smtp => "smtp",
         }
     }
 }
@@ -38,6 +40,7 @@ impl Service {
     pub fn name(self) -> &'static str {
         match (self.protocol, self.implicit_tls) {
             (Protocol::Imap, true) => "imaps",
+            (Protocol::Smtp, true) => "smtps",
             (protocol, _) => protocol.name(),
         }
     }
@@ -51,7 +54,9 @@ impl FromStr for Service {
             "imap" => (Protocol::Imap, false),
             "imaps" => (Protocol::Imap, true),
             "lmtp" => (Protocol::Lmtp, false),
-            "pop3" | "pop3s" | "smtp" | "smtps" => return Err(ListenError::NotYet(name.to_owned())),
+            "smtp" => (Protocol::Smtp, false),
+            "smtps" => (Protocol::Smtp, true),
+            "pop3" | "pop3s" => return Err(ListenError::NotYet(name.to_owned())),
             _ => return Err(ListenError::Service(name.to_owned())),
         };
         Ok(Self { protocol, implicit_tls })
@@ -76,7 +81,7 @@ pub struct Listen {
 pub enum ListenError {
     #[error("a listener is SERVICE=ADDR:PORT or SERVICE=unix:PATH, for example imap=127.0.0.1:1143, and not {0:?}")]
     Form(String),
-    #[error("{0} is not served yet: this version serves imap, imaps and lmtp")]
+    #[error("{0} is not served yet: this version serves imap, imaps, lmtp, smtp and smtps")]
     NotYet(String),
     #[error("{0:?} is no service: there are imap, imaps, pop3, pop3s, lmtp, smtp and smtps")]
     Service(String),
@@ -200,7 +205,7 @@ mod tests {
     #[test]
     fn what_is_not_served_yet_is_said_so() {
         let error = |text: &str| text.parse::<Listen>().unwrap_err().to_string();
-        for service in ["pop3", "pop3s", "smtp", "smtps"] {
+        for service in ["pop3", "pop3s"] {
             assert!(error(&format!("{service}=127.0.0.1:1")).contains(&format!("{service} is not served yet")));
         }
         assert!(error("gopher=127.0.0.1:70").contains("no service"));

@@ -48,6 +48,7 @@ pub enum TlsError {
 pub struct TlsServer {
     imap: Arc<ServerConfig>,
     lmtp: Arc<ServerConfig>,
+    smtp: Arc<ServerConfig>,
 }
 
 impl TlsServer {
@@ -87,7 +88,7 @@ impl TlsServer {
             config.alpn_protocols = vec![protocol.name().as_bytes().to_vec()];
             Arc::new(config)
         };
-        Ok(Self { imap: offer(Protocol::Imap), lmtp: offer(Protocol::Lmtp) })
+        Ok(Self { imap: offer(Protocol::Imap), lmtp: offer(Protocol::Lmtp), smtp: offer(Protocol::Smtp) })
     }
 
     /// The state of a connection that is about to begin TLS.
@@ -98,6 +99,7 @@ impl TlsServer {
         let config = match protocol {
             Protocol::Imap => &self.imap,
             Protocol::Lmtp => &self.lmtp,
+            Protocol::Smtp => &self.smtp,
         };
         let mut session = ServerConnection::new(Arc::clone(config))?;
         // The callers bound what they hand over: it is encrypted at once, and sent.

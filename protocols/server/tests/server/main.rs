@@ -7,4 +7,5 @@ mod imap;
 mod limits;
 mod lmtp;
 mod operation;
+mod smtp;
 mod tls;

@@ -117,6 +117,13 @@ impl<S: Storage> Shard<S> {
             };
             (from, sequence, state.as_of, blob, log.bytes_since_checkpoint)
         };
+        if self.has_receipts() {
+            if inner.log.borrow().stopping {
+                // Nothing can be written any more, and before it stopped it has written a checkpoint.
+                return Ok(());
+            }
+            self.carry_receipts_over().await?;
+        }
         let full = {
             let log = inner.log.borrow();
             let since_full = log.manifest.indexes.iter().rev().take_while(|entry| !entry.full).count();

@@ -337,6 +337,13 @@ impl<S: Storage> Shard<S> {
         }
     }
 
+    /// Whether the account's INBOX can take no more messages, as far as is known now.
+    pub fn is_inbox_full(&self, account: AccountId) -> bool {
+        let Some(inbox) = self.mailbox(account, INBOX) else { return false };
+        let mut state = self.0.state.borrow_mut();
+        state.slots.get_mut(&inbox).is_some_and(|slot| self.check_messages(slot, 1).is_err())
+    }
+
     /// Makes the blocks of a large body durable, so that the message record can name them.
     async fn write_blocks(&self, message: &Prepared) -> Result<Vec<BlockReference>, EngineError> {
         let mut references = Vec::with_capacity(message.blocks.len());

@@ -21,6 +21,7 @@ pub mod planted;
 pub mod read;
 pub mod reading;
 mod rebuild;
+pub mod receipts;
 pub mod recovery;
 pub mod shard;
 pub mod state;

@@ -187,7 +187,7 @@ pub(crate) struct Log {
     /// The sequence of the batch at `durable`.
     pub durable_sequence: u64,
     pub poisoned: Option<Arc<str>>,
-    stopping: bool,
+    pub(crate) stopping: bool,
     /// The last durable batch is not yet recorded as such by a later one.
     unmarked: bool,
     pub bytes_since_checkpoint: u64,
@@ -877,6 +877,9 @@ impl<S: Storage> Shard<S> {
     /// The log was poisoned, or fails now. Nothing acknowledged is lost by that.
     pub async fn stop(&self) -> Result<(), EngineError> {
         let inner = &self.0;
+        if self.has_receipts() && inner.log.borrow().poisoned.is_none() {
+            self.checkpoint().await?;
+        }
         inner.log.borrow_mut().stopping = true;
         inner.work.notify_one();
         inner.room.notify_waiters();

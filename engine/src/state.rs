@@ -16,6 +16,7 @@ use crate::format::record::{AccountRecord, MailboxChange, Record, kind};
 use crate::ids::{AccountId, Location, Lsn, MailboxId, ModSeq, ShardId, Uid};
 use crate::index::{Change, MailboxIndex, Message};
 use crate::planted::{self, Bug};
+use crate::receipts::Receipts;
 
 /// What stays in memory of every mailbox: published state that needs no index.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -271,6 +272,7 @@ pub struct State {
     pub(crate) open: BTreeMap<u64, Vec<(Lsn, Record, Location)>>,
     /// Transactions that damage has made incomplete.
     pub dropped: Vec<DroppedTransaction>,
+    pub receipts: Receipts,
     /// Dead records, by segment: ordinals. A cache for compaction.
     pub tombstones: BTreeMap<u32, RoaringBitmap>,
 }
@@ -474,8 +476,9 @@ impl State {
                     self.directory.insert(record.account, record);
                 }
             }
-            // Blocks and contents are found through what refers to them; receipts and relocations have no user yet.
-            Record::Block(_) | Record::Content(_) | Record::Commit(_) | Record::Receipt(_) | Record::Relocation(_) => {}
+            Record::Receipt(receipt) => self.receipts.insert(receipt),
+            // Blocks and contents are found through what refers to them; relocations have no user yet.
+            Record::Block(_) | Record::Content(_) | Record::Commit(_) | Record::Relocation(_) => {}
             Record::Base(base) => {
                 let Some(slot) = self.slots.get_mut(&base.mailbox) else { return };
                 if base.as_of >= slot.meta.as_of {

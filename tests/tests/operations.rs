@@ -21,6 +21,7 @@ use posthaste_engine::io::sim::{FaultRates, Sim, SimIo};
 use posthaste_engine::mailboxes::SUBSCRIPTIONS_MAX;
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
 use posthaste_engine::read::Part;
+use posthaste_engine::receipts::ReceiptKey;
 use posthaste_engine::shard::{Shard, ShardConfig};
 use posthaste_engine::storage::local::parse_segment_file;
 use posthaste_tests::far::{Store, near_and_far, storage};
@@ -527,6 +528,61 @@ fn subscriptions_have_a_limit() {
             node.shard.subscribe(node.account, "list 7", true).await.unwrap();
             node.shard.subscribe(node.account, "list 7", false).await.unwrap();
             node.shard.subscribe(node.account, "one more", true).await.unwrap();
+        });
+    });
+}
+
+/// What was taken although its client had to be told otherwise stays known: over crashes, checkpoints and stops, for its time.
+#[test]
+fn receipts_last_for_their_time() {
+    const LASTING: Duration = Duration::from_secs(1800);
+    let key = |content| ReceiptKey { content, recipient: 1 };
+    near_and_far(|| {
+        let sim = Sim::new(1);
+        let life = |with: fn(Node, ReceiptKey, ReceiptKey, SimIo) -> Pin<Box<dyn Future<Output = ()>>>| {
+            let io = sim.io();
+            let _ = sim.run(async move {
+                let node = start(&io, ShardConfig::default()).await;
+                with(node, key(1), key(2), io).await;
+            });
+        };
+        life(|node, lasting, short, io| {
+            Box::pin(async move {
+                assert!(!node.shard.has_receipts() && !node.shard.is_received(lasting));
+                node.shard.remember_received(&[lasting], LASTING).await.unwrap();
+                node.shard.remember_received(&[short], Duration::from_secs(60)).await.unwrap();
+                assert!(node.shard.is_received(lasting) && node.shard.is_received(short));
+                node.deliver().await;
+                node.shard.checkpoint().await.unwrap();
+                io.sleep(Duration::from_secs(61)).await;
+                assert!(!node.shard.is_received(short));
+            })
+        });
+        sim.crash_now();
+        life(|node, lasting, short, _| {
+            Box::pin(async move {
+                assert!(node.shard.is_received(lasting) && !node.shard.is_received(short));
+                node.shard.checkpoint().await.unwrap();
+                node.shard.checkpoint().await.unwrap();
+                node._worker.stop().await.unwrap();
+            })
+        });
+        life(|node, lasting, _, _| {
+            Box::pin(async move {
+                assert!(node.shard.is_received(lasting));
+                node._worker.stop().await.unwrap();
+            })
+        });
+        sim.crash_now();
+        life(|node, lasting, _, io| {
+            Box::pin(async move {
+                assert!(node.shard.is_received(lasting));
+                io.sleep(LASTING).await;
+                assert!(!node.shard.is_received(lasting));
+                node.shard.checkpoint().await.unwrap();
+                assert!(!node.shard.has_receipts(), "what has expired is forgotten");
+                node._worker.stop().await.unwrap();
+            })
         });
     });
 }

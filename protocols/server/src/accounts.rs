@@ -47,6 +47,15 @@ pub fn find_recipient<T>(mailbox: &Mailbox, find: impl Fn(&str) -> Option<T>) ->
     })
 }
 
+/// Whether a recipient is the postmaster of this server (RFC 5321, 4.5.1): without a domain, or of one that is ours for sure.
+pub fn is_postmaster(mailbox: &Mailbox, host_name: &str, postmaster: &str) -> bool {
+    let domain = mailbox.domain();
+    let ours = domain.is_empty()
+        || domain.eq_ignore_ascii_case(host_name)
+        || postmaster.rsplit_once('@').is_some_and(|(_, own)| domain.eq_ignore_ascii_case(own));
+    ours && mailbox.local_part().eq_ignore_ascii_case("postmaster")
+}
+
 /// The spelling of a user name that a client logs in with. It need not be an address: then no account has it.
 pub fn login_key(name: &str) -> String {
     name.trim().to_lowercase()
@@ -66,6 +75,13 @@ mod tests {
             assert!(normalise(bad).is_err(), "{bad:?}");
         }
         assert!(normalise(&format!("{}@x", "a".repeat(300))).is_err());
+    }
+
+    #[test]
+    fn the_postmaster() {
+        let is = |text: &str| is_postmaster(&Mailbox::parse(text).unwrap(), "mx.example", "ann@x");
+        assert!(is("Postmaster") && is("POSTMASTER@X") && is("postmaster@mx.example"));
+        assert!(!is("postmaster@other") && !is("ann@x"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::Io;
 use crate::listen::Listen;
 
-/// A mail store server: takes mail in by LMTP, keeps it in a log-structured store, and gives it out by IMAP.
+/// A mail store server: takes mail in by LMTP and SMTP, keeps it in a log-structured store, and gives it out by IMAP.
 ///
 /// A first run:
 ///
@@ -74,7 +74,7 @@ pub enum Command {
 pub struct Serve {
     /// SERVICE=ADDR:PORT or SERVICE=unix:PATH, in place of the configured listeners; may be repeated
     ///
-    /// SERVICE is imap, imaps or lmtp; pop3, pop3s, smtp and smtps are not served yet. Port 0 takes a free port, which
+    /// SERVICE is imap, imaps, pop3, pop3s, lmtp, smtp or smtps. Port 0 takes a free port, which
     /// is printed.
     #[arg(long, value_name = "SERVICE=WHERE")]
     pub listen: Vec<Listen>,

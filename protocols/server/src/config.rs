@@ -19,6 +19,8 @@ pub struct Config {
     pub imap: Imap,
     pub pop3: Pop3,
     pub lmtp: Lmtp,
+    pub smtp: Smtp,
+    pub delivery: Delivery,
     pub store: Store,
     pub tls: Tls,
     pub log: Log,
@@ -89,6 +91,32 @@ pub struct Pop3 {
 pub struct Lmtp {
     pub idle_timeout_s: u64,
     pub recipients: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Smtp {
+    pub idle_timeout_s: u64,
+    pub recipients: usize,
+}
+
+/// How mail is taken in, by whatever protocol.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Delivery {
+    /// The account that gets mail to the postmaster (RFC 5321, 4.5.1) of a domain that has no such account.
+    pub postmaster: Option<String>,
+    pub full_mailbox: FullMailbox,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FullMailbox {
+    /// 452: the client tries again for some days.
+    #[default]
+    Defer,
+    /// 552: the sender is told at once.
+    Reject,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -182,6 +210,12 @@ impl Default for Lmtp {
     }
 }
 
+impl Default for Smtp {
+    fn default() -> Self {
+        Self { idle_timeout_s: limits::LMTP_IDLE_S, recipients: limits::RECIPIENTS }
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
         Self { level: Level::Info }
@@ -204,6 +238,8 @@ pub enum ConfigError {
     Toml(#[from] toml::de::Error),
     #[error("--set takes KEY=VALUE, for example store.shards=4, and not {0:?}")]
     Set(String),
+    #[error("delivery.postmaster names an account: {0}")]
+    Postmaster(crate::accounts::NameError),
     #[error("the configuration key {key} is {value}, but must be {range}")]
     Range { key: &'static str, value: u64, range: &'static str },
 }
@@ -226,8 +262,11 @@ pub fn load(file: Option<&Path>, set: &[String]) -> Result<Config, ConfigError> 
         insert(&mut table, key.trim(), parse_value(value.trim()))
             .ok_or_else(|| ConfigError::Set(assignment.clone()))?;
     }
-    let config: Config = table.try_into()?;
+    let mut config: Config = table.try_into()?;
     config.check()?;
+    if let Some(postmaster) = &mut config.delivery.postmaster {
+        *postmaster = crate::accounts::normalise(postmaster).map_err(ConfigError::Postmaster)?;
+    }
     Ok(config)
 }
 
@@ -253,7 +292,7 @@ fn insert(table: &mut toml::Table, key: &str, value: toml::Value) -> Option<()> 
 impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         const MB: u64 = 1 << 20;
-        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 19] = [
+        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 21] = [
             ("limits.message_bytes", Some(self.limits.message_bytes), 64 << 10..=1 << 30, "64 KB to 1 GB"),
             (
                 "limits.mailbox_messages",
@@ -282,6 +321,8 @@ impl Config {
             ("pop3.login_timeout_s", Some(self.pop3.login_timeout_s), 1..=3_600, "1 s to an hour"),
             ("lmtp.idle_timeout_s", Some(self.lmtp.idle_timeout_s), 1..=86_400, "1 s to a day"),
             ("lmtp.recipients", Some(self.lmtp.recipients as u64), 100..=100_000, "100 to 100,000"),
+            ("smtp.idle_timeout_s", Some(self.smtp.idle_timeout_s), 1..=86_400, "1 s to a day"),
+            ("smtp.recipients", Some(self.smtp.recipients as u64), 100..=100_000, "100 to 100,000"),
             ("server.workers", Some(self.server.workers as u64), 0..=1024, "0 (one per core) to 1024"),
             ("store.shards", self.store.shards.map(u64::from), 1..=SHARDS_MAX.into(), "1 to 1024"),
             ("store.segment_size_bytes", self.store.segment_size_bytes, MB..=16 << 30, "1 MB to 16 GB"),
@@ -359,6 +400,10 @@ mod tests {
             "pop3.marks_seen",
             "lmtp.idle_timeout_s",
             "lmtp.recipients",
+            "smtp.idle_timeout_s",
+            "smtp.recipients",
+            "delivery.postmaster",
+            "delivery.full_mailbox",
             "store.shards",
             "store.segment_size_bytes",
             "store.checkpoint_bytes",

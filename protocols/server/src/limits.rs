@@ -11,11 +11,16 @@ pub const IN_FLIGHT_BYTES: u64 = 512 << 20;
 pub const CONNECTIONS: usize = 100_000;
 /// Open connections of one address, loopback left out. Large enough for an office behind one address.
 pub const CONNECTIONS_PER_ADDRESS: usize = 1_000;
-/// Recipients of one LMTP transaction; RFC 5321, 4.5.3.1.8 asks for at least 100.
+/// Recipients of one LMTP or SMTP transaction; RFC 5321, 4.5.3.1.8 asks for at least 100.
 pub const RECIPIENTS: usize = 1_000;
+/// Received fields past which a message is in a loop; RFC 5321, 6.3 asks for at least 100.
+pub const HOPS_MAX: usize = 100;
+/// How long a message that its client was told to repeat is remembered for those who have it. Postfix tries again after at most 67
+/// minutes, other servers after some hours; each repetition counts anew.
+pub const RECEIPT: Duration = Duration::from_secs(6 * 3600);
 /// RFC 9051, 5.4: at least 30 minutes.
 pub const IMAP_IDLE_S: u64 = 30 * 60;
-/// RFC 5321, 4.5.3.2.7: at least 5 minutes.
+/// RFC 5321, 4.5.3.2.7: at least 5 minutes. For SMTP, too.
 pub const LMTP_IDLE_S: u64 = 5 * 60;
 /// RFC 1939, 3: at least 10 minutes.
 pub const POP3_IDLE_S: u64 = 10 * 60;

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::rc::{Rc, Weak};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -21,6 +21,7 @@ use tokio::sync::{Notify, watch};
 use crate::config::Config;
 use crate::connection::Connection;
 use crate::limits;
+use crate::listen::Protocol;
 use crate::password::Passwords;
 use crate::tls::TlsServer;
 
@@ -71,12 +72,15 @@ impl Counters {
 pub struct Node {
     pub config: Config,
     io: IoKind,
-    pub lmtp: Arc<posthaste_smtp::Config>,
+    lmtp: Arc<posthaste_smtp::Config>,
+    smtp: Arc<posthaste_smtp::Config>,
     pub pop3: Arc<posthaste_pop3::Config>,
     pub cluster: Arc<Cluster>,
     pub passwords: Passwords,
     pub tls: TlsServer,
     pub counters: Counters,
+    /// Some shard may have receipts.
+    pub has_receipts: AtomicBool,
     pub started: Instant,
     pub phase: watch::Sender<Phase>,
     /// Workers without connections, while draining.
@@ -97,7 +101,13 @@ impl Node {
             message_bytes_max: config.limits.message_bytes,
             recipients_max: config.lmtp.recipients,
             errors_max: limits::LMTP_ERRORS_MAX,
+            starttls: true,
             ..posthaste_smtp::Config::lmtp(config.server.host_name.clone())
+        };
+        let smtp = posthaste_smtp::Config {
+            protocol: posthaste_smtp::Protocol::Smtp,
+            recipients_max: config.smtp.recipients,
+            ..lmtp.clone()
         };
         let pop3 = posthaste_pop3::Config {
             errors_max: limits::POP3_ERRORS_MAX,
@@ -105,6 +115,7 @@ impl Node {
         };
         Arc::new(Self {
             lmtp: Arc::new(lmtp),
+            smtp: Arc::new(smtp),
             pop3: Arc::new(pop3),
             config,
             io,
@@ -112,6 +123,7 @@ impl Node {
             passwords: Passwords::new(),
             tls,
             counters: Counters::default(),
+            has_receipts: AtomicBool::new(false),
             started: Instant::now(),
             phase: watch::Sender::new(Phase::Starting),
             drained: AtomicUsize::new(0),
@@ -126,6 +138,11 @@ impl Node {
 
     pub fn io_name(&self) -> &'static str {
         if self.io == IoKind::Uring { "uring" } else { "epoll" }
+    }
+
+    /// What sessions of mail that comes in share.
+    pub fn inbound(&self, protocol: Protocol) -> &Arc<posthaste_smtp::Config> {
+        if protocol == Protocol::Smtp { &self.smtp } else { &self.lmtp }
     }
 
     pub fn connections(&self) -> usize {

@@ -49,6 +49,7 @@ pub struct TlsServer {
     imap: Arc<ServerConfig>,
     pop3: Arc<ServerConfig>,
     lmtp: Arc<ServerConfig>,
+    smtp: Arc<ServerConfig>,
 }
 
 impl TlsServer {
@@ -88,7 +89,12 @@ impl TlsServer {
             config.alpn_protocols = vec![protocol.name().as_bytes().to_vec()];
             Arc::new(config)
         };
-        Ok(Self { imap: offer(Protocol::Imap), pop3: offer(Protocol::Pop3), lmtp: offer(Protocol::Lmtp) })
+        Ok(Self {
+            imap: offer(Protocol::Imap),
+            pop3: offer(Protocol::Pop3),
+            lmtp: offer(Protocol::Lmtp),
+            smtp: offer(Protocol::Smtp),
+        })
     }
 
     /// The state of a connection that is about to begin TLS.
@@ -100,6 +106,7 @@ impl TlsServer {
             Protocol::Imap => &self.imap,
             Protocol::Pop3 => &self.pop3,
             Protocol::Lmtp => &self.lmtp,
+            Protocol::Smtp => &self.smtp,
         };
         let mut session = ServerConnection::new(Arc::clone(config))?;
         // The callers bound what they hand over: it is encrypted at once, and sent.

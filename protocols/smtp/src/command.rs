@@ -14,6 +14,8 @@ pub enum Command<'a> {
     Mail(ReversePath, MailParams),
     Rcpt(Mailbox),
     Data,
+    Bdat(Chunk),
+    StartTls,
     Rset,
     Noop,
     Vrfy,
@@ -22,6 +24,13 @@ pub enum Command<'a> {
     Quit,
     /// A verb of HTTP: a browser was made to talk to this port.
     Http,
+}
+
+/// What follows a BDAT command (RFC 3030, 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chunk {
+    pub octets: u64,
+    pub last: bool,
 }
 
 /// Which greeting the client used: it tells SMTP and LMTP apart (RFC 2033, 4.1).
@@ -72,6 +81,10 @@ pub fn parse(line: &[u8]) -> Result<Command<'_>, Reply> {
         parse_mail(argument)
     } else if is("DATA") {
         without_argument(argument, Command::Data)
+    } else if is("BDAT") {
+        parse_bdat(argument)
+    } else if is("STARTTLS") {
+        without_argument(argument, Command::StartTls)
     } else if is("RSET") {
         without_argument(argument, Command::Rset)
     } else if is("QUIT") {
@@ -100,6 +113,19 @@ pub fn parse(line: &[u8]) -> Result<Command<'_>, Reply> {
 
 fn without_argument<'a>(argument: &str, command: Command<'a>) -> Result<Command<'a>, Reply> {
     if argument.is_empty() { Ok(command) } else { Err(Reply::new(501, 5, 4, "No argument allowed")) }
+}
+
+/// `bdat-cmd ::= "BDAT" SP chunk-size [ SP end-marker ] CR LF`. A bad one ends the session: what follows cannot be told from
+/// commands.
+fn parse_bdat(argument: &str) -> Result<Command<'_>, Reply> {
+    let (octets, rest) = argument.split_once(' ').unwrap_or((argument, ""));
+    let digits = (1..=20).contains(&octets.len()) && octets.bytes().all(|b| b.is_ascii_digit());
+    let last = rest.trim_start_matches(' ');
+    match octets.parse() {
+        Ok(octets) if digits && last.is_empty() => Ok(Command::Bdat(Chunk { octets, last: false })),
+        Ok(octets) if digits && last.eq_ignore_ascii_case("LAST") => Ok(Command::Bdat(Chunk { octets, last: true })),
+        _ => Err(Reply::new(421, 5, 4, "Syntax: BDAT octets [LAST]; closing, as what follows cannot be read")),
+    }
 }
 
 /// `lhlo = "LHLO" SP ( Domain / address-literal ) CRLF`.
@@ -246,6 +272,13 @@ mod tests {
         assert_eq!(parse(b"LHLO [127.0.0.1]"), Ok(Command::Hello(Hello::Lhlo, "[127.0.0.1]")));
         assert_eq!(parse(b"DATA "), Ok(Command::Data));
         assert_eq!(parse(b"NOOP whatever"), Ok(Command::Noop));
+        assert_eq!(parse(b"bdat 0 last"), Ok(Command::Bdat(Chunk { octets: 0, last: true })));
+        assert_eq!(parse(b"BDAT 1000"), Ok(Command::Bdat(Chunk { octets: 1000, last: false })));
+        for line in ["BDAT", "BDAT x", "BDAT -1", "BDAT 1 FIRST", "BDAT 99999999999999999999", "BDAT 1 LAST LAST"] {
+            assert_eq!(code(line), 421, "{line}");
+        }
+        assert_eq!(parse(b"STARTTLS"), Ok(Command::StartTls));
+        assert_eq!(code("STARTTLS now"), 501);
         assert_eq!(code("DATA x"), 501);
         assert_eq!(code("LHLO"), 501);
         assert_eq!(code("LHLO a b"), 501);

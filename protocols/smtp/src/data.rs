@@ -1,4 +1,4 @@
-//! The message after DATA: dot-unstuffing, and the one true end (RFC 5321, 4.1.1.4 and 4.5.2).
+//! The message after DATA: dot-unstuffing, and the one true end (RFC 5321, 4.1.1.4 and 4.5.2); or in chunks (RFC 3030).
 //!
 //! Software that takes `LF . LF` or `CR . CR` for the end of a message lets a sender smuggle a second one past the
 //! server before it. So only CRLF "." CRLF ends a message here; after a CR or LF that stands alone the message is
@@ -134,6 +134,36 @@ impl Data {
         }
         self.keep(&input[run..]);
         (input.len(), false)
+    }
+
+    /// Takes a piece of a chunk (RFC 3030): nothing in it has a meaning of its own, but without BINARYMIME, which is not offered,
+    /// it is made of lines all the same.
+    pub fn take(&mut self, piece: &[u8]) {
+        let mut at = 0;
+        while at < piece.len() {
+            if self.state == State::Cr {
+                if piece[at] != b'\n' {
+                    return self.refuse(Verdict::BareLineEnd);
+                }
+                self.state = State::Line;
+                at += 1;
+                continue;
+            }
+            let Some(distance) = memchr2(b'\r', b'\n', &piece[at..]) else { break };
+            at += distance + 1;
+            if piece[at - 1] == b'\n' {
+                return self.refuse(Verdict::BareLineEnd);
+            }
+            self.state = State::Cr;
+        }
+        self.keep(piece);
+    }
+
+    /// The end of the last chunk.
+    pub fn end_of_chunks(&mut self) {
+        if self.state == State::Cr {
+            self.refuse(Verdict::BareLineEnd);
+        }
     }
 
     fn keep(&mut self, run: &[u8]) {

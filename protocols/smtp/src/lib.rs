@@ -1,4 +1,4 @@
-//! LMTP, on the structure that SMTP shares: bytes in, events and reply bytes out.
+//! SMTP (RFC 5321) as a server that takes mail in, and LMTP (RFC 2033): bytes in, events and reply bytes out.
 //!
 //! The crate owns no socket, clock or directory. A server reads bytes into a buffer of its own and drives a
 //! [`Session`], which answers what it can by itself and hands over the three questions that are not the
@@ -36,6 +36,7 @@
 //!                 session.answer_recipient(&Reply::stored(), &mut output);
 //!             }
 //!         }
+//!         Event::StartTls => unreachable!("it is not offered above"),
 //!         Event::AnswerOwed => unreachable!("every event is answered above"),
 //!         Event::Close => break, // send `output`, then close
 //!     }
@@ -61,7 +62,7 @@ mod session;
 mod trace;
 
 pub use address::{Mailbox, PathError, ReversePath};
-pub use command::{BodyType, COMMAND_LINE_BYTES_MAX, Command, Hello, MailParams};
+pub use command::{BodyType, COMMAND_LINE_BYTES_MAX, Chunk, Command, Hello, MailParams};
 pub use reply::{EnhancedCode, Reply};
 pub use session::{Config, Event, Message, Protocol, Recipient, Session};
-pub use trace::{Received, With, write_received, write_return_path};
+pub use trace::{Received, Spoken, With, write_received, write_return_path};

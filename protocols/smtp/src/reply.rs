@@ -82,6 +82,11 @@ impl Reply {
         &self.text
     }
 
+    /// Appends the reply so many times: one for each recipient (RFC 2033, 4.2).
+    pub fn write_times(&self, times: usize, out: &mut Vec<u8>) {
+        (0..times).for_each(|_| self.write(out));
+    }
+
     /// Appends the reply line or lines with their CRLF.
     pub fn write(&self, out: &mut Vec<u8>) {
         let mut lines = self.text.split('\n').peekable();

@@ -5,13 +5,17 @@ use std::sync::Arc;
 use memchr::memchr;
 
 use crate::address::{Mailbox, ReversePath};
-use crate::command::{self, COMMAND_LINE_BYTES_MAX, Command, Hello, MailParams};
+use crate::command::{self, COMMAND_LINE_BYTES_MAX, Chunk, Command, Hello, MailParams};
 use crate::data::{Data, Verdict};
 use crate::reply::Reply;
+use crate::trace::Spoken;
 
 /// Which of the two protocols is spoken on a port (RFC 2033, 4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
+    /// One answer to a message, for all its recipients.
+    Smtp,
+    /// An answer for each recipient.
     Lmtp,
 }
 
@@ -27,6 +31,8 @@ pub struct Config {
     pub recipients_max: usize,
     /// Bad commands that a connection may send before it is closed.
     pub errors_max: u32,
+    /// STARTTLS is offered (RFC 3207).
+    pub starttls: bool,
 }
 
 impl Config {
@@ -37,7 +43,12 @@ impl Config {
             message_bytes_max: 50 * 1024 * 1024,
             recipients_max: 1000,
             errors_max: 20,
+            starttls: false,
         }
+    }
+
+    pub fn smtp(host_name: impl Into<String>) -> Self {
+        Self { protocol: Protocol::Smtp, ..Self::lmtp(host_name) }
     }
 }
 
@@ -55,7 +66,7 @@ pub struct Message<T> {
     pub params: MailParams,
     /// In the order of their RCPT commands; never empty.
     pub recipients: Vec<Recipient<T>>,
-    /// In CRLF form, dots unstuffed, as sent otherwise. Empty, or ends with CRLF.
+    /// In CRLF form, dots unstuffed, as sent otherwise. After DATA it is empty or ends with CRLF; what came in chunks need not.
     pub body: Vec<u8>,
 }
 
@@ -71,8 +82,11 @@ pub enum Event<T> {
         /// The size that the client declared, at most the configured maximum.
         declared_bytes: Option<u64>,
     },
-    /// Store it, then answer each recipient in order with [`Session::answer_recipient`].
+    /// Store it, then answer: LMTP for each recipient in order, with [`Session::answer_recipient`], SMTP once for all, with
+    /// [`Session::answer`].
     Message(Box<Message<T>>),
+    /// Send the output, forget all input that is left, begin TLS, and say so with [`Session::tls_begun`].
+    StartTls,
     /// The caller has not answered the last event.
     AnswerOwed,
     /// Send the output and close the connection.
@@ -83,10 +97,15 @@ pub enum Event<T> {
 enum Phase {
     Command,
     RecipientAsked(Mailbox),
-    DataAsked,
+    /// For DATA, or for the first chunk.
+    DataAsked(Option<Chunk>),
     Data(Data),
-    /// Recipients that have no reply yet to the message handed over.
+    /// What is left of a chunk. The transaction has the message, unless it is refused.
+    Chunk(Chunk),
+    /// Replies that the message handed over has not had yet.
     AnswersOwed(usize),
+    /// Waits for TLS.
+    TlsOwed,
     Closed,
 }
 
@@ -95,6 +114,8 @@ struct Transaction<T> {
     sender: ReversePath,
     params: MailParams,
     recipients: Vec<Recipient<T>>,
+    /// The message so far, while it comes in chunks.
+    chunks: Option<Data>,
 }
 
 /// One connection.
@@ -114,21 +135,32 @@ pub struct Session<T> {
     /// The current line is too long; the rest of it is dropped.
     line_too_long: bool,
     hello: Option<Box<str>>,
+    spoken: Spoken,
+    is_tls: bool,
     transaction: Option<Transaction<T>>,
+    /// Why the chunks of the message that is under way do not count: only RSET and a new greeting end that (RFC 3030, 2).
+    chunk_refusal: Option<Reply>,
     errors: u32,
 }
 
 impl<T> Session<T> {
     /// Begins a session and appends its greeting.
     pub fn new(config: Arc<Config>, output: &mut Vec<u8>) -> Self {
-        Reply::plain(220, format!("{} LMTP server ready", config.host_name)).write(output);
+        let (name, spoken) = match config.protocol {
+            Protocol::Smtp => ("ESMTP", Spoken::Esmtp),
+            Protocol::Lmtp => ("LMTP", Spoken::Lmtp),
+        };
+        Reply::plain(220, format!("{} {name} server ready", config.host_name)).write(output);
         Self {
             config,
             phase: Phase::Command,
             line: Vec::new(),
             line_too_long: false,
             hello: None,
+            spoken,
+            is_tls: false,
             transaction: None,
+            chunk_refusal: None,
             errors: 0,
         }
     }
@@ -159,7 +191,25 @@ impl<T> Session<T> {
                         return (at, event);
                     }
                 }
-                Phase::RecipientAsked(_) | Phase::DataAsked | Phase::AnswersOwed(_) => return (at, Event::AnswerOwed),
+                Phase::Chunk(chunk) => {
+                    let piece = &input[at..];
+                    let piece = &piece[..piece.len().min(usize::try_from(chunk.octets).unwrap_or(usize::MAX))];
+                    at += piece.len();
+                    chunk.octets -= piece.len() as u64;
+                    if let Some(data) = self.transaction.as_mut().and_then(|transaction| transaction.chunks.as_mut()) {
+                        data.take(piece);
+                    }
+                    if chunk.octets > 0 {
+                        return (at, Event::NeedInput);
+                    }
+                    let last = chunk.last;
+                    if let Some(event) = self.end_of_chunk(last, output) {
+                        return (at, event);
+                    }
+                }
+                Phase::RecipientAsked(_) | Phase::DataAsked(_) | Phase::AnswersOwed(_) | Phase::TlsOwed => {
+                    return (at, Event::AnswerOwed);
+                }
                 Phase::Closed => return (input.len(), Event::Close),
             }
         }
@@ -178,19 +228,35 @@ impl<T> Session<T> {
 
     /// The answer yes to [`Event::Data`].
     pub fn accept_data(&mut self, output: &mut Vec<u8>) {
-        if let (Phase::DataAsked, Some(transaction)) = (&self.phase, &self.transaction) {
-            self.phase =
-                Phase::Data(Data::new(self.config.message_bytes_max, transaction.params.size.unwrap_or(16 * 1024)));
-            output.extend_from_slice(b"354 Start mail input; end with <CRLF>.<CRLF>\r\n");
+        let (Phase::DataAsked(chunk), Some(transaction)) = (&self.phase, &mut self.transaction) else { return };
+        let expected = transaction.params.size.unwrap_or(16 * 1024);
+        let data = Data::new(self.config.message_bytes_max, expected);
+        match *chunk {
+            None => {
+                self.phase = Phase::Data(data);
+                output.extend_from_slice(b"354 Start mail input; end with <CRLF>.<CRLF>\r\n");
+            }
+            Some(chunk) => {
+                transaction.chunks = Some(data);
+                self.phase = Phase::Chunk(chunk);
+            }
         }
     }
 
     /// The answer no to [`Event::Recipient`] or [`Event::Data`]: a 4yz or 5yz reply. The transaction goes on.
     pub fn refuse(&mut self, reply: &Reply, output: &mut Vec<u8>) {
         debug_assert!(matches!(reply.code(), 400..=599), "{reply:?}");
-        if matches!(self.phase, Phase::RecipientAsked(_) | Phase::DataAsked) {
-            self.phase = Phase::Command;
-            reply.write(output);
+        match self.phase {
+            Phase::RecipientAsked(_) | Phase::DataAsked(None) => {
+                self.phase = Phase::Command;
+                reply.write(output);
+            }
+            // The chunk comes all the same, and is answered when it has come.
+            Phase::DataAsked(Some(chunk)) => {
+                self.chunk_refusal = Some(reply.clone());
+                self.phase = Phase::Chunk(chunk);
+            }
+            _ => {}
         }
     }
 
@@ -209,11 +275,37 @@ impl<T> Session<T> {
         more
     }
 
+    /// The answer to [`Event::Message`] of SMTP, for all recipients: a positive one says that the message is durable for each of
+    /// them (RFC 5321, 4.2.5).
+    pub fn answer(&mut self, reply: &Reply, output: &mut Vec<u8>) {
+        debug_assert_eq!(self.config.protocol, Protocol::Smtp);
+        self.answer_recipient(reply, output);
+    }
+
+    /// TLS has begun: the client starts anew (RFC 3207, 4.2).
+    pub fn tls_begun(&mut self) {
+        self.is_tls = true;
+        self.hello = None;
+        self.transaction = None;
+        self.chunk_refusal = None;
+        if matches!(self.phase, Phase::TlsOwed) {
+            self.phase = Phase::Command;
+        }
+    }
+
+    /// What the client speaks.
+    pub fn spoken(&self) -> Spoken {
+        self.spoken
+    }
+
     /// Gives up the message that is being received, because memory is short: what is held is freed at once, the rest is
     /// dropped as it comes, and at its end each recipient gets 452 4.3.1.
     pub fn abandon_data(&mut self) {
-        if let Phase::Data(data) = &mut self.phase {
-            data.refuse(Verdict::Abandoned);
+        match (&mut self.phase, &mut self.transaction) {
+            (Phase::Data(data), _) | (_, Some(Transaction { chunks: Some(data), .. })) => {
+                data.refuse(Verdict::Abandoned)
+            }
+            _ => {}
         }
     }
 
@@ -229,11 +321,14 @@ impl<T> Session<T> {
 
     /// Bytes of the client's that this session holds in memory: for the node's limit on bytes in flight.
     pub fn held_bytes(&self) -> usize {
-        let data = if let Phase::Data(data) = &self.phase { data.held_bytes() } else { 0 };
+        let data = match (&self.phase, &self.transaction) {
+            (Phase::Data(data), _) | (_, Some(Transaction { chunks: Some(data), .. })) => data.held_bytes(),
+            _ => 0,
+        };
         data + self.line.capacity()
     }
 
-    /// The name in the client's LHLO, for the Received field.
+    /// The name in the client's HELO, EHLO or LHLO, for the Received field.
     pub fn hello_name(&self) -> Option<&str> {
         self.hello.as_deref()
     }
@@ -276,24 +371,41 @@ impl<T> Session<T> {
         };
         match command::parse(line) {
             Ok(command) => self.take_command(command, output),
+            Err(reply) if reply.code() == 421 => {
+                reply.write(output);
+                self.phase = Phase::Closed;
+                self.reset();
+                Some(Event::Close)
+            }
             Err(reply) => self.bad_command(&reply, output),
         }
     }
 
     fn take_command(&mut self, command: Command<'_>, output: &mut Vec<u8>) -> Option<Event<T>> {
-        const NO_HELLO: &Reply = &Reply::new(503, 5, 1, "LHLO first");
         const NO_MAIL: &Reply = &Reply::new(503, 5, 1, "MAIL first");
         match command {
-            Command::Hello(Hello::Lhlo, name) => {
+            Command::Hello(hello, name) => {
+                self.spoken = match (self.config.protocol, hello) {
+                    (Protocol::Lmtp, Hello::Lhlo) => Spoken::Lmtp,
+                    (Protocol::Smtp, Hello::Ehlo) => Spoken::Esmtp,
+                    (Protocol::Smtp, Hello::Helo) => Spoken::Smtp,
+                    // RFC 2033, 4.1: 500 is recommended.
+                    (Protocol::Lmtp, _) => {
+                        return self.bad_command(&const { Reply::new(500, 5, 1, "This is LMTP, say LHLO") }, output);
+                    }
+                    (Protocol::Smtp, _) => {
+                        return self.bad_command(&const { Reply::new(500, 5, 1, "This is SMTP, say EHLO") }, output);
+                    }
+                };
                 self.hello = Some(name.into());
-                self.transaction = None; // as RSET (RFC 5321, 4.1.4)
+                self.reset(); // RFC 5321, 4.1.4
                 self.write_extensions(output);
             }
-            Command::Hello(..) => {
-                // RFC 2033, 4.1: 500 is recommended.
-                return self.bad_command(&const { Reply::new(500, 5, 1, "This is LMTP, say LHLO") }, output);
+            Command::Mail(..) if self.hello.is_none() => {
+                let lmtp = self.config.protocol == Protocol::Lmtp;
+                let reply = Reply::new(503, 5, 1, if lmtp { "LHLO first" } else { "EHLO first" });
+                return self.bad_command(&reply, output);
             }
-            Command::Mail(..) if self.hello.is_none() => return self.bad_command(NO_HELLO, output),
             Command::Mail(..) if self.transaction.is_some() => {
                 return self.bad_command(&const { Reply::new(503, 5, 1, "Sender already given") }, output);
             }
@@ -301,11 +413,15 @@ impl<T> Session<T> {
                 TOO_BIG.write(output); // RFC 1870, 6.1
             }
             Command::Mail(sender, params) => {
-                self.transaction = Some(Transaction { sender, params, recipients: Vec::new() });
+                self.chunk_refusal = None;
+                self.transaction = Some(Transaction { sender, params, recipients: Vec::new(), chunks: None });
                 const { &Reply::new(250, 1, 0, "Sender ok") }.write(output);
             }
             Command::Rcpt(mailbox) => {
                 let Some(transaction) = &self.transaction else { return self.bad_command(NO_MAIL, output) };
+                if transaction.chunks.is_some() || self.chunk_refusal.is_some() {
+                    return self.bad_command(CHUNKS_BEGUN, output);
+                }
                 if !transaction.params.smtputf8 && !mailbox.is_ascii() {
                     // RFC 6531, 3.5
                     const { &Reply::new(553, 6, 7, "Non-ASCII recipient needs SMTPUTF8") }.write(output);
@@ -319,24 +435,40 @@ impl<T> Session<T> {
             }
             Command::Data => match &self.transaction {
                 None => return self.bad_command(NO_MAIL, output),
-                // RFC 2033, 4.2: this very code. It is not counted as an error: a pipelining client cannot know.
-                Some(transaction) if transaction.recipients.is_empty() => {
-                    const { &Reply::new(503, 5, 1, "No valid recipients") }.write(output);
+                Some(transaction) if transaction.chunks.is_some() || self.chunk_refusal.is_some() => {
+                    return self.bad_command(CHUNKS_BEGUN, output);
                 }
+                // It is not counted as an error: a pipelining client cannot know.
+                Some(transaction) if transaction.recipients.is_empty() => self.no_recipients().write(output),
                 Some(transaction) => {
                     let declared_bytes = transaction.params.size;
-                    self.phase = Phase::DataAsked;
+                    self.phase = Phase::DataAsked(None);
                     return Some(Event::Data { declared_bytes });
                 }
             },
+            Command::Bdat(chunk) => return self.begin_chunk(chunk),
+            Command::StartTls if !self.config.starttls => {
+                return self.bad_command(&const { Reply::new(502, 5, 1, "STARTTLS is not offered") }, output);
+            }
+            Command::StartTls if self.is_tls => {
+                return self.bad_command(&const { Reply::new(503, 5, 1, "TLS has begun already") }, output);
+            }
+            Command::StartTls => {
+                const { &Reply::new(220, 0, 0, "Begin TLS now") }.write(output);
+                self.phase = Phase::TlsOwed;
+                return Some(Event::StartTls);
+            }
             Command::Rset => {
-                self.transaction = None;
+                self.reset();
                 const { &Reply::new(250, 0, 0, "Reset") }.write(output);
             }
             Command::Noop => const { &Reply::new(250, 0, 0, "Nothing done") }.write(output),
             Command::Help => {
-                const { &Reply::new(214, 0, 0, "LHLO MAIL RCPT DATA RSET NOOP VRFY QUIT HELP; see RFC 2033") }
-                    .write(output);
+                let text = match self.config.protocol {
+                    Protocol::Lmtp => "LHLO MAIL RCPT DATA BDAT STARTTLS RSET NOOP VRFY QUIT HELP; see RFC 2033",
+                    Protocol::Smtp => "EHLO HELO MAIL RCPT DATA BDAT STARTTLS RSET NOOP VRFY QUIT HELP; see RFC 5321",
+                };
+                Reply::new(214, 0, 0, text).write(output);
             }
             // RFC 5321, 3.5.3: 252 tells nothing about who exists.
             Command::Vrfy => const { &Reply::new(252, 5, 0, "Cannot verify, but will take mail") }.write(output),
@@ -358,11 +490,80 @@ impl<T> Session<T> {
     }
 
     fn write_extensions(&self, output: &mut Vec<u8>) {
+        if self.spoken == Spoken::Smtp {
+            return Reply::plain(250, self.config.host_name.clone()).write(output);
+        }
+        let starttls = if self.config.starttls && !self.is_tls { "\nSTARTTLS" } else { "" };
         let text = format!(
-            "{}\nPIPELINING\nSIZE {}\n8BITMIME\nENHANCEDSTATUSCODES\nSMTPUTF8",
+            "{}\nPIPELINING\nSIZE {}\n8BITMIME\nENHANCEDSTATUSCODES\nSMTPUTF8\nCHUNKING{starttls}",
             self.config.host_name, self.config.message_bytes_max
         );
         Reply::plain(250, text).write(output);
+    }
+
+    fn reset(&mut self) {
+        self.transaction = None;
+        self.chunk_refusal = None;
+    }
+
+    fn no_recipients(&self) -> Reply {
+        // RFC 2033, 4.2: this very code. RFC 5321, 3.3: 554.
+        let code = if self.config.protocol == Protocol::Lmtp { 503 } else { 554 };
+        Reply::new(code, 5, 1, "No valid recipients")
+    }
+
+    /// Whatever is wrong with a chunk, it comes, and is answered when it has come (RFC 3030, 2).
+    fn begin_chunk(&mut self, chunk: Chunk) -> Option<Event<T>> {
+        self.phase = Phase::Chunk(chunk);
+        let refusal = match &self.transaction {
+            _ if self.chunk_refusal.is_some() => return None,
+            Some(transaction) if transaction.chunks.is_some() => return None,
+            Some(transaction) if !transaction.recipients.is_empty() => {
+                let declared_bytes = Some(transaction.params.size.unwrap_or(0).max(chunk.octets));
+                self.phase = Phase::DataAsked(Some(chunk));
+                let limit = self.config.message_bytes_max;
+                return Some(Event::Data { declared_bytes: declared_bytes.map(|bytes| bytes.min(limit)) });
+            }
+            Some(_) => self.no_recipients(),
+            None => const { Reply::new(503, 5, 1, "MAIL first") },
+        };
+        self.chunk_refusal = Some(refusal);
+        None
+    }
+
+    fn end_of_chunk(&mut self, last: bool, output: &mut Vec<u8>) -> Option<Event<T>> {
+        self.phase = Phase::Command;
+        if let Some(refusal) = &self.chunk_refusal {
+            refusal.write_times(self.replies_to(last), output);
+            if last {
+                self.reset();
+            }
+            return None;
+        }
+        let transaction = self.transaction.as_mut()?;
+        let data = transaction.chunks.as_mut()?;
+        if last {
+            data.end_of_chunks();
+            let data = transaction.chunks.take()?;
+            return self.hand_over(data, output);
+        }
+        match refusal_of(data.verdict()) {
+            None => const { &Reply::new(250, 0, 0, "Chunk taken") }.write(output),
+            Some(refusal) => {
+                refusal.write(output);
+                transaction.chunks = None;
+                self.chunk_refusal = Some(refusal);
+            }
+        }
+        None
+    }
+
+    /// How many replies a message's end gets, accepted or not: RFC 2033, 4.2.
+    fn replies_to(&self, last: bool) -> usize {
+        match &self.transaction {
+            Some(transaction) if last && self.config.protocol == Protocol::Lmtp => transaction.recipients.len().max(1),
+            _ => 1,
+        }
     }
 
     fn bad_command(&mut self, reply: &Reply, output: &mut Vec<u8>) -> Option<Event<T>> {
@@ -375,31 +576,36 @@ impl<T> Session<T> {
         None
     }
 
-    /// The message is complete: hands it over, or refuses it for each of its recipients.
     fn end_of_data(&mut self, output: &mut Vec<u8>) -> Option<Event<T>> {
-        const BARE_LINE_END: &Reply = &Reply::new(550, 6, 0, "Message contains a bare CR or LF");
-        let (Phase::Data(data), Some(Transaction { sender, params, recipients })) =
-            (std::mem::replace(&mut self.phase, Phase::Command), self.transaction.take())
-        else {
-            return None;
-        };
-        let refusal = match data.verdict() {
-            Verdict::Good => {
-                self.phase = Phase::AnswersOwed(recipients.len());
-                let body = data.into_bytes();
-                return Some(Event::Message(Box::new(Message { sender, params, recipients, body })));
-            }
-            Verdict::BareLineEnd => BARE_LINE_END,
-            Verdict::TooBig => TOO_BIG,
-            Verdict::Abandoned => const { &Reply::busy() },
-        };
-        for _ in &recipients {
-            refusal.write(output); // RFC 2033, 4.2: one for each, whatever happened
+        match std::mem::replace(&mut self.phase, Phase::Command) {
+            Phase::Data(data) => self.hand_over(data, output),
+            _ => None,
         }
-        None
+    }
+
+    /// The message is complete: hands it over, or refuses it.
+    fn hand_over(&mut self, data: Data, output: &mut Vec<u8>) -> Option<Event<T>> {
+        let replies = self.replies_to(true);
+        let Transaction { sender, params, recipients, .. } = self.transaction.take()?;
+        if let Some(refusal) = refusal_of(data.verdict()) {
+            refusal.write_times(replies, output);
+            return None;
+        }
+        self.phase = Phase::AnswersOwed(replies);
+        Some(Event::Message(Box::new(Message { sender, params, recipients, body: data.into_bytes() })))
     }
 }
 
+fn refusal_of(verdict: Verdict) -> Option<Reply> {
+    match verdict {
+        Verdict::Good => None,
+        Verdict::BareLineEnd => Some(Reply::new(550, 6, 0, "Message contains a bare CR or LF")),
+        Verdict::TooBig => Some(TOO_BIG.clone()),
+        Verdict::Abandoned => Some(Reply::busy()),
+    }
+}
+
+const CHUNKS_BEGUN: &Reply = &Reply::new(503, 5, 1, "The message comes in chunks: BDAT or RSET");
 const TOO_BIG: &Reply = &Reply::new(552, 3, 4, "Message exceeds the maximum size");
 
 #[cfg(test)]

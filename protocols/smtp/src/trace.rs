@@ -8,10 +8,20 @@ use std::net::IpAddr;
 use crate::address::{Mailbox, check_address_literal, check_domain, is_dot_string};
 use crate::date::write_date_time;
 
+/// What the client spoke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spoken {
+    /// It said HELO.
+    Smtp,
+    /// It said EHLO.
+    Esmtp,
+    Lmtp,
+}
+
 /// The protocol of the WITH clause (RFC 3848; RFC 6531, 4.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct With {
-    pub lmtp: bool,
+    pub spoken: Spoken,
     pub smtputf8: bool,
     pub tls: bool,
     pub authenticated: bool,
@@ -19,23 +29,24 @@ pub struct With {
 
 impl With {
     fn name(self) -> &'static str {
-        match (self.lmtp, self.smtputf8, self.tls, self.authenticated) {
-            (true, false, false, false) => "LMTP",
-            (true, false, false, true) => "LMTPA",
-            (true, false, true, false) => "LMTPS",
-            (true, false, true, true) => "LMTPSA",
-            (true, true, false, false) => "UTF8LMTP",
-            (true, true, false, true) => "UTF8LMTPA",
-            (true, true, true, false) => "UTF8LMTPS",
-            (true, true, true, true) => "UTF8LMTPSA",
-            (false, false, false, false) => "ESMTP",
-            (false, false, false, true) => "ESMTPA",
-            (false, false, true, false) => "ESMTPS",
-            (false, false, true, true) => "ESMTPSA",
-            (false, true, false, false) => "UTF8SMTP",
-            (false, true, false, true) => "UTF8SMTPA",
-            (false, true, true, false) => "UTF8SMTPS",
-            (false, true, true, true) => "UTF8SMTPSA",
+        match (self.spoken, self.smtputf8, self.tls, self.authenticated) {
+            (Spoken::Smtp, ..) => "SMTP",
+            (Spoken::Lmtp, false, false, false) => "LMTP",
+            (Spoken::Lmtp, false, false, true) => "LMTPA",
+            (Spoken::Lmtp, false, true, false) => "LMTPS",
+            (Spoken::Lmtp, false, true, true) => "LMTPSA",
+            (Spoken::Lmtp, true, false, false) => "UTF8LMTP",
+            (Spoken::Lmtp, true, false, true) => "UTF8LMTPA",
+            (Spoken::Lmtp, true, true, false) => "UTF8LMTPS",
+            (Spoken::Lmtp, true, true, true) => "UTF8LMTPSA",
+            (Spoken::Esmtp, false, false, false) => "ESMTP",
+            (Spoken::Esmtp, false, false, true) => "ESMTPA",
+            (Spoken::Esmtp, false, true, false) => "ESMTPS",
+            (Spoken::Esmtp, false, true, true) => "ESMTPSA",
+            (Spoken::Esmtp, true, false, false) => "UTF8SMTP",
+            (Spoken::Esmtp, true, false, true) => "UTF8SMTPA",
+            (Spoken::Esmtp, true, true, false) => "UTF8SMTPS",
+            (Spoken::Esmtp, true, true, true) => "UTF8SMTPSA",
         }
     }
 }
@@ -43,7 +54,7 @@ impl With {
 /// What a Received field says.
 #[derive(Debug, Clone, Copy)]
 pub struct Received<'a> {
-    /// The name in the client's LHLO.
+    /// The name in the client's HELO, EHLO or LHLO.
     pub from: &'a str,
     /// The client's address; `None` on a Unix socket.
     pub peer: Option<IpAddr>,
@@ -128,7 +139,7 @@ mod tests {
             from: "mx.example",
             peer: Some("192.0.2.1".parse().unwrap()),
             by: "store.example",
-            with: With { lmtp: true, smtputf8: false, tls: false, authenticated: false },
+            with: With { spoken: Spoken::Lmtp, smtputf8: false, tls: false, authenticated: false },
             id: "1a2b",
             recipient: None,
             unix_seconds: 1_700_000_000,

@@ -11,8 +11,8 @@ use posthaste_imap::types::{Flag, MailboxName, SequenceSet, coalesce};
 
 use super::fetch::chunks;
 use super::{Answer, Failure, Outcome, Session};
+use crate::inbound::prepare;
 use crate::limits;
-use crate::lmtp::prepare;
 use crate::node::Counters;
 
 fn flag_name(flag: &Flag) -> FlagName {

@@ -106,12 +106,11 @@ impl Store {
 
     pub fn serve_with(&self, options: &[&str]) -> Server {
         let io = std::env::var("POSTHASTE_IO").unwrap_or_else(|_| "uring".to_owned());
-        let mut arguments = vec!["serve", "--io", &io, "--workers", "2"];
-        for listen in
-            ["imap=127.0.0.1:0", "imaps=127.0.0.1:0", "pop3=127.0.0.1:0", "pop3s=127.0.0.1:0", "lmtp=127.0.0.1:0"]
-        {
-            arguments.extend(["--listen", listen]);
+        let mut arguments = ["serve", "--io", &io, "--workers", "2"].map(str::to_owned).to_vec();
+        for listen in ["imap", "imaps", "pop3", "pop3s", "lmtp", "smtp", "smtps"] {
+            arguments.extend(["--listen".to_owned(), format!("{listen}=127.0.0.1:0")]);
         }
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let mut child = self.command(&arguments).args(options).stdin(Stdio::null()).spawn().expect("starts");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let mut ports = HashMap::new();
@@ -193,6 +192,15 @@ impl Server {
     pub fn lmtp(&self) -> Client {
         let mut client = Client::new(self.port("lmtp"));
         assert!(client.line().starts_with("220 "));
+        client
+    }
+
+    /// An SMTP session that has said EHLO.
+    pub fn smtp(&self) -> Client {
+        let mut client = Client::new(self.port("smtp"));
+        assert!(client.line().starts_with("220 "));
+        client.send("EHLO client.example\r\n");
+        client.reply();
         client
     }
 
@@ -345,6 +353,12 @@ impl Client {
                 return line;
             }
         }
+    }
+
+    /// Sends SMTP commands at once; the codes of the replies.
+    pub fn codes(&mut self, commands: &[&str]) -> Vec<String> {
+        self.send(&commands.iter().map(|command| format!("{command}\r\n")).collect::<String>());
+        commands.iter().map(|_| self.reply()[..3].to_owned()).collect()
     }
 
     /// A response: a line with its literals, which stand in it as they came.

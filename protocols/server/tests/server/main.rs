@@ -8,4 +8,5 @@ mod limits;
 mod lmtp;
 mod operation;
 mod pop3;
+mod smtp;
 mod tls;

@@ -29,11 +29,20 @@ fn drive(config: &Arc<Config>, chunks: &[&[u8]]) -> (String, Vec<String>) {
                     let sender = message.sender.as_ref().map_or(String::new(), ToString::to_string);
                     let to: Vec<_> = message.recipients.iter().map(|r| r.mailbox.to_string()).collect();
                     events.push(format!("{sender}>{}:{}", to.join(","), String::from_utf8_lossy(&message.body)));
+                    if config.protocol == Protocol::Smtp {
+                        session.answer(&Reply::stored(), &mut output);
+                        continue;
+                    }
                     for recipient in &message.recipients {
                         let full = recipient.mailbox.local_part() == "full";
                         let reply = if full { Reply::over_quota_for_now() } else { Reply::stored() };
                         session.answer_recipient(&reply, &mut output);
                     }
+                }
+                Event::StartTls => {
+                    events.push(format!("TLS, forgets {} octets", input.len()));
+                    input.clear();
+                    session.tls_begun();
                 }
                 Event::AnswerOwed => panic!("all were answered"),
                 Event::Close => break 'chunks,
@@ -76,13 +85,108 @@ fn smtp_greetings_are_refused() {
     assert_eq!(codes(&run("HELO x\r\nEHLO x\r\n").0), ["500", "500"]);
 }
 
+fn smtp(input: &str) -> (String, Vec<String>) {
+    let config = Config { message_bytes_max: 1000, recipients_max: 3, errors_max: 4, ..Config::smtp("store.example") };
+    drive(&Arc::new(config), &[input.as_bytes()])
+}
+
+#[test]
+fn smtp_answers_once_for_all_recipients() {
+    let (output, events) =
+        smtp("EHLO x\r\nMAIL FROM:<a@b>\r\nRCPT TO:<pat@foo>\r\nRCPT TO:<Postmaster>\r\nDATA\r\nx\r\n.\r\nQUIT\r\n");
+    assert_eq!(codes(&output), ["250", "250", "250", "250", "354", "250", "221"]);
+    assert_eq!(events, ["a@b>pat@foo,Postmaster:x\r\n"]);
+    // RFC 5321, 3.2: who says HELO gets no extensions.
+    assert_eq!(smtp("HELO x\r\n").0, "250 store.example\r\n");
+    assert_eq!(codes(&smtp("LHLO x\r\n").0), ["500"]);
+    assert_eq!(codes(&smtp("MAIL FROM:<a@b>\r\n").0), ["503"]);
+    assert_eq!(
+        codes(&smtp("EHLO x\r\nMAIL FROM:<a@b>\r\nRCPT TO:<nobody@foo>\r\nDATA\r\n").0),
+        ["250", "250", "550", "554"]
+    );
+}
+
+const BEGIN: &str = "LHLO x\r\nMAIL FROM:<a@b>\r\nRCPT TO:<pat@foo>\r\nRCPT TO:<full@foo>\r\n";
+
+/// RFC 3030, 2 and 4.2: chunks hold anything, dots and ends of messages too, and are answered one by one.
+#[test]
+fn chunks() {
+    let (output, events) =
+        run(&format!("{BEGIN}BDAT 6\r\n.\r\nx\r\nBDAT 0\r\nBDAT 6\r\nQUIT\r\nBDAT 0 LAST\r\nNOOP\r\n"));
+    assert_eq!(codes(&output), "250 250 250 250 250 250 250 250 452 250".split(' ').collect::<Vec<_>>());
+    assert_eq!(events, ["a@b>pat@foo,full@foo:.\r\nx\r\nQUIT\r\n"]);
+    // All in one, and without the last line end.
+    let (output, events) = run(&format!("{BEGIN}BDAT 4 LAST\r\nA: bQUIT\r\n"));
+    assert_eq!(codes(&output), "250 250 250 250 250 452 221".split(' ').collect::<Vec<_>>());
+    assert_eq!(events, ["a@b>pat@foo,full@foo:A: b"]);
+}
+
+/// Trap 44: what ends a message in chunks, and what does not.
+#[test]
+fn trap_44_chunks_and_other_commands() {
+    // RSET in the middle: nothing of it is left.
+    let (output, events) = run(&format!("{BEGIN}BDAT 3\r\nabcRSET\r\n{}BDAT 3 LAST\r\nabc", &BEGIN[8..]));
+    assert_eq!(codes(&output)[4..], ["250", "250", "250", "250", "250", "250", "452"]);
+    assert_eq!(events, ["a@b>pat@foo,full@foo:abc"]);
+    // DATA and RCPT do not mix with chunks.
+    let (output, events) = run(&format!("{BEGIN}BDAT 3\r\nabcDATA\r\nRCPT TO:<x@y>\r\nBDAT 0 LAST\r\n"));
+    assert_eq!(codes(&output)[4..], ["250", "503", "503", "250", "452"]);
+    assert_eq!(events, ["a@b>pat@foo,full@foo:abc"]);
+    // A chunk that cannot be taken is read all the same, and so are those after it.
+    let (output, events) = run(
+        "BDAT 6\r\nNOOP\r\nBDAT 6 LAST\r\nQUIT\r\nLHLO x\r\nMAIL FROM:<a@b>\r\nBDAT 6\r\nQUIT\r\nMAIL FROM:<c@d>\r\n",
+    );
+    assert_eq!(codes(&output), ["503", "503", "250", "250", "503", "503"]);
+    assert_eq!(events, [""; 0]);
+    let busy = BEGIN.replace("<a@b>", "<a@b> SIZE=666");
+    let (output, _) = run(&format!("{busy}BDAT 6\r\nQUIT\r\nBDAT 6\r\nQUIT\r\nBDAT 6 LAST\r\nQUIT\r\nNOOP\r\n"));
+    assert_eq!(codes(&output)[4..], ["452", "452", "452", "452", "250"]);
+    // What follows a bad one cannot be read.
+    let (output, events) = run(&format!("{BEGIN}BDAT six LAST\r\nQUIT\r\n"));
+    assert_eq!((codes(&output)[4..].to_vec(), events.len()), (vec!["421"], 0));
+}
+
+/// Trap 41: without BINARYMIME, chunks are lines, too. RFC 1870: and have the same limit.
+#[test]
+fn trap_41_chunks_are_checked() {
+    for (chunks, code) in [
+        ("BDAT 2\r\na\rBDAT 2 LAST\r\n\nb", "250"),
+        ("BDAT 2\r\na\rBDAT 2 LAST\r\nbc", "550"),
+        ("BDAT 2 LAST\r\na\r", "550"),
+        ("BDAT 2 LAST\r\na\n", "550"),
+        ("BDAT 4\r\na\nb\nBDAT 0 LAST\r\n", "550"),
+    ] {
+        let (output, events) = run(&format!("{BEGIN}{chunks}"));
+        assert!(codes(&output)[4..].contains(&code), "{chunks:?}: {output}");
+        assert_eq!(events.len(), usize::from(code == "250"), "{chunks:?}");
+    }
+    let (output, events) =
+        run(&format!("{BEGIN}BDAT 600\r\n{0}BDAT 600\r\n{0}BDAT 0 LAST\r\nNOOP\r\n", "x".repeat(600)));
+    assert_eq!(codes(&output)[4..], ["250", "552", "552", "552", "250"]);
+    assert_eq!(events.len(), 0);
+    let (output, _) = run(&format!("{BEGIN}BDAT 2000000 LAST\r\n{}", "x".repeat(2_000_000)));
+    assert_eq!(codes(&output)[4..], ["552", "552"]);
+}
+
+/// Trap 1, trap 42: nothing said before TLS counts after it.
+#[test]
+fn trap_1_starttls_begins_anew() {
+    let config = Arc::new(Config { starttls: true, ..Config::smtp("store.example") });
+    let input = "EHLO x\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nSTARTTLS\r\nRCPT TO:<e@f>\r\nDATA\r\n";
+    let (output, events) = drive(&config, &[input.as_bytes(), b"MAIL FROM:<g@h>\r\nEHLO x\r\nSTARTTLS\r\nDATA\r\n"]);
+    assert_eq!(codes(&output), ["250", "250", "250", "220", "503", "250", "503", "503"]);
+    assert_eq!(events, ["TLS, forgets 21 octets"]);
+    assert_eq!(output.matches("STARTTLS\r\n").count(), 1, "it is not offered twice: {output}");
+    assert_eq!(codes(&smtp("EHLO x\r\nSTARTTLS\r\n").0), ["250", "502"]);
+}
+
 /// RFC 2034, 4: in every 2xx, 4xx and 5xx but the greeting and the answer to LHLO.
 #[test]
 fn enhanced_codes_agree_with_reply_codes() {
     let (output, _) = run("LHLO x\r\nXYZ\r\nMAIL FROM:<a@b> SIZE=1001\r\nMAIL FROM:<a@b>\r\nRCPT TO:<é@b>\r\n\
          RCPT TO:<no@b>\r\nRCPT TO:<a@b>\r\nRCPT TO:<a@b>\r\nRCPT TO:<a@b>\r\nRCPT TO:<a@b>\r\nDATA\r\na\nb\r\n.\r\n\
          EXPN x\r\nVRFY x\r\nHELP\r\nNOOP\r\nQUIT\r\n");
-    let (hello, rest) = output.split_once("SMTPUTF8\r\n").unwrap();
+    let (hello, rest) = output.split_once("CHUNKING\r\n").unwrap();
     assert!(hello.starts_with("250-store.example\r\n250-PIPELINING\r\n250-SIZE 1000\r\n"), "{hello}");
     for line in rest.lines().filter(|l| !l.starts_with('3')) {
         assert_eq!(line[4..6], format!("{}.", &line[..1]), "{line}");

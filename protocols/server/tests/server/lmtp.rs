@@ -12,7 +12,9 @@ fn a_transaction_is_answered_per_recipient_and_in_order() {
     while !lines.last().is_some_and(|line: &String| line.starts_with("250 ")) {
         lines.push(client.line());
     }
-    for extension in ["PIPELINING", "SIZE 52428800", "8BITMIME", "ENHANCEDSTATUSCODES", "SMTPUTF8", "CHUNKING", "STARTTLS"] {
+    for extension in
+        ["PIPELINING", "SIZE 52428800", "8BITMIME", "ENHANCEDSTATUSCODES", "SMTPUTF8", "CHUNKING", "STARTTLS"]
+    {
         assert!(lines.iter().any(|line| line.ends_with(extension)), "{extension}: {lines:?}");
     }
     // The whole transaction in one go.

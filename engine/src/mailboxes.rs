@@ -48,6 +48,15 @@ pub struct MailboxInfo {
     pub status: Status,
 }
 
+/// A mailbox that a new account has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewMailbox {
+    /// As [`normalise_name`] gives it; the levels above it come before it in the list.
+    pub name: String,
+    /// Bits that the protocols give a meaning to.
+    pub special_use: u16,
+}
+
 /// Checks a name and gives its one spelling: INBOX is not case-sensitive (RFC 3501, 5.1).
 pub fn normalise_name(name: &str) -> Result<String, Refusal> {
     if name.is_empty() {
@@ -137,29 +146,62 @@ impl<S: Storage> Shard<S> {
             if exists(&name) {
                 return Err(Refusal::MailboxExists.into());
             }
-            let mut levels: Vec<&str> =
-                name.match_indices(SEPARATOR).map(|(at, _)| &name[..at]).filter(|level| !exists(level)).collect();
-            levels.push(&name);
+            let above = name.match_indices(SEPARATOR).map(|(at, _)| &name[..at]).filter(|level| !exists(level));
+            let mut levels: Vec<(&str, u16)> = above.map(|level| (level, 0)).collect();
+            levels.push((&name, special_use));
             let first_uid_validity = self.uid_validity_next(&state, account);
-            let mailbox = self.push_creations(&mut log, account, &levels, first_uid_validity, special_use);
+            let mailbox = self.push_creations(&mut log, account, &levels, first_uid_validity);
             (mailbox, self.ticket(&mut log))
         };
         ticket.committed().await?;
         Ok(mailbox)
     }
 
-    /// Records for new mailboxes, in one transaction; the last is returned and has the special use.
+    /// Creates a new account's mailboxes, INBOX before all, and subscribes to them. Those that exist stay as they are. Durable on
+    /// return.
+    pub(crate) async fn create_first_mailboxes(
+        &self,
+        account: AccountId,
+        mailboxes: &[NewMailbox],
+    ) -> Result<(), EngineError> {
+        let lock = self.account_lock(account);
+        let _one_at_a_time = lock.lock().await;
+        self.admit().await?;
+        let ticket = {
+            let state = self.0.state.borrow();
+            let mut log = self.0.log.borrow_mut();
+            log.check_open(self.0.id)?;
+            let existing = match state.accounts.get(&account) {
+                Some(account) if account.closed => return Err(Refusal::NoSuchAccount.into()),
+                account => account.map(|account| &account.mailboxes),
+            };
+            let all = std::iter::once((INBOX, 0)).chain(mailboxes.iter().map(|new| (&*new.name, new.special_use)));
+            let exists = |name: &str| existing.is_some_and(|mailboxes| mailboxes.contains_key(name));
+            let missing: Vec<(&str, u16)> = all.filter(|(name, _)| !exists(name)).collect();
+            let first_uid_validity = self.uid_validity_next(&state, account);
+            self.push_creations(&mut log, account, &missing, first_uid_validity);
+            for &(name, _) in missing.iter().filter(|_| !mailboxes.is_empty()) {
+                let lsn = log.next_lsn(self.0.epoch);
+                let subscription = Subscription { account, name: name.to_owned(), subscribed: true };
+                log.push(lsn, 0, Record::Subscription(subscription), &[]);
+            }
+            self.ticket(&mut log)
+        };
+        ticket.committed().await?;
+        Ok(())
+    }
+
+    /// Records for new mailboxes with their special uses, in one transaction; the last mailbox is returned.
     fn push_creations(
         &self,
         log: &mut Log,
         account: AccountId,
-        names: &[&str],
+        names: &[(&str, u16)],
         first_uid_validity: u32,
-        special_use: u16,
     ) -> MailboxId {
         let mut mailbox = MailboxId::default();
         let mut transaction = 0;
-        for (number, name) in names.iter().enumerate() {
+        for (number, &(name, special_use)) in names.iter().enumerate() {
             let lsn = log.next_lsn(self.0.epoch);
             if names.len() > 1 && transaction == 0 {
                 transaction = lsn.0;
@@ -168,9 +210,9 @@ impl<S: Storage> Shard<S> {
             let change = MailboxChange::Create {
                 mailbox,
                 account,
-                name: (*name).to_owned(),
+                name: name.to_owned(),
                 uid_validity: first_uid_validity.saturating_add(number as u32),
-                special_use: if number + 1 == names.len() { special_use } else { 0 },
+                special_use,
             };
             log.push(lsn, transaction, Record::Mailbox(change), &[]);
         }

@@ -17,6 +17,7 @@ use crate::format::codec::{Input, Wire};
 use crate::format::record::{AccountRecord, Record};
 use crate::format::{FORMAT_VERSION, FormatError, checksum, verify_checksum};
 use crate::ids::{AccountId, ShardId};
+use crate::mailboxes::NewMailbox;
 use crate::shard::{Shard, ShardConfig};
 use crate::storage::{Storage, StorageError};
 
@@ -359,12 +360,24 @@ impl<S: Storage> Worker<S> {
     /// Per account, [`Refusal::AccountExists`]; or storage that fails: some of the accounts may then exist.
     pub async fn add_accounts(
         &self,
+        accounts: Vec<NewAccount>,
+    ) -> Result<Vec<Result<AccountRecord, Refusal>>, EngineError> {
+        self.add_accounts_with(accounts, Arc::default()).await
+    }
+
+    /// As [`Worker::add_accounts`], with more mailboxes than INBOX, which are subscribed to.
+    ///
+    /// # Errors
+    /// As [`Worker::add_accounts`].
+    pub async fn add_accounts_with(
+        &self,
         mut accounts: Vec<NewAccount>,
+        mailboxes: Arc<Vec<NewMailbox>>,
     ) -> Result<Vec<Result<AccountRecord, Refusal>>, EngineError> {
         let mut results = Vec::with_capacity(accounts.len());
         while !accounts.is_empty() {
             let later = accounts.split_off(accounts.len().min(ACCOUNTS_PER_COMMIT));
-            results.extend(self.add_some_accounts(accounts).await?);
+            results.extend(self.add_some_accounts(accounts, &mailboxes).await?);
             accounts = later;
         }
         Ok(results)
@@ -373,18 +386,20 @@ impl<S: Storage> Worker<S> {
     async fn add_some_accounts(
         &self,
         accounts: Vec<NewAccount>,
+        mailboxes: &Arc<Vec<NewMailbox>>,
     ) -> Result<Vec<Result<AccountRecord, Refusal>>, EngineError> {
         let cluster = Arc::clone(&self.0.cluster);
         let results = self
             .call(SYSTEM_SHARD, move |system| async move { system.put_accounts(&cluster, accounts).await })
             .await??;
-        // INBOXes are made at once where they can be, so that a client's first LIST shows them.
+        // Mailboxes are made at once where they can be, so that a client's first LIST shows them.
         let mut by_shard: BTreeMap<ShardId, Vec<AccountId>> = BTreeMap::new();
         for account in results.iter().flatten() {
             by_shard.entry(account.shard).or_default().push(account.account);
         }
         for (shard, accounts) in by_shard {
-            self.call(shard, move |shard| async move { shard.make_inboxes(accounts).await }).await??;
+            let mailboxes = Arc::clone(mailboxes);
+            self.call(shard, move |shard| async move { shard.make_mailboxes(accounts, mailboxes).await }).await??;
         }
         Ok(results)
     }
@@ -522,14 +537,18 @@ impl<S: Storage> Shard<S> {
         Ok(())
     }
 
-    /// INBOXes of new accounts, committed together.
-    async fn make_inboxes(&self, accounts: Vec<AccountId>) -> Result<(), EngineError> {
+    /// The mailboxes of new accounts, committed together.
+    async fn make_mailboxes(
+        &self,
+        accounts: Vec<AccountId>,
+        mailboxes: Arc<Vec<NewMailbox>>,
+    ) -> Result<(), EngineError> {
         let mut waiting = Vec::with_capacity(accounts.len());
         for account in accounts {
-            let shard = self.clone();
+            let (shard, mailboxes) = (self.clone(), Arc::clone(&mailboxes));
             let (sender, receiver) = oneshot::channel();
             self.0.storage.spawn(async move {
-                let _ = sender.send(shard.inbox(account).await);
+                let _ = sender.send(shard.create_first_mailboxes(account, &mailboxes).await);
             });
             waiting.push(receiver);
         }

@@ -62,6 +62,13 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print a shell's completions, for example: posthaste completions bash > /etc/bash_completion.d/posthaste
+    Completions { shell: clap_complete::Shell },
+    /// Print the manual page, or write those of all commands into a directory
+    Man {
+        /// Where to write them, as posthaste.1, posthaste-serve.1 and so on
+        directory: Option<PathBuf>,
+    },
     /// Give back the space of deleted mail (not built yet)
     Compact {
         /// Return when it is done

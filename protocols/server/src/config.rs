@@ -5,11 +5,13 @@
 use std::path::{Path, PathBuf};
 
 use posthaste_engine::io::real::IoKind;
+use posthaste_engine::mailboxes::SEPARATOR;
 use posthaste_engine::node::SHARDS_MAX;
 use serde::Deserialize;
 
 use crate::limits;
 use crate::listen::Listen;
+use crate::special_use::FirstMailbox;
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -21,6 +23,7 @@ pub struct Config {
     pub lmtp: Lmtp,
     pub smtp: Smtp,
     pub delivery: Delivery,
+    pub accounts: Accounts,
     pub store: Store,
     pub tls: Tls,
     pub log: Log,
@@ -100,6 +103,13 @@ pub struct Smtp {
     pub recipients: usize,
 }
 
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Accounts {
+    /// What a new account has beside INBOX.
+    pub mailboxes: Vec<FirstMailbox>,
+}
+
 /// How mail is taken in, by whatever protocol.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -154,6 +164,17 @@ pub enum TlsVersion {
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     pub level: Level,
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One object a line.
+    Json,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -216,9 +237,16 @@ impl Default for Smtp {
     }
 }
 
+impl Default for Accounts {
+    fn default() -> Self {
+        let mailboxes = ["Drafts=drafts", "Sent=sent", "Junk=junk", "Trash=trash", "Archive=archive"];
+        Self { mailboxes: mailboxes.iter().map(|text| text.parse().expect("a mailbox of our own")).collect() }
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
-        Self { level: Level::Info }
+        Self { level: Level::Info, format: LogFormat::Text }
     }
 }
 
@@ -234,10 +262,13 @@ fn host_name() -> String {
 pub enum ConfigError {
     #[error("cannot read the configuration {path}: {error}")]
     Read { path: String, error: std::io::Error },
-    #[error("in the configuration: {0}")]
-    Toml(#[from] toml::de::Error),
+    /// A key or value that is wrong, and where.
+    #[error("{place}: {what}")]
+    Key { place: String, what: String },
     #[error("--set takes KEY=VALUE, for example store.shards=4, and not {0:?}")]
     Set(String),
+    #[error("accounts.mailboxes has {name:?}, but not {above:?} before it")]
+    Level { name: String, above: String },
     #[error("delivery.postmaster names an account: {0}")]
     Postmaster(crate::accounts::NameError),
     #[error("the configuration key {key} is {value}, but must be {range}")]
@@ -247,27 +278,65 @@ pub enum ConfigError {
 /// Reads the file, if one is named, and sets the keys given as `KEY=VALUE`.
 ///
 /// # Errors
-/// The first key that is unknown, of the wrong type or out of its range.
+/// The first key that is unknown, of the wrong type or out of its range, and where it stands.
 pub fn load(file: Option<&Path>, set: &[String]) -> Result<Config, ConfigError> {
-    let mut text = String::new();
+    let mut table = toml::Table::new();
     if let Some(path) = file {
-        text = std::fs::read_to_string(path)
-            .map_err(|error| ConfigError::Read { path: path.display().to_string(), error })?;
-        // For the message: with its line, which the merged table below does not know any more.
-        toml::from_str::<Config>(&text)?;
+        let place = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: place.clone(), error })?;
+        let wrong = |error| wrong_key(&place, &text, &error);
+        // For the errors: with their lines, which a table does not know any more.
+        toml::from_str::<Config>(&text).map_err(wrong)?;
+        table = toml::from_str(&text).map_err(wrong)?;
     }
-    let mut table: toml::Table = toml::from_str(&text)?;
     for assignment in set {
         let (key, value) = assignment.split_once('=').ok_or_else(|| ConfigError::Set(assignment.clone()))?;
-        insert(&mut table, key.trim(), parse_value(value.trim()))
-            .ok_or_else(|| ConfigError::Set(assignment.clone()))?;
+        let (key, value) = (key.trim(), parse_value(value.trim()));
+        let not_so = || ConfigError::Set(assignment.clone());
+        let mut alone = toml::Table::new();
+        insert(&mut alone, key, value.clone()).ok_or_else(not_so)?;
+        let wrong = |error| wrong_key(&format!("--set {assignment}"), "", &error);
+        alone.try_into::<Config>().map_err(wrong)?;
+        insert(&mut table, key, value).ok_or_else(not_so)?;
     }
-    let mut config: Config = table.try_into()?;
+    let mut config: Config = table.try_into().map_err(|error| wrong_key("the configuration", "", &error))?;
     config.check()?;
+    for (number, FirstMailbox(mailbox)) in config.accounts.mailboxes.iter().enumerate() {
+        if let Some((above, _)) = mailbox.name.rsplit_once(SEPARATOR)
+            && !config.accounts.mailboxes[..number].iter().any(|FirstMailbox(before)| before.name == above)
+        {
+            return Err(ConfigError::Level { name: mailbox.name.clone(), above: above.to_owned() });
+        }
+    }
     if let Some(postmaster) = &mut config.delivery.postmaster {
         *postmaster = crate::accounts::normalise(postmaster).map_err(ConfigError::Postmaster)?;
     }
     Ok(config)
+}
+
+/// Says what is wrong as people say it: the place with its line, and of an unknown key what it probably means.
+fn wrong_key(place: &str, text: &str, error: &toml::de::Error) -> ConfigError {
+    let line = error.span().and_then(|span| text.get(..span.start)).map(|before| before.matches('\n').count() + 1);
+    let place = match line {
+        Some(line) if !text.is_empty() => format!("{place}, line {line}"),
+        _ => place.to_owned(),
+    };
+    ConfigError::Key { place, what: explain(error.message()).unwrap_or_else(|| error.message().to_owned()) }
+}
+
+/// The message of the parser about a field that it does not know, in our words.
+fn explain(message: &str) -> Option<String> {
+    let (unknown, expected) = message.strip_prefix("unknown field `")?.split_once("`, ")?;
+    let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+    let nearest =
+        known.iter().max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)));
+    let others = known.join(", ");
+    Some(match nearest {
+        Some(nearest) if strsim::jaro_winkler(unknown, nearest) > 0.7 => {
+            format!("there is no key `{unknown}`; did you mean `{nearest}`? Known here: {others}")
+        }
+        _ => format!("there is no key `{unknown}`. Known here: {others}"),
+    })
 }
 
 /// What is no TOML value is a string: `--set server.host_name=mail.example`.
@@ -363,18 +432,42 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (keys, name) in [
-            (["store.shard=4"], "shard"),
-            (["storage.shards=4"], "storage"),
+            (["store.shard=4"], "no key `shard`; did you mean `shards`?"),
+            (["storage.shards=4"], "no key `storage`; did you mean `store`?"),
+            (["limits.zzz=4"], "no key `zzz`. Known here: message_bytes, "),
             (["store.shards=0"], "store.shards"),
             (["store.shards=many"], "string \"many\""),
             (["limits.message_bytes=1"], "limits.message_bytes"),
             (["store.shards.x=4"], "store.shards"),
             (["nothing"], "KEY=VALUE"),
+            (["accounts.mailboxes=[\"a/b\"]"], "not \"a\" before it"),
             (["server.listen=[\"gopher=127.0.0.1:70\"]"], "gopher"),
         ] {
             let error = set(&keys).expect_err(keys[0]);
             assert!(error.contains(name), "{keys:?}: {error}");
         }
+    }
+
+    #[test]
+    fn the_line_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("posthaste.toml");
+        let error = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            load(Some(&path), &[]).map_err(|error| error.to_string()).unwrap_err()
+        };
+        let wrong = error("[server]\nworkers = 1\nhostname = \"x\"\n");
+        assert!(
+            wrong.contains("posthaste.toml, line 3: there is no key `hostname`; did you mean `host_name`?"),
+            "{wrong}"
+        );
+        let wrong = error("[limits]\nmessage_bytes = \"many\"\n");
+        assert!(wrong.contains("posthaste.toml, line 2: invalid type"), "{wrong}");
+        let wrong = error("[limits\n");
+        assert!(wrong.contains("posthaste.toml, line 1: "), "{wrong}");
+        assert!(
+            error("[limits]\nmessage_bytes = 1\n").contains("limits.message_bytes is 1, but must be 64 KB to 1 GB")
+        );
     }
 
     #[test]
@@ -404,6 +497,7 @@ mod tests {
             "smtp.recipients",
             "delivery.postmaster",
             "delivery.full_mailbox",
+            "accounts.mailboxes",
             "store.shards",
             "store.segment_size_bytes",
             "store.checkpoint_bytes",
@@ -415,6 +509,7 @@ mod tests {
             "tls.key",
             "tls.minimum_version",
             "log.level",
+            "log.format",
         ] {
             assert!(document.contains(&format!("`{key}`")), "{key}");
         }

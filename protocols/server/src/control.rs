@@ -21,6 +21,7 @@ use posthaste_engine::io::Runtime;
 use posthaste_engine::node::NewAccount;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Config;
 use crate::limits;
 use crate::node::{Node, Worker};
 
@@ -103,20 +104,26 @@ pub struct ShardStats {
 }
 
 /// Carries out a request. What it changes is durable when this returns.
-pub async fn execute(worker: &Worker, node: Option<&Node>, request: Request) -> Response {
-    match try_execute(worker, node, request).await {
+pub async fn execute(worker: &Worker, config: &Config, node: Option<&Node>, request: Request) -> Response {
+    match try_execute(worker, config, node, request).await {
         Ok(response) => response,
         Err(error) => Response::Error { message: error.to_string() },
     }
 }
 
-async fn try_execute(worker: &Worker, node: Option<&Node>, request: Request) -> Result<Response, EngineError> {
+async fn try_execute(
+    worker: &Worker,
+    config: &Config,
+    node: Option<&Node>,
+    request: Request,
+) -> Result<Response, EngineError> {
     match request {
         Request::AddUsers { users } => {
             let names: Vec<String> = users.iter().map(|user| user.name.clone()).collect();
             let accounts =
                 users.into_iter().map(|user| NewAccount { name: user.name, password: user.password_hash }).collect();
-            let results = worker.add_accounts(accounts).await?;
+            let mailboxes = config.accounts.mailboxes.iter().map(|first| first.0.clone()).collect();
+            let results = worker.add_accounts_with(accounts, Arc::new(mailboxes)).await?;
             let mut existing = Vec::new();
             for (name, result) in names.into_iter().zip(results) {
                 match result {
@@ -246,7 +253,7 @@ fn execute_on_worker(node: &Arc<Node>, request: Request) -> Response {
         let of_task = worker.clone();
         worker.storage().spawn(async move {
             // Whoever asked may have gone.
-            let _ = sender.send(execute(&of_task, Some(&of_job), request).await);
+            let _ = sender.send(execute(&of_task, &of_job.config, Some(&of_job), request).await);
         });
     };
     node.cluster.send(0, Box::new(job));

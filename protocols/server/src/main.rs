@@ -17,6 +17,7 @@ mod node;
 mod password;
 mod pop3;
 mod serve;
+mod special_use;
 mod tls;
 mod users;
 
@@ -25,7 +26,7 @@ use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use cli::{Cli, Command, Common};
 use config::Config;
@@ -61,6 +62,15 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
             other => Err(unexpected(&other)),
         },
         Command::Check => check::check(&cli.common.data, config.server.io.into()),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "posthaste", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man { directory: Some(directory) } => {
+            std::fs::create_dir_all(&directory)?;
+            Ok(clap_mangen::generate_to(Cli::command(), directory)?)
+        }
+        Command::Man { directory: None } => Ok(clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?),
         Command::Compact { .. } => {
             Err("compact is not built yet: this version gives back no space of deleted mail".into())
         }

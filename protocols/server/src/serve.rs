@@ -18,7 +18,7 @@ use posthaste_engine::node::{StoreConfig, WorkerSeat, open_superblock};
 use posthaste_engine::shard::{Shard, ShardConfig, ShardEvent};
 use posthaste_engine::storage::local::Local;
 
-use crate::config::{Config, Level};
+use crate::config::{Config, Level, Log, LogFormat};
 use crate::connection::Connection;
 use crate::control::{self, Request, Response};
 use crate::listen::{Listen, Place, Protocol, Service, bind};
@@ -28,7 +28,7 @@ use crate::{imap, inbound, limits, lock, pop3};
 
 /// Serves until told to stop.
 pub fn serve(data: &Path, mut config: Config) -> Result<(), Box<dyn Error>> {
-    start_log(config.log.level);
+    start_log(&config.log);
     abort_on_panic();
     let lock = lock::lock(data)?;
     let cores: Vec<usize> = core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
@@ -108,7 +108,7 @@ pub fn execute_alone(data: &Path, config: &Config, request: Request) -> Result<R
         let Some(seat) = seats.pop() else { unreachable!("one worker has one seat") };
         let (worker, reports) = Worker::open(storage, cluster, seat, store_config(config, superblock.shards)).await?;
         reports.iter().flat_map(|report| &report.damage).for_each(|finding| eprintln!("damage: {finding:?}"));
-        let response = control::execute(&worker, None, request).await;
+        let response = control::execute(&worker, config, None, request).await;
         worker.stop().await?;
         Ok::<_, EngineError>(response)
     })??;
@@ -142,15 +142,19 @@ fn store_config(config: &Config, shards: u32) -> StoreConfig {
     StoreConfig { shard }
 }
 
-fn start_log(level: Level) {
-    let level = match level {
+fn start_log(config: &Log) {
+    let level = match config.level {
         Level::Error => tracing::Level::ERROR,
         Level::Warn => tracing::Level::WARN,
         Level::Info => tracing::Level::INFO,
         Level::Debug => tracing::Level::DEBUG,
     };
     // Standard output is for those who wait for "ready".
-    let _ = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_ansi(false).try_init();
+    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_ansi(false);
+    let _ = match config.format {
+        LogFormat::Text => log.try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    };
 }
 
 /// What a panicking worker left half done must not be built on. The log makes a restart safe.

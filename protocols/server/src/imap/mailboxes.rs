@@ -13,20 +13,9 @@ use posthaste_imap::types::{MailboxName, Pattern};
 
 use super::select::mailbox_id;
 use super::{Answer, Failure, Outcome, Session};
+use crate::special_use::{self, SPECIAL_USES};
 
 const DELIMITER: Option<char> = Some(SEPARATOR);
-
-/// The bits of `special_use` in the store (RFC 6154, 2; RFC 8457). They are written to disk: never renumber them.
-const SPECIAL_USES: [(u16, &str, ListAttribute); 8] = [
-    (1, "All", ListAttribute::All),
-    (2, "Archive", ListAttribute::Archive),
-    (4, "Drafts", ListAttribute::Drafts),
-    (8, "Flagged", ListAttribute::Flagged),
-    (16, "Junk", ListAttribute::Junk),
-    (32, "Sent", ListAttribute::Sent),
-    (64, "Trash", ListAttribute::Trash),
-    (128, "Important", ListAttribute::Important),
-];
 
 /// A name in a list: a mailbox, or only a level above one.
 #[derive(Default)]
@@ -57,9 +46,8 @@ impl Session {
     pub(super) async fn create(&mut self, name: &MailboxName, special_use: &[String]) -> Outcome {
         let mut bits = 0;
         for name in special_use {
-            let known = SPECIAL_USES.iter().find(|(_, known, _)| known.eq_ignore_ascii_case(name));
-            match known {
-                Some((bit, _, _)) => bits |= bit,
+            match special_use::bit_of(name) {
+                Some(bit) => bits |= bit,
                 None => return Ok(Answer::no(Some(Code::UseAttr), "There is no such special use")),
             }
         }

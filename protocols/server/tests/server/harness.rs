@@ -24,9 +24,14 @@ pub struct Store {
 }
 
 impl Store {
-    /// With two shards, so that two workers have one each.
+    /// With two shards, so that two workers have one each. Accounts have an INBOX and nothing else.
     pub fn new() -> Self {
-        Self { directory: tempfile::tempdir().expect("temporary directory"), set: vec!["store.shards=2".to_owned()] }
+        Self::as_it_comes().set("store.shards=2").set("accounts.mailboxes=[]")
+    }
+
+    /// With nothing configured.
+    pub fn as_it_comes() -> Self {
+        Self { directory: tempfile::tempdir().expect("temporary directory"), set: Vec::new() }
     }
 
     pub fn with(users: &[&str]) -> Self {

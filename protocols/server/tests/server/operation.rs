@@ -174,7 +174,7 @@ fn a_stop_finishes_what_is_in_hand() {
 fn what_is_not_built_says_so() {
     let store = Store::new();
     assert!(store.refused(&["compact"]).contains("not built yet"));
-    assert!(store.refused(&["user", "list", "--set", "store.shard=3"]).contains("unknown field `shard`"));
+    assert!(store.refused(&["user", "list", "--set", "store.shard=3"]).contains("did you mean `shards`?"));
     let config = store.path("config.toml");
     std::fs::write(&config, "[server]\nworkers = 1\nlisten_on = []\n").unwrap();
     let error = store.refused(&["user", "list", "--config", config.to_str().unwrap()]);
@@ -219,4 +219,61 @@ fn too_many_connections_are_told_so() {
         }
     }
     server.stop();
+}
+
+/// What a client finds in a new account, by the uses that it looks for (RFC 6154).
+#[test]
+fn a_new_account_has_the_usual_mailboxes() {
+    let store = Store::as_it_comes();
+    store.import(&["ann@example.org"]);
+    let server = store.serve();
+    let mut client = server.login("ann@example.org");
+    let usual = [
+        "* LIST (\\HasNoChildren \\Archive) \"/\" Archive",
+        "* LIST (\\HasNoChildren \\Drafts) \"/\" Drafts",
+        "* LIST (\\HasNoChildren) \"/\" INBOX",
+        "* LIST (\\HasNoChildren \\Junk) \"/\" Junk",
+        "* LIST (\\HasNoChildren \\Sent) \"/\" Sent",
+        "* LIST (\\HasNoChildren \\Trash) \"/\" Trash",
+    ];
+    assert_eq!(client.ok("LIST \"\" *"), usual);
+    assert_eq!(client.ok("LSUB \"\" *").len(), 6, "all of them are subscribed to");
+    server.stop();
+
+    let store = store.set("accounts.mailboxes=[\"Lists\", \"Lists/rust=important\"]");
+    store.import(&["bob@example.org"]);
+    let server = store.serve();
+    let listed = server.login("bob@example.org").ok("LIST \"\" *");
+    assert!(listed[1].contains("\\HasChildren") && listed[2].contains("\\Important"), "{listed:?}");
+    assert_eq!(server.login("ann@example.org").ok("LIST \"\" *"), usual);
+    server.stop();
+}
+
+#[test]
+fn the_manual_and_completions_come_from_the_command_line() {
+    let store = Store::new();
+    let page = store.done(&["man"]);
+    assert!(page.contains(".TH posthaste") && page.contains("plaintext"), "{page}");
+    let directory = store.path("man");
+    store.done(&["man", directory.to_str().unwrap()]);
+    assert!(exists(&directory, "posthaste.1") && exists(&directory, "posthaste-serve.1"));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(store.done(&["completions", shell]).contains("plaintext-auth"));
+    }
+}
+
+/// Each line is an object, and what concerns a connection names it.
+#[test]
+fn logs_as_json() {
+    let store = Store::with(&["ann@example.org"]).set("log.format=json").set("log.level=debug");
+    let server = store.serve();
+    server.login("ann@example.org");
+    server.imap().answer("LOGIN ann@example.org wrong");
+    server.signal("-TERM");
+    let (_, log) = server.wait();
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let find = |message: &str| lines.iter().find(|line| line["message"] == message).expect(message);
+    assert_eq!(find("logged in")["user"], "ann@example.org");
+    assert!(find("logged in")["session"].is_u64());
+    assert_eq!(find("a login failed")["level"], "INFO");
 }

@@ -185,6 +185,13 @@ impl Mailbox {
         gone
     }
 
+    /// Expunges without regard to flags.
+    pub fn expunge_messages(&mut self, uids: &BTreeSet<u32>) -> BTreeSet<u32> {
+        let gone: BTreeSet<u32> = self.messages.keys().filter(|uid| uids.contains(uid)).copied().collect();
+        self.remove(&gone);
+        gone
+    }
+
     fn remove(&mut self, gone: &BTreeSet<u32>) {
         if !gone.is_empty() {
             self.messages.retain(|uid, _| !gone.contains(uid));

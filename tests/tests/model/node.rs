@@ -154,6 +154,7 @@ impl Node {
                 Ok(())
             }
             Op::Expunge { mailbox, mark, among } => self.expunge(run, *mailbox, *mark, *among).await,
+            Op::Remove { mailbox, uids } => self.remove(run, *mailbox, *uids).await,
             Op::Transfer { from, uids, to, is_move } => self.transfer(run, *from, *uids, *to, *is_move).await,
             Op::Create { account, name: number } => {
                 let (account, name) = (usize::from(*account), name(*number));
@@ -320,6 +321,17 @@ impl Node {
         let among = among.map(|among| among.uid_set(uid_next));
         let gone = self.call(run, account, move |shard| async move { shard.expunge(id, among).await }).await?;
         expect("EXPUNGE", refusal(gone)?.map(|gone| uid_set(&gone)), expected)
+    }
+
+    pub async fn remove(&self, run: &mut Run, mailbox: Pick, uids: Uids) -> Outcome<()> {
+        let (account, key, id) = self.resolve(run, mailbox);
+        let mailbox = key.and_then(|key| run.model.mailbox(key));
+        let uid_next = mailbox.as_ref().map_or(9, |mailbox| mailbox.uid_next);
+        let expected =
+            mailbox.map_or(Err(Refused::NoSuchMailbox), |mailbox| Ok(mailbox.expunge_messages(&uids.set(uid_next))));
+        let uids = uids.uid_set(uid_next);
+        let gone = self.call(run, account, move |shard| async move { shard.expunge_messages(id, uids).await }).await?;
+        expect("an expunge by UIDs", refusal(gone)?.map(|gone| uid_set(&gone)), expected)
     }
 
     pub async fn transfer(&self, run: &mut Run, from: Pick, uids: Uids, mut to: Pick, is_move: bool) -> Outcome<()> {

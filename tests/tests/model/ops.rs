@@ -124,6 +124,11 @@ pub enum Op {
         mark: Option<Uids>,
         among: Option<Uids>,
     },
+    /// What QUIT of POP3 does.
+    Remove {
+        mailbox: Pick,
+        uids: Uids,
+    },
     Transfer {
         from: Pick,
         uids: Uids,
@@ -224,6 +229,7 @@ pub fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(mailbox, uids, count)| Op::ManyKeywords { mailbox, uids, count }),
         8 => (pick(), prop::option::weighted(0.8, uids()), prop::option::of(uids()))
             .prop_map(|(mailbox, mark, among)| Op::Expunge { mailbox, mark, among }),
+        2 => (pick(), uids()).prop_map(|(mailbox, uids)| Op::Remove { mailbox, uids }),
         10 => (pick(), uids(), pick(), any::<bool>())
             .prop_map(|(from, uids, to, is_move)| Op::Transfer { from, uids, to, is_move }),
         8 => (account(), some_name()).prop_map(|(account, name)| Op::Create { account, name }),

@@ -139,6 +139,13 @@ enum Stretch {
     },
 }
 
+impl Stretch {
+    /// A multipart without parts is text.
+    fn all_of(octets: Range<usize>) -> Self {
+        Self::Text { octets, encoding: TransferEncoding::default(), charset: Charset::default() }
+    }
+}
+
 /// What is to be searched of a message for strings in its body or text.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stretches(Vec<Stretch>);
@@ -153,6 +160,9 @@ impl Stretches {
             if index > 0 {
                 let in_body = parts[index - 1].kind == Kind::Message;
                 stretches.push(Stretch::Header { octets: part.header_offset..part.body_offset, in_body });
+            }
+            if part.kind == Kind::Multipart && part.subtree_end == index + 1 {
+                stretches.push(Stretch::all_of(part.body_offset..part.body_end));
             }
             if part.kind != Kind::Leaf {
                 continue;
@@ -193,6 +203,9 @@ impl Stretches {
             if index > 0 {
                 let in_body = parts[index - 1].is_message();
                 stretches.push(Stretch::Header { octets: octets(part.header_range()), in_body });
+            }
+            if part.is_multipart() && digest.children(index).next().is_none() {
+                stretches.push(Stretch::all_of(octets(part.body_range())));
             }
             if part.is_multipart() || part.is_message() || !is_searched(digest.text(&part.media_type)?) {
                 continue;
@@ -583,6 +596,7 @@ mod tests {
         assert!(found(b"Content-Type: text/plain; charset=utf-7\r\n\r\nA+ImIDkQ.", Place::Body, "a≢α"));
         assert!(!found(b"Content-Type: image/png\r\n\r\nx", Place::Body, "x"));
         assert!(found(b"A: b\n\nLF only", Place::Body, "lf"));
+        assert!(found(b"Content-Type: multipart/mixed; boundary=b\r\n\r\nno parts", Place::Body, "no parts"));
     }
 
     #[test]

@@ -117,6 +117,11 @@ impl Session {
         let (Some(message), None) = (messages.next(), messages.next()) else {
             return Ok(Answer::bad("One message at a time"));
         };
+        if message.has_nul {
+            // RFC 3501, 9: CHAR8 has no NUL, and a message that has one could not be fetched without breaking that.
+            let text = "The message has a NUL octet, which IMAP cannot carry: encode it";
+            return Ok(Answer::no(Some(Code::Cannot), text));
+        }
         if message.bytes.is_empty() {
             return Ok(Answer::bad("The message is empty"));
         }

@@ -161,7 +161,7 @@ impl<S: Storage> Shard<S> {
             let (set, clear) = match op {
                 FlagOp::Add => (bits, Flags::NONE),
                 FlagOp::Remove => (Flags::NONE, bits),
-                FlagOp::Replace => (bits, in_use.without(bits)),
+                FlagOp::Replace => (bits, in_use.without(bits).without(Flags::OPEN_ENDED)),
             };
             let mut changed = RoaringBitmap::new();
             for bit in set.bits() {
@@ -204,17 +204,34 @@ impl<S: Storage> Shard<S> {
 
     /// Expunges the messages that have `\Deleted`, of `among` if given. Durable on return.
     pub async fn expunge(&self, mailbox: MailboxId, among: Option<UidSet>) -> Result<UidSet, EngineError> {
+        self.expunge_chosen(mailbox, |index, tip| {
+            let candidates = match &among {
+                Some(among) => existing(index, tip, among),
+                None => index.uids().0 - &tip.expunged,
+            };
+            having(index, tip, 3, &candidates)
+        })
+        .await
+    }
+
+    /// Expunges those of `uids` that exist, whatever their flags are: all of them in one step, or none. Durable on return,
+    /// also where somebody else's expunge was on its way. Gives those that this expunged.
+    pub async fn expunge_messages(&self, mailbox: MailboxId, uids: UidSet) -> Result<UidSet, EngineError> {
+        self.expunge_chosen(mailbox, |index, tip| existing(index, tip, &uids)).await
+    }
+
+    async fn expunge_chosen(
+        &self,
+        mailbox: MailboxId,
+        choose: impl Fn(&MailboxIndex, &Tip) -> RoaringBitmap,
+    ) -> Result<UidSet, EngineError> {
         self.change(&[mailbox], |state, log| {
             let slot = state.slots.get_mut(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
             slot.tip();
             let (Some(index), Some(tip)) = (&slot.index, &slot.tip) else {
                 return Err(Refusal::NoSuchMailbox.into());
             };
-            let candidates = match &among {
-                Some(among) => existing(index, tip, among),
-                None => index.uids().0 - &tip.expunged,
-            };
-            let gone = UidSet(having(index, tip, 3, &candidates));
+            let gone = UidSet(choose(index, tip));
             if gone.is_empty() {
                 let ticket = (tip.pending > 0).then(|| self.ticket(log));
                 drop_idle_tip(slot);

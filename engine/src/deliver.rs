@@ -24,6 +24,8 @@ pub struct Prepared {
     received_ms: u64,
     rest_octets: u64,
     rest_checksum: u32,
+    /// See [`Flags::OPEN_ENDED`].
+    open_ended: bool,
     header_octets: u32,
     digest: FrameInfo,
     digest_overflow: FrameInfo,
@@ -68,6 +70,8 @@ impl Prepared {
             received_ms,
             rest_octets: rest.len() as u64,
             rest_checksum: checksum(rest),
+            // Without any octet there is no line; a prefix ends its own.
+            open_ended: !rest.is_empty() && !rest.ends_with(b"\r\n"),
             header_octets,
             digest,
             digest_overflow,
@@ -187,7 +191,7 @@ impl<S: Storage> Shard<S> {
             for (target, mailbox) in resolved {
                 let placed = mailbox.and_then(|mailbox| {
                     let slot = state.slots.get_mut(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
-                    self.place(slot, &mut log, target, now_s)
+                    self.place(slot, &mut log, message, target, now_s)
                 });
                 results.push(placed.map(|placement| {
                     let slot = &state.slots[&placement.mailbox];
@@ -228,7 +232,14 @@ impl<S: Storage> Shard<S> {
     }
 
     /// Allots UID and mod-sequence to a message in a mailbox.
-    fn place(&self, slot: &mut Slot, log: &mut Log, target: Target, now_s: i64) -> Result<Placement, EngineError> {
+    fn place(
+        &self,
+        slot: &mut Slot,
+        log: &mut Log,
+        message: &Prepared,
+        target: Target,
+        now_s: i64,
+    ) -> Result<Placement, EngineError> {
         let mailbox = slot.meta.mailbox;
         if target.prefix.len() > PREFIX_BYTES_MAX {
             let (octets, limit) = (target.prefix.len() as u64, PREFIX_BYTES_MAX as u64);
@@ -241,7 +252,10 @@ impl<S: Storage> Shard<S> {
             return Err(Refusal::UidsExhausted.into());
         }
         self.check_messages(slot, 1)?;
-        let flags = self.flag_bits(slot, log, &target.flags, true)?;
+        let mut flags = self.flag_bits(slot, log, &target.flags, true)?;
+        if message.open_ended {
+            flags = flags.with(Flags::OPEN_ENDED);
+        }
         let tip = slot.tip();
         let uid = Uid(tip.uid_next);
         tip.uid_next += 1;

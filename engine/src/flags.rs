@@ -10,7 +10,8 @@ use crate::ids::Uid;
 /// Keywords that one mailbox can hold. A keyword's number is its place in the mailbox's keyword table.
 pub const KEYWORDS_MAX: usize = 120;
 
-/// System flags in bits 0-4, keyword number k of the mailbox in bit 8 + k. `\Recent` is no stored flag.
+/// System flags in bits 0-4, [`Flags::OPEN_ENDED`] in bit 7, keyword number k of the mailbox in bit 8 + k. `\Recent` is no
+/// stored flag.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Flags(pub u128);
 
@@ -21,6 +22,10 @@ impl Flags {
     pub const FLAGGED: Self = Self(1 << 2);
     pub const DELETED: Self = Self(1 << 3);
     pub const DRAFT: Self = Self(1 << 4);
+    /// No flag of a client's, and not shown to any: the message does not end with CRLF. It is set when the message is stored
+    /// and goes with it, so that who has to end the last line knows the size of what is sent without reading it.
+    pub(crate) const OPEN_ENDED: Self = Self(1 << 7);
+    pub(crate) const OPEN_ENDED_BIT: u8 = 7;
     pub const ALL: Self = Self(u128::MAX);
     pub const BITS: u32 = 128;
     const FIRST_KEYWORD_BIT: u32 = 8;
@@ -54,6 +59,11 @@ impl Flags {
 
     pub fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
+    }
+
+    /// Without what is not a client's.
+    pub(crate) fn shown(self) -> Self {
+        self.without(Self::OPEN_ENDED)
     }
 
     /// The numbers of the bits that are set.

@@ -19,6 +19,7 @@ pub mod messages;
 pub mod node;
 pub mod planted;
 pub mod read;
+pub mod reading;
 mod rebuild;
 pub mod receipts;
 pub mod recovery;

@@ -12,6 +12,7 @@ const BLOCK_ROWS: usize = 128;
 const COLUMNS: usize = 14;
 /// The first column, whose least value is that of the first row.
 const UID: usize = 0;
+const SIZE: usize = 10;
 /// The last column, so that a block in which all have the same is cut off before it.
 const MODSEQ: usize = COLUMNS - 1;
 /// Of each column: its least value, and how many bytes an excess takes.
@@ -147,6 +148,11 @@ impl Block {
         ModSeq(self.value(MODSEQ, self.modseqs_start(), number))
     }
 
+    fn size(&self, number: usize) -> u64 {
+        let before: usize = (0..SIZE).map(|column| self.width(column)).sum();
+        self.value(SIZE, HEADERS_BYTES + before * self.rows, number)
+    }
+
     fn row(&self, number: usize) -> Row {
         let mut start = HEADERS_BYTES;
         std::array::from_fn(|column| {
@@ -257,6 +263,12 @@ impl Messages {
     pub fn uids_and_modseqs_from(&self, at: usize) -> impl Iterator<Item = (u32, ModSeq)> + '_ {
         let packed = |block: &Block, number| (block.uid(number), block.modseq(number));
         self.each_from(at, packed, |row| (row[UID] as u32, ModSeq(row[MODSEQ])))
+    }
+
+    /// The UIDs with the sizes of their messages from a position on.
+    pub fn uids_and_sizes_from(&self, at: usize) -> impl Iterator<Item = (u32, u64)> + '_ {
+        let packed = |block: &Block, number| (block.uid(number), block.size(number));
+        self.each_from(at, packed, |row| (row[UID] as u32, row[SIZE]))
     }
 
     fn last_uid(&self) -> Option<u32> {
@@ -453,6 +465,8 @@ mod tests {
         assert!(messages.uids().eq(expected.keys().copied()));
         let modseqs = expected.values().map(|message| (message.uid.0, message.modseq));
         assert!(messages.uids_and_modseqs_from(0).eq(modseqs));
+        let sizes = expected.values().map(|message| (message.uid.0, message.size));
+        assert!(messages.uids_and_sizes_from(0).eq(sizes));
         for (at, (&uid, message)) in expected.iter().enumerate() {
             assert_eq!(messages.get(at), *message);
             assert_eq!(messages.position(Uid(uid)), Ok(at));

@@ -55,7 +55,7 @@ impl<S: Storage> Shard<S> {
             for (first, last) in uids.runs() {
                 let start = index.position(Uid(first)).unwrap_or_else(|at| at);
                 let run = index.messages.iter_from(start).take_while(|message| message.uid.0 <= last);
-                infos.extend(run.map(|message| MessageInfo { message, flags: index.flags_of(message.uid) }));
+                infos.extend(run.map(|message| MessageInfo { message, flags: index.flags_of(message.uid).shown() }));
             }
             return Ok(infos);
         }

@@ -339,7 +339,7 @@ impl<S: Storage> View<S> {
                         continue;
                     }
                     if let Some(sequence) = self.uids.sequence_of(uid) {
-                        changes.flags.push((sequence, Uid(uid), index.flags_of(Uid(uid)), modseq));
+                        changes.flags.push((sequence, Uid(uid), index.flags_of(Uid(uid)).shown(), modseq));
                     }
                 }
             }

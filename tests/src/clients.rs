@@ -1,4 +1,4 @@
-//! Small blocking clients of IMAP and LMTP that are strict about framing. All errors are `io::Error`s: `InvalidData` is
+//! Small blocking clients of IMAP, POP3 and LMTP that are strict about framing. All errors are `io::Error`s: `InvalidData` is
 //! a server that breaks its protocol, other kinds a connection that ended.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -104,6 +104,120 @@ impl Lmtp {
                 }
                 None => self.0.fill()?,
             }
+        }
+    }
+}
+
+/// A POP3 session.
+pub struct Pop3(Connection);
+
+impl Pop3 {
+    pub fn connect(address: SocketAddr) -> io::Result<Self> {
+        let mut pop3 = Self(Connection::open(address)?);
+        pop3.reply()?.map_err(broken)?;
+        Ok(pop3)
+    }
+
+    /// # Errors
+    /// `PermissionDenied` with the server's words if they are -ERR.
+    pub fn login(&mut self, user: &str, password: &str) -> io::Result<()> {
+        self.ok(&format!("USER {user}"))?;
+        self.ok(&format!("PASS {password}")).map(drop)
+    }
+
+    /// What follows +OK, or else what follows -ERR.
+    pub fn command(&mut self, line: &str) -> io::Result<Result<String, String>> {
+        self.send(format!("{line}\r\n").as_bytes())?;
+        self.reply()
+    }
+
+    /// A command that must succeed.
+    ///
+    /// # Errors
+    /// `PermissionDenied` with what follows -ERR.
+    pub fn ok(&mut self, line: &str) -> io::Result<String> {
+        let denied = |text| io::Error::new(io::ErrorKind::PermissionDenied, text);
+        self.command(line)?.map_err(denied)
+    }
+
+    /// A command with a multi-line response: its first line and the rest, unstuffed.
+    pub fn multi_line(&mut self, line: &str) -> io::Result<(String, Vec<u8>)> {
+        let first = self.ok(line)?;
+        Ok((first, self.rest()?))
+    }
+
+    /// The lines of a multi-line response.
+    pub fn lines(&mut self, line: &str) -> io::Result<Vec<String>> {
+        let (_, rest) = self.multi_line(line)?;
+        Ok(String::from_utf8_lossy(&rest).lines().map(str::to_owned).collect())
+    }
+
+    pub fn quit(mut self) -> io::Result<String> {
+        let text = self.ok("QUIT")?;
+        match self.0.fill() {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(text),
+            other => Err(broken(format!("the connection goes on after QUIT: {other:?}"))),
+        }
+    }
+
+    /// Sends bytes as they are.
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.stream.write_all(bytes)
+    }
+
+    /// Says that no more will be sent.
+    pub fn end_of_input(&mut self) -> io::Result<()> {
+        self.0.stream.shutdown(std::net::Shutdown::Write)
+    }
+
+    /// All that the server says until it closes.
+    pub fn read_to_end(&mut self) -> io::Result<Vec<u8>> {
+        loop {
+            match self.0.fill() {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Ok(self.0.input.unused().to_vec());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    pub fn reply(&mut self) -> io::Result<Result<String, String>> {
+        let line = self.line()?;
+        let text = line.strip_suffix(b"\r\n").ok_or_else(|| broken("a reply that does not end with CRLF"))?;
+        let text = String::from_utf8_lossy(text).into_owned();
+        let after = |status: &str| Some(text.strip_prefix(status)?.trim_start_matches(' ').to_owned());
+        match (after("+OK"), after("-ERR")) {
+            (Some(rest), _) => Ok(Ok(rest)),
+            (_, Some(rest)) => Ok(Err(rest)),
+            _ => Err(broken(format!("{text:?} is no reply"))),
+        }
+    }
+
+    /// The lines after the first of a multi-line response, as a usual client reads them: a line ends with LF.
+    fn rest(&mut self) -> io::Result<Vec<u8>> {
+        let mut rest = Vec::new();
+        loop {
+            let line = self.line()?;
+            if line == b".\r\n" {
+                return Ok(rest);
+            }
+            rest.extend_from_slice(line.strip_prefix(b".").unwrap_or(&line));
+        }
+    }
+
+    fn line(&mut self) -> io::Result<Vec<u8>> {
+        let mut searched = 0;
+        loop {
+            let unused = self.0.input.unused();
+            if let Some(at) = unused[searched..].iter().position(|&octet| octet == b'\n') {
+                let length = searched + at + 1;
+                self.0.input.consume(length);
+                return Ok(self.0.input.last_used(length).to_vec());
+            }
+            searched = unused.len();
+            self.0.fill()?;
         }
     }
 }

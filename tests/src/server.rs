@@ -94,7 +94,10 @@ impl Store {
     pub fn start(&self) -> Result<Server, String> {
         let log = self.directory.path().join("log");
         let failed = |error: std::io::Error| error.to_string();
-        let mut command = self.command(["serve", "--listen", "imap=127.0.0.1:0", "--listen", "lmtp=127.0.0.1:0"])?;
+        let mut command = self.command(["serve"])?;
+        for service in ["imap", "pop3", "lmtp"] {
+            command.arg("--listen").arg(format!("{service}=127.0.0.1:0"));
+        }
         command.args(&self.serve).stdin(Stdio::null()).stdout(Stdio::piped());
         command.stderr(File::create(&log).map_err(failed)?);
         let mut child = command.spawn().map_err(failed)?;
@@ -107,13 +110,14 @@ impl Store {
             }
         };
         thread::Builder::new().name("server output".to_owned()).spawn(read).map_err(failed)?;
-        let mut server = Server { child, imap: None, lmtp: None, log };
+        let mut server = Server { child, imap: None, pop3: None, lmtp: None, log };
         loop {
             let Ok(line) = receiver.recv_timeout(READY_TIMEOUT) else {
                 return Err(format!("the server did not become ready: {}", server.log()));
             };
             match line.split(' ').collect::<Vec<_>>()[..] {
                 ["listening", "imap", address] => server.imap = address.parse().ok(),
+                ["listening", "pop3", address] => server.pop3 = address.parse().ok(),
                 ["listening", "lmtp", address] => server.lmtp = address.parse().ok(),
                 ["ready"] => return Ok(server),
                 _ => return Err(format!("the server printed {line:?}")),
@@ -127,6 +131,7 @@ impl Store {
 pub struct Server {
     child: Child,
     imap: Option<SocketAddr>,
+    pop3: Option<SocketAddr>,
     lmtp: Option<SocketAddr>,
     log: PathBuf,
 }
@@ -136,6 +141,12 @@ impl Server {
     /// If the server did not say it.
     pub fn imap(&self) -> SocketAddr {
         self.imap.expect("the server listens for IMAP")
+    }
+
+    /// # Panics
+    /// If the server did not say it.
+    pub fn pop3(&self) -> SocketAddr {
+        self.pop3.expect("the server listens for POP3")
     }
 
     /// # Panics

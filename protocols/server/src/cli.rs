@@ -81,7 +81,7 @@ pub enum Command {
 pub struct Serve {
     /// SERVICE=ADDR:PORT or SERVICE=unix:PATH, in place of the configured listeners; may be repeated
     ///
-    /// SERVICE is imap, imaps, lmtp, smtp or smtps; pop3 and pop3s are not served yet. Port 0 takes a free port, which
+    /// SERVICE is imap, imaps, pop3, pop3s, lmtp, smtp or smtps. Port 0 takes a free port, which
     /// is printed.
     #[arg(long, value_name = "SERVICE=WHERE")]
     pub listen: Vec<Listen>,

@@ -19,6 +19,7 @@ pub struct Config {
     pub server: Server,
     pub limits: Limits,
     pub imap: Imap,
+    pub pop3: Pop3,
     pub lmtp: Lmtp,
     pub smtp: Smtp,
     pub delivery: Delivery,
@@ -77,6 +78,15 @@ pub struct Limits {
 pub struct Imap {
     pub idle_timeout_s: u64,
     pub login_timeout_s: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pop3 {
+    pub idle_timeout_s: u64,
+    pub login_timeout_s: u64,
+    /// At QUIT, what was retrieved gets \Seen.
+    pub marks_seen: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -206,6 +216,12 @@ impl Default for Limits {
 impl Default for Imap {
     fn default() -> Self {
         Self { idle_timeout_s: limits::IMAP_IDLE_S, login_timeout_s: limits::LOGIN_S }
+    }
+}
+
+impl Default for Pop3 {
+    fn default() -> Self {
+        Self { idle_timeout_s: limits::POP3_IDLE_S, login_timeout_s: limits::LOGIN_S, marks_seen: true }
     }
 }
 
@@ -345,7 +361,7 @@ fn insert(table: &mut toml::Table, key: &str, value: toml::Value) -> Option<()> 
 impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         const MB: u64 = 1 << 20;
-        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 19] = [
+        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 21] = [
             ("limits.message_bytes", Some(self.limits.message_bytes), 64 << 10..=1 << 30, "64 KB to 1 GB"),
             (
                 "limits.mailbox_messages",
@@ -370,6 +386,8 @@ impl Config {
             ("limits.send_timeout_s", Some(self.limits.send_timeout_s), 1..=86_400, "1 s to a day"),
             ("imap.idle_timeout_s", Some(self.imap.idle_timeout_s), 1..=86_400, "1 s to a day"),
             ("imap.login_timeout_s", Some(self.imap.login_timeout_s), 1..=3_600, "1 s to an hour"),
+            ("pop3.idle_timeout_s", Some(self.pop3.idle_timeout_s), 1..=86_400, "1 s to a day"),
+            ("pop3.login_timeout_s", Some(self.pop3.login_timeout_s), 1..=3_600, "1 s to an hour"),
             ("lmtp.idle_timeout_s", Some(self.lmtp.idle_timeout_s), 1..=86_400, "1 s to a day"),
             ("lmtp.recipients", Some(self.lmtp.recipients as u64), 100..=100_000, "100 to 100,000"),
             ("smtp.idle_timeout_s", Some(self.smtp.idle_timeout_s), 1..=86_400, "1 s to a day"),
@@ -470,6 +488,9 @@ mod tests {
             "limits.send_timeout_s",
             "imap.idle_timeout_s",
             "imap.login_timeout_s",
+            "pop3.idle_timeout_s",
+            "pop3.login_timeout_s",
+            "pop3.marks_seen",
             "lmtp.idle_timeout_s",
             "lmtp.recipients",
             "smtp.idle_timeout_s",

@@ -119,9 +119,13 @@ impl Connection {
         self.identity.admission.admit_user(account)
     }
 
-    /// What is left of `limit` since the connection came. The time of the last wait of those who do not get done.
-    pub fn time_left(&self, limit: Duration) -> Duration {
-        limit.saturating_sub(self.context.io.now() - self.begun).max(Duration::from_millis(1))
+    /// What is left of `limit` since the connection came: the time of the last wait of those who do not get done.
+    ///
+    /// # Errors
+    /// Nothing is left. A client that always says something at once would never be found to be late by waiting for it.
+    pub fn time_left(&self, limit: Duration) -> Result<Duration, End> {
+        let left = limit.saturating_sub(self.context.io.now() - self.begun);
+        if left.is_zero() { Err(End::TimedOut) } else { Ok(left) }
     }
 
     /// Does the handshake of TLS. The caller has sent all it had to say in the clear, and forgets all that it has received:

@@ -22,6 +22,8 @@ pub const RECEIPT: Duration = Duration::from_secs(6 * 3600);
 pub const IMAP_IDLE_S: u64 = 30 * 60;
 /// RFC 5321, 4.5.3.2.7: at least 5 minutes. For SMTP, too.
 pub const LMTP_IDLE_S: u64 = 5 * 60;
+/// RFC 1939, 3: at least 10 minutes.
+pub const POP3_IDLE_S: u64 = 10 * 60;
 /// How long a client may take to log in, from its first moment on.
 pub const LOGIN_S: u64 = 60;
 /// A client that takes nothing of what it asked for is closed after so long.
@@ -33,6 +35,8 @@ pub const CONNECTIONS_PER_USER: usize = 100;
 
 /// Bad commands after which an IMAP connection is closed: what sends so many is no mail client.
 pub const BAD_COMMANDS_MAX: u8 = 50;
+/// Bad commands after which a POP3 connection is closed.
+pub const POP3_ERRORS_MAX: u32 = 50;
 /// Failed logins after which a connection is closed.
 pub const LOGIN_FAILURES_MAX: u8 = 5;
 /// Bad LMTP commands after which a connection is closed.

@@ -15,6 +15,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Protocol {
     Imap,
+    Pop3,
     Lmtp,
     Smtp,
 }
@@ -23,6 +24,7 @@ impl Protocol {
     pub fn name(self) -> &'static str {
         match self {
             Self::Imap => "imap",
+            Self::Pop3 => "pop3",
             Self::Lmtp => "lmtp",
             Self::Smtp => "smtp",
         }
@@ -40,6 +42,7 @@ impl Service {
     pub fn name(self) -> &'static str {
         match (self.protocol, self.implicit_tls) {
             (Protocol::Imap, true) => "imaps",
+            (Protocol::Pop3, true) => "pop3s",
             (Protocol::Smtp, true) => "smtps",
             (protocol, _) => protocol.name(),
         }
@@ -53,10 +56,11 @@ impl FromStr for Service {
         let (protocol, implicit_tls) = match name {
             "imap" => (Protocol::Imap, false),
             "imaps" => (Protocol::Imap, true),
+            "pop3" => (Protocol::Pop3, false),
+            "pop3s" => (Protocol::Pop3, true),
             "lmtp" => (Protocol::Lmtp, false),
             "smtp" => (Protocol::Smtp, false),
             "smtps" => (Protocol::Smtp, true),
-            "pop3" | "pop3s" => return Err(ListenError::NotYet(name.to_owned())),
             _ => return Err(ListenError::Service(name.to_owned())),
         };
         Ok(Self { protocol, implicit_tls })
@@ -81,8 +85,6 @@ pub struct Listen {
 pub enum ListenError {
     #[error("a listener is SERVICE=ADDR:PORT or SERVICE=unix:PATH, for example imap=127.0.0.1:1143, and not {0:?}")]
     Form(String),
-    #[error("{0} is not served yet: this version serves imap, imaps, lmtp, smtp and smtps")]
-    NotYet(String),
     #[error("{0:?} is no service: there are imap, imaps, pop3, pop3s, lmtp, smtp and smtps")]
     Service(String),
     #[error("{0:?} is no address with a port, such as 127.0.0.1:1143 or [::1]:1143")]
@@ -203,11 +205,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_served_yet_is_said_so() {
-        let error = |text: &str| text.parse::<Listen>().unwrap_err().to_string();
-        for service in ["pop3", "pop3s"] {
-            assert!(error(&format!("{service}=127.0.0.1:1")).contains(&format!("{service} is not served yet")));
+    fn every_service_has_one_name() {
+        for name in ["imap", "imaps", "pop3", "pop3s", "lmtp", "smtp", "smtps"] {
+            assert_eq!(name.parse::<Service>().unwrap().name(), name);
         }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let error = |text: &str| text.parse::<Listen>().unwrap_err().to_string();
         assert!(error("gopher=127.0.0.1:70").contains("no service"));
         assert!(error("imap=here").contains("no address"));
         assert!(error("imap").contains("SERVICE=ADDR:PORT"));

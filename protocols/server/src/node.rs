@@ -1,7 +1,7 @@
 //! What the workers share ([`Node`]), and what belongs to one of them ([`Context`]).
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::rc::{Rc, Weak};
@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use posthaste_engine::format::frame::Packer;
+use posthaste_engine::ids::AccountId;
 use posthaste_engine::io::real::{IoKind, RealIo};
 use posthaste_engine::node::{Cluster as EngineCluster, Worker as EngineWorker};
 use posthaste_engine::shard::Shard as EngineShard;
@@ -73,6 +74,7 @@ pub struct Node {
     io: IoKind,
     lmtp: Arc<posthaste_smtp::Config>,
     smtp: Arc<posthaste_smtp::Config>,
+    pub pop3: Arc<posthaste_pop3::Config>,
     pub cluster: Arc<Cluster>,
     pub passwords: Passwords,
     pub tls: TlsServer,
@@ -107,9 +109,14 @@ impl Node {
             recipients_max: config.smtp.recipients,
             ..lmtp.clone()
         };
+        let pop3 = posthaste_pop3::Config {
+            errors_max: limits::POP3_ERRORS_MAX,
+            ..posthaste_pop3::Config::new(config.server.host_name.clone())
+        };
         Arc::new(Self {
             lmtp: Arc::new(lmtp),
             smtp: Arc::new(smtp),
+            pop3: Arc::new(pop3),
             config,
             io,
             cluster,
@@ -296,6 +303,8 @@ pub struct Context {
     buffers: RefCell<Vec<Vec<u8>>>,
     /// Receive buffers that waiting connections hold.
     pub buffers_held: Cell<usize>,
+    /// Accounts of this worker's shards whose maildrop a POP3 session has.
+    pub maildrops_locked: RefCell<HashSet<AccountId>>,
     connections: RefCell<Connections>,
 }
 
@@ -319,6 +328,7 @@ impl Context {
             ended: Notify::new(),
             buffers: RefCell::default(),
             buffers_held: Cell::new(0),
+            maildrops_locked: RefCell::default(),
             connections: RefCell::default(),
         });
         CONTEXT.set(Some(Rc::clone(&context)));

@@ -24,7 +24,7 @@ use crate::control::{self, Request, Response};
 use crate::listen::{Listen, Place, Protocol, Service, bind};
 use crate::node::{Cluster, Context, Counters, Node, Phase, Storage, Worker};
 use crate::tls::TlsServer;
-use crate::{imap, inbound, limits, lock};
+use crate::{imap, inbound, limits, lock, pop3};
 
 /// Serves until told to stop.
 pub fn serve(data: &Path, mut config: Config) -> Result<(), Box<dyn Error>> {
@@ -401,6 +401,7 @@ fn accepted(context: &Rc<Context>, service: Service, fd: OwnedFd) {
 fn begin(context: &Rc<Context>, protocol: Protocol, connection: Rc<Connection>) {
     match protocol {
         Protocol::Imap => imap::start(context, connection),
+        Protocol::Pop3 => pop3::start(context, connection),
         Protocol::Lmtp | Protocol::Smtp => inbound::start(context, protocol, connection),
     }
 }
@@ -413,6 +414,7 @@ fn refuse(context: &Rc<Context>, service: Service, fd: OwnedFd, why: &'static st
     }
     let text = match service.protocol {
         Protocol::Imap => format!("* BYE [UNAVAILABLE] {why}\r\n"),
+        Protocol::Pop3 => format!("-ERR [SYS/TEMP] {why}\r\n"),
         Protocol::Lmtp | Protocol::Smtp => format!("421 4.3.2 {why}\r\n"),
     };
     if let Ok(socket) = context.io.socket(fd) {

@@ -47,6 +47,7 @@ pub enum TlsError {
 /// What the server offers to clients that begin TLS.
 pub struct TlsServer {
     imap: Arc<ServerConfig>,
+    pop3: Arc<ServerConfig>,
     lmtp: Arc<ServerConfig>,
     smtp: Arc<ServerConfig>,
 }
@@ -88,7 +89,12 @@ impl TlsServer {
             config.alpn_protocols = vec![protocol.name().as_bytes().to_vec()];
             Arc::new(config)
         };
-        Ok(Self { imap: offer(Protocol::Imap), lmtp: offer(Protocol::Lmtp), smtp: offer(Protocol::Smtp) })
+        Ok(Self {
+            imap: offer(Protocol::Imap),
+            pop3: offer(Protocol::Pop3),
+            lmtp: offer(Protocol::Lmtp),
+            smtp: offer(Protocol::Smtp),
+        })
     }
 
     /// The state of a connection that is about to begin TLS.
@@ -98,6 +104,7 @@ impl TlsServer {
     pub fn accept(&self, protocol: Protocol) -> Result<Tls, rustls::Error> {
         let config = match protocol {
             Protocol::Imap => &self.imap,
+            Protocol::Pop3 => &self.pop3,
             Protocol::Lmtp => &self.lmtp,
             Protocol::Smtp => &self.smtp,
         };

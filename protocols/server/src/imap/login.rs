@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use posthaste_engine::io::Runtime;
 use posthaste_imap::command::Secret;
 use posthaste_imap::response::{Code, Status, write_continuation, write_id, write_untagged, write_untagged_text};
 use posthaste_imap::{decode_base64, decode_sasl_plain};
 
 use super::{Answer, Failure, Outcome, Owed, Session, Stop};
+use crate::limits;
 use crate::listen::Protocol;
-use crate::node::Counters;
-use crate::{accounts, limits};
+use crate::login::{LogIn, log_in};
 
 impl Session {
     pub(super) fn greet(&mut self) {
@@ -108,27 +107,11 @@ impl Session {
     /// Logs `user` in, to act as `authorize`.
     pub(super) async fn log_in(&mut self, authorize: &str, user: &str, password: Secret) -> Outcome {
         self.check_plaintext()?;
-        let node = Arc::clone(&self.context.node);
-        let name = accounts::login_key(user);
-        let account = node.cluster.directory().find(&name);
-        let remembered = account
-            .as_ref()
-            .is_some_and(|account| node.passwords.is_remembered(account.account.0, &account.password, &password.0));
-        let right = remembered || {
-            let (node, account) = (Arc::clone(&node), account.clone());
-            let verify = move || {
-                let known = account.as_ref().map(|account| (account.account.0, account.password.as_str()));
-                node.passwords.verify(known, &password.0)
-            };
-            self.context.io.offload(verify).await
-        };
-        let account = match account.filter(|_| right) {
-            // Trap 8: nobody may act as somebody else yet.
-            Some(account) if accounts::login_key(authorize) == account.name => account,
-            Some(_) => return Ok(Answer::no(Some(Code::AuthorizationFailed), "You cannot act as that user")),
-            None => {
-                Counters::add(&node.counters.failed_logins, 1);
-                tracing::info!(session = self.connection.id(), user = name, peer = ?self.connection.peer(), "a login failed");
+        let account = match log_in(&self.context, &self.connection, authorize, user, password.0).await {
+            LogIn::Yes(account) => account,
+            LogIn::Refused(why) => return Ok(Answer::no(Some(Code::Limit), why)),
+            LogIn::NotAs => return Ok(Answer::no(Some(Code::AuthorizationFailed), "You cannot act as that user")),
+            LogIn::Wrong => {
                 let wrong = Answer::no(Some(Code::AuthenticationFailed), "Wrong user name or password");
                 self.login_failures += 1;
                 if self.login_failures >= limits::LOGIN_FAILURES_MAX {
@@ -138,12 +121,6 @@ impl Session {
                 return Ok(wrong);
             }
         };
-        if let Err(why) = self.connection.admit_user(account.account.0) {
-            tracing::info!(session = self.connection.id(), user = name, peer = ?self.connection.peer(), why, "refused a login");
-            return Ok(Answer::no(Some(Code::Limit), why));
-        }
-        Counters::add(&node.counters.logins, 1);
-        tracing::debug!(session = self.connection.id(), user = name, peer = ?self.connection.peer(), "logged in");
         if !self.enter(Arc::clone(&account)) {
             return Err(Failure::Stop(Stop::Move(account)));
         }

@@ -277,10 +277,10 @@ impl Session {
 
     /// Sends what there is to say, and receives more.
     async fn receive(&mut self) -> Result<(), Stop> {
-        let timeout = self.timeout();
         self.input.clear();
         self.taken = 0;
         self.flush().await?;
+        let timeout = self.timeout()?;
         let at_rest = self.framer.is_idle();
         if at_rest && matches!(self.owed, Some(Owed::Done(_))) {
             self.context.give_buffer(std::mem::take(&mut self.input));
@@ -326,10 +326,10 @@ impl Session {
         Ok(self.flush().await?)
     }
 
-    fn timeout(&self) -> Duration {
+    fn timeout(&self) -> Result<Duration, End> {
         let config = &self.context.node.config.imap;
         if self.user.is_some() {
-            return Duration::from_secs(config.idle_timeout_s);
+            return Ok(Duration::from_secs(config.idle_timeout_s));
         }
         self.connection.time_left(Duration::from_secs(config.login_timeout_s))
     }

@@ -112,7 +112,7 @@ impl Store {
     pub fn serve_with(&self, options: &[&str]) -> Server {
         let io = std::env::var("POSTHASTE_IO").unwrap_or_else(|_| "uring".to_owned());
         let mut arguments = ["serve", "--io", &io, "--workers", "2"].map(str::to_owned).to_vec();
-        for listen in ["imap", "imaps", "lmtp", "smtp", "smtps"] {
+        for listen in ["imap", "imaps", "pop3", "pop3s", "lmtp", "smtp", "smtps"] {
             arguments.extend(["--listen".to_owned(), format!("{listen}=127.0.0.1:0")]);
         }
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();

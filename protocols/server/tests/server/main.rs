@@ -7,5 +7,6 @@ mod imap;
 mod limits;
 mod lmtp;
 mod operation;
+mod pop3;
 mod smtp;
 mod tls;

@@ -173,10 +173,6 @@ fn a_stop_finishes_what_is_in_hand() {
 #[test]
 fn what_is_not_built_says_so() {
     let store = Store::new();
-    for service in ["pop3", "pop3s"] {
-        let error = store.refused(&["serve", "--listen", &format!("{service}=127.0.0.1:0")]);
-        assert!(error.contains(&format!("{service} is not served yet")), "{error}");
-    }
     assert!(store.refused(&["compact"]).contains("not built yet"));
     assert!(store.refused(&["user", "list", "--set", "store.shard=3"]).contains("did you mean `shards`?"));
     let config = store.path("config.toml");

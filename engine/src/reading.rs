@@ -1,0 +1,168 @@
+//! Messages for those who send them in one go: the sizes of a whole mailbox, and the octets of a message piece by piece.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::error::{EngineError, Refusal};
+use crate::flags::Flags;
+use crate::format::FormatError;
+use crate::format::message::{BlockReference, MessageReader};
+use crate::format::record::{RecordHeader, kind};
+use crate::ids::{Location, MailboxId, Uid};
+use crate::index::Message;
+use crate::read::Part;
+use crate::shard::Shard;
+use crate::storage::Storage;
+
+/// Larger messages are not read at once. The cache does not keep them either.
+const WHOLE_OCTETS_MAX: u64 = 1 << 20;
+/// Messages of an index that are visited before others have their turn: about 100 us.
+const SLICE: usize = 8192;
+
+/// Octets of a message, as many as come together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// Of the header, which ends with an empty line.
+    Header(Bytes),
+    Body(Bytes),
+}
+
+/// A message that is being read. However large it is, this takes at most some 3 MB of memory, and mostly one block of 256 KB.
+pub struct Reading<S: Storage> {
+    shard: Shard<S>,
+    /// What it is, for the report of damage.
+    what: String,
+    location: Location,
+    ready: VecDeque<Piece>,
+    blocks: std::vec::IntoIter<BlockReference>,
+    /// Octets of the header, and of all, that have not been read.
+    header_left: usize,
+    left: u64,
+}
+
+impl<S: Storage> Shard<S> {
+    /// Visits the UID and the size of each message of a mailbox, ascending, and gives its UIDVALIDITY. Sizes have a line end
+    /// more where the message does not end with one. Bodies are not read.
+    ///
+    /// What changes meanwhile may be visited or not.
+    pub async fn visit_sizes(&self, mailbox: MailboxId, mut visit: impl FnMut(Uid, u64)) -> Result<u32, EngineError> {
+        let mut next = Uid(1);
+        loop {
+            self.load_index(mailbox).await?;
+            {
+                let state = self.0.state.borrow();
+                let slot = state.slots.get(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
+                let Some(index) = &slot.index else { continue };
+                let open_ended = index.with_flag(Flags::OPEN_ENDED_BIT);
+                let start = index.position(next).unwrap_or_else(|at| at);
+                let mut visited = 0;
+                for (uid, octets) in index.messages.uids_and_sizes_from(start).take(SLICE) {
+                    let line_end = if open_ended.is_some_and(|open_ended| open_ended.contains(uid)) { 2 } else { 0 };
+                    visit(Uid(uid), octets + line_end);
+                    next = Uid(uid.saturating_add(1));
+                    visited += 1;
+                }
+                if visited < SLICE {
+                    return Ok(slot.meta.uid_validity);
+                }
+            }
+            self.0.storage.yield_now().await;
+        }
+    }
+
+    /// Begins to read a message.
+    ///
+    /// # Errors
+    /// As [`Shard::read_message`].
+    pub async fn open_message(&self, message: &Message, mailbox: MailboxId) -> Result<Reading<S>, EngineError> {
+        let mut reading = Reading {
+            shard: self.clone(),
+            what: format!("mailbox {mailbox} UID {}", message.uid),
+            location: message.location,
+            ready: VecDeque::new(),
+            blocks: Vec::new().into_iter(),
+            header_left: 0,
+            left: 0,
+        };
+        if message.size <= WHOLE_OCTETS_MAX {
+            let whole = self.read_message(message, mailbox, Part::Whole).await?;
+            reading.ready = [Piece::Header(whole.prefix), Piece::Header(whole.header), Piece::Body(whole.body)].into();
+            return Ok(reading);
+        }
+        let Location { segment, len, .. } = message.location;
+        let record = self.read_segment(segment, message.location.offset(), len as usize).await?;
+        let start = self.unpack_start(&record, message);
+        let (prefix, start, reader) = start.map_err(|error| self.damaged(message.location, &reading.what, error))?;
+        reading.ready.push_back(Piece::Header(prefix.into()));
+        reading.header_left = reader.head.header_octets as usize;
+        reading.left = reader.head.rest_octets;
+        reading.blocks = reader.head.blocks.into_iter();
+        reading.add(start.into())?;
+        Ok(reading)
+    }
+
+    /// The prefix of a message, and what its record has of the rest.
+    fn unpack_start<'a>(
+        &self,
+        record: &'a [u8],
+        message: &Message,
+    ) -> Result<(Vec<u8>, Vec<u8>, MessageReader<'a>), FormatError> {
+        const WHAT: &str = "message record";
+        let (header, payload) = RecordHeader::decode(record)?;
+        let reader = MessageReader::new(payload)?;
+        if header.kind != kind::MESSAGE || reader.head.id != message.id {
+            let detail = format!("kind {} of message {}", header.kind, reader.head.id);
+            return Err(FormatError::Misplaced { what: WHAT, detail });
+        }
+        let prefix = reader.head.placements.get(usize::from(message.prefix_of));
+        let prefix = prefix.map(|placement| placement.prefix.clone()).unwrap_or_default();
+        let mut start = Vec::new();
+        let mut unpacker = self.0.unpacker.borrow_mut();
+        reader.header(&mut unpacker, &mut start)?;
+        reader.body(&mut unpacker, &mut start)?;
+        Ok((prefix, start, reader))
+    }
+}
+
+impl<S: Storage> Reading<S> {
+    /// The next piece, verified; `None` at the end. The pieces together are the message.
+    ///
+    /// # Errors
+    /// [`EngineError::Damaged`] also after pieces have been given: then the message is not whole.
+    pub async fn next(&mut self) -> Result<Option<Piece>, EngineError> {
+        loop {
+            if let Some(piece) = self.ready.pop_front() {
+                return Ok(Some(piece));
+            }
+            let Some(block) = self.blocks.next() else { break };
+            let mut octets = Vec::with_capacity(block.raw_len as usize);
+            self.shard.read_block(block.location, block.lsn, &self.what, &mut octets).await?;
+            self.add(octets.into())?;
+        }
+        if self.left > 0 {
+            return Err(self.wrong_length(0));
+        }
+        Ok(None)
+    }
+
+    /// Takes what was read, which belongs to the header first.
+    fn add(&mut self, mut octets: Bytes) -> Result<(), EngineError> {
+        let len = octets.len() as u64;
+        self.left = self.left.checked_sub(len).ok_or_else(|| self.wrong_length(len))?;
+        let header = octets.split_to(self.header_left.min(octets.len()));
+        self.header_left -= header.len();
+        if !header.is_empty() {
+            self.ready.push_back(Piece::Header(header));
+        }
+        if !octets.is_empty() {
+            self.ready.push_back(Piece::Body(octets));
+        }
+        Ok(())
+    }
+
+    fn wrong_length(&self, available: u64) -> EngineError {
+        let error = FormatError::Short { what: "rest of the message", needed: self.left, available };
+        self.shard.damaged(self.location, &self.what, error)
+    }
+}

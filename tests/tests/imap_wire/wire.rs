@@ -153,6 +153,11 @@ impl Client {
         let numbers = found[0]["* SEARCH".len()..].split_whitespace();
         numbers.map(|number| number.parse().expect("a number")).collect()
     }
+
+    /// Whether the server has ended the connection.
+    pub fn ended(&mut self) -> bool {
+        self.stream.fill_buf().expect("the end").is_empty()
+    }
 }
 
 pub fn text(bytes: &[u8]) -> String {

@@ -325,7 +325,7 @@ fn mailboxes() {
     // Trap 30: what is below moves along, and stays when what is above is deleted.
     client.ok("RENAME a x/y");
     client.ok("DELETE x/y/b");
-    assert!(client.answer("DELETE x/y/b").starts_with("NO [NONEXISTENT]"));
+    assert!(client.answer("DELETE x/y/b").starts_with("NO [HASCHILDREN]"));
     assert_eq!(
         client.ok("LIST x/ *"),
         [

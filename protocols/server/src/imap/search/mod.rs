@@ -7,8 +7,13 @@
 mod text;
 mod tree;
 
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use posthaste_engine::error::EngineError;
 use posthaste_engine::flags::{Flags, UidSet};
-use posthaste_engine::index::Message;
+use posthaste_engine::ids::{MailboxId, Uid};
+use posthaste_engine::index::{MailboxIndex, Message};
 use posthaste_engine::io::Runtime;
 use posthaste_imap::command::search::{Search, SearchKey};
 use posthaste_imap::response::{SearchReturn, write_esearch, write_search};
@@ -17,11 +22,9 @@ use posthaste_mime::search::Place;
 use roaring::RoaringBitmap;
 
 use super::fetch::chunks;
-use super::{Answer, Failure, Outcome, Session};
+use super::{Answer, Failure, Outcome, Session, those_left};
 use crate::limits;
-use crate::node::Shard;
-use posthaste_engine::error::EngineError;
-use posthaste_engine::ids::{MailboxId, Uid};
+use crate::node::{Shard, View};
 use text::Reader;
 use tree::{Each, Test};
 
@@ -38,13 +41,13 @@ impl Session {
             self.learn_keywords(Flags::ALL).await?;
         }
         self.condstore |= asks_modseq;
-        let mut strings = Vec::new();
-        let test = self.test_of(&search.key, &mut strings).await?.ordered();
+        let mut resolved = Resolved::default();
+        let test = self.test_of(&search.key, &mut resolved).await?.ordered();
         let view = &self.selected()?.view;
         let (shard, mailbox, mut uids) = (view.shard().clone(), view.mailbox(), view.uids().0);
-        uids &= existing(&shard, mailbox, &uids).await?;
+        uids = shard.look(mailbox, |index| those_left(index, &uids)).await?;
         let tests_each = test.tests_each();
-        let mut reader = Reader::new(&self.context, shard.clone(), mailbox, &test, strings);
+        let mut reader = Reader::new(&self.context, shard.clone(), mailbox, &test, resolved.strings);
         let (mut found, mut modseq) = (RoaringBitmap::new(), 0);
         // Without tests of single messages there is nothing to be copied, and bitmaps are fast.
         let size = match tests_each {
@@ -105,14 +108,11 @@ impl Session {
         Ok(())
     }
 
-    /// The test that a key means, with its sets resolved, and the strings that it looks for.
-    async fn test_of(&self, key: &SearchKey, strings: &mut Vec<(Place, String)>) -> Result<Test, Failure> {
+    /// The test that a key means. The sets of flags are shared, and those of UIDs are as long as the command: so a search takes
+    /// no more memory than its command and the flags of the mailbox.
+    async fn test_of(&self, key: &SearchKey, resolved: &mut Resolved) -> Result<Test, Failure> {
         let selected = self.selected()?;
-        let (shard, mailbox) = (selected.view.shard(), selected.view.mailbox());
-        let mut text = |place: Place, string: &str| {
-            strings.push((place, string.to_owned()));
-            Test::Text(strings.len() - 1)
-        };
+        let view = &selected.view;
         let days = |from, before| Test::Each(Each::Days(from, before));
         let seconds = |from, before| Test::Each(Each::Seconds(from, before));
         let now = i64::try_from(self.context.io.wall_clock_ms() / 1000).unwrap_or(i64::MAX);
@@ -122,31 +122,42 @@ impl Session {
             SearchKey::And(keys) => {
                 let mut tests = Vec::with_capacity(keys.len());
                 for key in keys {
-                    tests.push(Box::pin(self.test_of(key, strings)).await?);
+                    tests.push(Box::pin(self.test_of(key, resolved)).await?);
                 }
                 Test::And(tests)
             }
             SearchKey::Or(keys) => {
-                let first = Box::pin(self.test_of(&keys.0, strings)).await?;
-                Test::Or(vec![first, Box::pin(self.test_of(&keys.1, strings)).await?])
+                let first = Box::pin(self.test_of(&keys.0, resolved)).await?;
+                Test::Or(vec![first, Box::pin(self.test_of(&keys.1, resolved)).await?])
             }
-            SearchKey::Not(key) => Test::Not(Box::new(Box::pin(self.test_of(key, strings)).await?)),
-            SearchKey::SequenceNumbers(set) => Test::Set(self.resolve(set, false)?.0),
-            SearchKey::Uids(set) => Test::Set(self.resolve(set, true)?.0),
-            SearchKey::Answered => Test::Set(with_flag(shard, mailbox, Flags::ANSWERED).await?),
-            SearchKey::Deleted => Test::Set(with_flag(shard, mailbox, Flags::DELETED).await?),
-            SearchKey::Draft => Test::Set(with_flag(shard, mailbox, Flags::DRAFT).await?),
-            SearchKey::Flagged => Test::Set(with_flag(shard, mailbox, Flags::FLAGGED).await?),
-            SearchKey::Seen => Test::Set(with_flag(shard, mailbox, Flags::SEEN).await?),
-            SearchKey::Recent => Test::Set(selected.view.recent_uids().0),
+            SearchKey::Not(key) => Test::Not(Box::new(Box::pin(self.test_of(key, resolved)).await?)),
+            SearchKey::SequenceNumbers(set) => {
+                let runs = set.resolve_uids(view.exists()).ok_or_else(no_saved_result)?;
+                // RFC 3501, 9 wants BAD for numbers past the last message. Here they find nothing, because clients search all of a
+                // mailbox in ranges without asking how many messages there are.
+                let uid_run = |&(first, last): &(u32, u32)| {
+                    Some((view.uid_of(first)?.0, view.uid_of(last.min(view.exists()))?.0))
+                };
+                Test::Runs(runs.iter().filter_map(uid_run).collect())
+            }
+            SearchKey::Uids(set) => {
+                let last = view.last_uid().map_or(0, |uid| uid.0);
+                Test::Runs(set.resolve_uids(last).ok_or_else(no_saved_result)?)
+            }
+            SearchKey::Answered => Test::Set(resolved.with_flag(view, Flags::ANSWERED).await?),
+            SearchKey::Deleted => Test::Set(resolved.with_flag(view, Flags::DELETED).await?),
+            SearchKey::Draft => Test::Set(resolved.with_flag(view, Flags::DRAFT).await?),
+            SearchKey::Flagged => Test::Set(resolved.with_flag(view, Flags::FLAGGED).await?),
+            SearchKey::Seen => Test::Set(resolved.with_flag(view, Flags::SEEN).await?),
+            SearchKey::Recent => Test::Set(resolved.recent(view)),
             SearchKey::New => {
-                let seen = with_flag(shard, mailbox, Flags::SEEN).await?;
-                Test::Set(selected.view.recent_uids().0 - seen)
+                let seen = Test::Set(resolved.with_flag(view, Flags::SEEN).await?);
+                Test::And(vec![Test::Set(resolved.recent(view)), Test::Not(Box::new(seen))])
             }
             SearchKey::Keyword(name) => {
                 match selected.keywords.iter().position(|known| known.eq_ignore_ascii_case(name)) {
-                    Some(number) => Test::Set(with_flag(shard, mailbox, Flags::keyword(number)).await?),
-                    None => Test::Set(RoaringBitmap::new()),
+                    Some(number) => Test::Set(resolved.with_flag(view, Flags::keyword(number)).await?),
+                    None => Test::nothing(),
                 }
             }
             SearchKey::Before(date) => days(i64::MIN, date.days_since_epoch()),
@@ -158,37 +169,55 @@ impl Session {
             SearchKey::Smaller(octets) => Test::Each(Each::Smaller(*octets)),
             SearchKey::ModSeq(modseq) => Test::Each(Each::ModSeq(*modseq)),
             SearchKey::EmailId(id) => Test::Each(Each::EmailId(id.clone())),
-            SearchKey::ThreadId(_) => Test::Set(RoaringBitmap::new()),
+            SearchKey::ThreadId(_) => Test::nothing(),
             SearchKey::SentBefore(date) => Test::Sent(i64::MIN, date.days_since_epoch()),
             SearchKey::SentOn(date) => Test::Sent(date.days_since_epoch(), date.days_since_epoch() + 1),
             SearchKey::SentSince(date) => Test::Sent(date.days_since_epoch(), i64::MAX),
-            SearchKey::Address { name, value } => text(Place::Addresses(name.clone()), value),
-            SearchKey::Header { name, value } => text(Place::Field(name.clone()), value),
-            SearchKey::Body(value) => text(Place::Body, value),
-            SearchKey::Text(value) => text(Place::Text, value),
+            SearchKey::Address { name, value } => resolved.text(Place::Addresses(name.clone()), value),
+            SearchKey::Header { name, value } => resolved.text(Place::Field(name.clone()), value),
+            SearchKey::Body(value) => resolved.text(Place::Body, value),
+            SearchKey::Text(value) => resolved.text(Place::Text, value),
         })
     }
 }
 
-/// The UIDs that have a flag.
-async fn with_flag(shard: &Shard, mailbox: MailboxId, flag: Flags) -> Result<RoaringBitmap, EngineError> {
-    let bit = flag.bits().next().unwrap_or_default() as u8;
-    shard.look(mailbox, |index| index.with_flag(bit).cloned().unwrap_or_default()).await
+/// What keys refer to.
+#[derive(Default)]
+struct Resolved {
+    strings: Vec<(Place, String)>,
+    /// The UIDs that have a flag.
+    flags: BTreeMap<u8, Rc<RoaringBitmap>>,
+    recent: Option<Rc<RoaringBitmap>>,
 }
 
-/// Those of `mine`, which a session knows of, that are still there.
-async fn existing(shard: &Shard, mailbox: MailboxId, mine: &RoaringBitmap) -> Result<RoaringBitmap, EngineError> {
-    let existing = |index: &posthaste_engine::index::MailboxIndex| {
-        // Mostly nothing has happened. New messages have higher UIDs, so with the same last one as many are the same.
-        let len = index.messages.len();
-        let last = len.checked_sub(1).map(|at| index.messages.get(at).uid.0);
-        if len as u64 == mine.len() && last == mine.max() { mine.clone() } else { index.uids().0 & mine }
-    };
-    shard.look(mailbox, existing).await
+impl Resolved {
+    fn text(&mut self, place: Place, string: &str) -> Test {
+        self.strings.push((place, string.to_owned()));
+        Test::Text(self.strings.len() - 1)
+    }
+
+    async fn with_flag(&mut self, view: &View, flag: Flags) -> Result<Rc<RoaringBitmap>, EngineError> {
+        let bit = flag.bits().next().unwrap_or_default() as u8;
+        if let Some(known) = self.flags.get(&bit) {
+            return Ok(Rc::clone(known));
+        }
+        let with = |index: &MailboxIndex| index.with_flag(bit).cloned().unwrap_or_default();
+        let uids = Rc::new(view.shard().look(view.mailbox(), with).await?);
+        self.flags.insert(bit, Rc::clone(&uids));
+        Ok(uids)
+    }
+
+    fn recent(&mut self, view: &View) -> Rc<RoaringBitmap> {
+        Rc::clone(self.recent.get_or_insert_with(|| Rc::new(view.recent_uids().0)))
+    }
+}
+
+fn no_saved_result() -> Failure {
+    Answer::bad("There is no saved result").into()
 }
 
 async fn messages_of(shard: &Shard, mailbox: MailboxId, uids: &UidSet) -> Result<Vec<Message>, EngineError> {
-    let collect = |index: &posthaste_engine::index::MailboxIndex| {
+    let collect = |index: &MailboxIndex| {
         let mut messages = Vec::with_capacity(uids.len() as usize);
         for (first, last) in uids.runs() {
             let start = index.position(Uid(first)).unwrap_or_else(|at| at);

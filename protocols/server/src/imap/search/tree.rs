@@ -1,5 +1,7 @@
 //! The keys of a SEARCH as a tree of tests, which may be undecided.
 
+use std::rc::Rc;
+
 use posthaste_engine::index::Message;
 use posthaste_imap::types::DateTime;
 use posthaste_mime::date::SentDate;
@@ -12,8 +14,10 @@ pub(super) enum Test {
     And(Vec<Test>),
     Or(Vec<Test>),
     Not(Box<Test>),
-    /// Is one of these UIDs.
-    Set(RoaringBitmap),
+    /// Is one of these UIDs, which have a flag.
+    Set(Rc<RoaringBitmap>),
+    /// Is in one of these runs of UIDs, which ascend.
+    Runs(Vec<(u32, u32)>),
     Each(Each),
     /// Day of the Date field, from and before.
     Sent(i64, i64),
@@ -60,6 +64,11 @@ pub(super) trait Known {
 }
 
 impl Test {
+    /// Passed by no message.
+    pub fn nothing() -> Self {
+        Self::Runs(Vec::new())
+    }
+
     /// What is cheap comes first in ANDs and ORs: it leaves less to what is not.
     pub fn ordered(self) -> Self {
         let order = |tests: Vec<Test>| {
@@ -79,7 +88,7 @@ impl Test {
         match self {
             Self::And(tests) | Self::Or(tests) => tests.iter().map(Test::cost).max().unwrap_or(0),
             Self::Not(test) => test.cost(),
-            Self::Set(_) => 0,
+            Self::Set(_) | Self::Runs(_) => 0,
             Self::Each(_) => 1,
             Self::Sent(..) => 2,
             Self::Text(_) => 3,
@@ -135,7 +144,15 @@ impl Test {
                 let (yes, open) = test.decide(universe, messages);
                 (universe - yes - &open, open)
             }
-            Self::Set(uids) => (universe & uids, RoaringBitmap::new()),
+            Self::Set(uids) => (universe & &**uids, RoaringBitmap::new()),
+            Self::Runs(runs) => {
+                let (low, high) = (universe.min().unwrap_or(0), universe.max().unwrap_or(0));
+                let mut uids = RoaringBitmap::new();
+                for &(first, last) in runs {
+                    uids.insert_range(first.max(low)..=last.min(high));
+                }
+                (universe & uids, RoaringBitmap::new())
+            }
             Self::Each(each) => {
                 let passes = messages.iter().filter(|message| each.matches(message)).map(|message| message.uid.0);
                 (passes.collect::<RoaringBitmap>() & universe, RoaringBitmap::new())
@@ -151,6 +168,11 @@ impl Test {
             Self::Or(tests) => all(tests, known, true),
             Self::Not(test) => test.of(known).map(|passes| !passes),
             Self::Set(uids) => Some(uids.contains(known.message().uid.0)),
+            Self::Runs(runs) => {
+                let uid = known.message().uid.0;
+                let at = runs.partition_point(|&(_, last)| last < uid);
+                Some(runs.get(at).is_some_and(|&(first, _)| first <= uid))
+            }
             Self::Each(each) => Some(each.matches(known.message())),
             Self::Sent(from, before) => {
                 let sent = known.sent()?;
@@ -181,7 +203,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn set(uids: &[u32]) -> Test {
-        Test::Set(uids.iter().copied().collect())
+        Test::Set(Rc::new(uids.iter().copied().collect()))
     }
 
     fn message(uid: u32, size: u64) -> Message {
@@ -224,6 +246,7 @@ mod tests {
     fn tests() -> impl Strategy<Value = Test> {
         let leaf = prop_oneof![
             prop::collection::vec(1..6_u32, 0..4).prop_map(|uids| set(&uids)),
+            (1..6_u32, 0..3_u32).prop_map(|(first, more)| Test::Runs(vec![(first, first + more)])),
             (0..6_u64).prop_map(|size| Test::Each(Each::Larger(size))),
             (0..2_usize).prop_map(Test::Text),
             Just(Test::Sent(5, 6)),

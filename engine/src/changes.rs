@@ -319,11 +319,14 @@ impl<S: Storage> Shard<S> {
                     Some((number, FlagName::Keyword(published.or_else(pending)?)))
                 })
                 .unzip();
+            let source_is_pending = tip.pending > 0;
             drop_idle_tip(slot);
             let target = state.slots.get_mut(&to).ok_or(Refusal::NoSuchMailbox)?;
             let uid_validity = target.meta.uid_validity;
             if items.is_empty() {
-                return Ok((Copied { uid_validity, pairs: Vec::new() }, None));
+                // That somebody else has taken them may be pending: the answer waits for that.
+                let ticket = source_is_pending.then(|| self.ticket(log));
+                return Ok((Copied { uid_validity, pairs: Vec::new() }, ticket));
             }
             if u64::from(target.tip().uid_next) + items.len() as u64 > u64::from(u32::MAX) {
                 drop_idle_tip(target);

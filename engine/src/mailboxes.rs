@@ -107,7 +107,7 @@ impl<S: Storage> Shard<S> {
                 name: name.clone(),
                 special_use: slot.meta.special_use,
                 subscribed: account.subscriptions.contains(name),
-                status: status_of(&slot.meta),
+                status: status_of(slot),
             })
         });
         infos.collect()
@@ -121,7 +121,7 @@ impl<S: Storage> Shard<S> {
 
     /// `None` if the mailbox is gone.
     pub fn status(&self, mailbox: MailboxId) -> Option<Status> {
-        self.0.state.borrow().slots.get(&mailbox).map(|slot| status_of(&slot.meta))
+        self.0.state.borrow().slots.get(&mailbox).map(status_of)
     }
 
     /// Creates a mailbox, and the levels above it that do not exist. Durable on return.
@@ -246,8 +246,12 @@ impl<S: Storage> Shard<S> {
                 .filter(|(name, _)| **name == from || name.starts_with(&below))
                 .map(|(name, mailbox)| (*mailbox, format!("{to}{}", &name[from.len()..])))
                 .collect();
-            if !mailboxes.contains_key(&from) {
+            // A name may be nothing but a level above others, which it takes along.
+            if moved.is_empty() {
                 return Err(Refusal::NoSuchMailbox.into());
+            }
+            if mailboxes.contains_key(&to) {
+                return Err(Refusal::MailboxExists.into());
             }
             for (_, name) in &moved {
                 let name = normalise_name(name)?;
@@ -496,11 +500,21 @@ fn open_account(state: &State, account: AccountId) -> Result<&AccountState, Refu
     if account.closed { Err(Refusal::NoSuchAccount) } else { Ok(account) }
 }
 
-fn status_of(meta: &crate::state::Meta) -> Status {
+fn status_of(slot: &crate::state::Slot) -> Status {
+    let meta = &slot.meta;
+    // What a session has been shown as `\Recent` is not any more, also before the claim is in the log.
+    let recent_below = meta.recent_below.max(slot.recent_claimed);
     Status {
         exists: meta.exists,
         unseen: meta.unseen,
-        recent: meta.uid_next.saturating_sub(meta.recent_below).min(meta.exists),
+        recent: match &slot.index {
+            Some(index) => {
+                let first = index.position(Uid(recent_below)).unwrap_or_else(|at| at);
+                (index.messages.len() - first) as u32
+            }
+            // Without a read: those of them that are expunged count, too.
+            None => meta.uid_next.saturating_sub(recent_below).min(meta.exists),
+        },
         uid_next: meta.uid_next,
         uid_validity: meta.uid_validity,
         highest_modseq: meta.highest_modseq,

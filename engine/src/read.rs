@@ -11,7 +11,7 @@ use crate::format::frame::FrameInfo;
 use crate::format::message::MessageReader;
 use crate::format::record::{RECORD_HEADER_BYTES, RecordHeader, kind};
 use crate::ids::{Location, MailboxId, Position, Uid};
-use crate::index::Message;
+use crate::index::{MailboxIndex, Message};
 use crate::message_cache::WholeMessage;
 use crate::shard::Shard;
 use crate::storage::Storage;
@@ -58,6 +58,19 @@ impl<S: Storage> Shard<S> {
                 infos.extend(run.map(|message| MessageInfo { message, flags: index.flags_of(message.uid).shown() }));
             }
             return Ok(infos);
+        }
+    }
+
+    /// Lets `look` see the published index of a mailbox, without a copy of it. It holds up everybody else on the worker, so it
+    /// must be short.
+    pub async fn look<T>(&self, mailbox: MailboxId, look: impl FnOnce(&MailboxIndex) -> T) -> Result<T, EngineError> {
+        loop {
+            self.load_index(mailbox).await?;
+            let state = self.0.state.borrow();
+            let slot = state.slots.get(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
+            if let Some(index) = &slot.index {
+                return Ok(look(index));
+            }
         }
     }
 

@@ -222,6 +222,11 @@ impl<S: Storage> View<S> {
         self.recent.len()
     }
 
+    /// The UIDs that are `\Recent` in this session.
+    pub fn recent_uids(&self) -> UidSet {
+        UidSet(self.recent.to_bitmap())
+    }
+
     /// The sequence number of the first message without `\Seen`, as of SELECT.
     pub fn first_unseen(&self) -> Option<u32> {
         self.first_unseen

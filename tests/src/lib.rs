@@ -4,6 +4,7 @@
 pub mod clients;
 pub mod damage;
 pub mod far;
+pub mod imap_grammar;
 pub mod kill;
 pub mod model;
 pub mod mutations;

@@ -269,7 +269,8 @@ impl Account {
     pub fn rename(&mut self, from: &str, to: &str) -> Reasons {
         let (Some(from), Some(to)) = (normal(from), normal(to)) else { return Reasons::from([Refused::BadName]) };
         let mut reasons = Reasons::new();
-        if !self.mailboxes.contains_key(&from) {
+        // A level without a mailbox of its own can be renamed as long as there are some below it.
+        if !self.mailboxes.keys().any(|name| *name == from || is_below(name, &from)) {
             reasons.insert(Refused::NoSuchMailbox);
         }
         if self.mailboxes.contains_key(&to) {

@@ -68,6 +68,8 @@ pub struct Literal {
     pub bytes: Vec<u8>,
     /// `~{n}`: NUL is allowed in it (RFC 3516, 4.3).
     pub is_literal8: bool,
+    /// There is a NUL in it, which is looked for as the octets come.
+    pub has_nul: bool,
 }
 
 /// A complete command, not yet understood.
@@ -187,6 +189,7 @@ impl Framer {
                     let taken = rest.len().min(usize::try_from(missing).unwrap_or(usize::MAX));
                     if let Some(literal) = self.frame.literals.last_mut() {
                         literal.bytes.extend_from_slice(&rest[..taken]);
+                        literal.has_nul |= memchr(0, &rest[..taken]).is_some();
                     }
                     at += taken;
                     let missing = missing - taken as u64;
@@ -231,7 +234,7 @@ impl Framer {
         // The size is the client's claim. It is believed as far as a modest first allocation.
         const FIRST_ALLOCATION_BYTES_MAX: u64 = 256 * 1024;
         let bytes = Vec::with_capacity(announced.bytes.min(FIRST_ALLOCATION_BYTES_MAX) as usize);
-        self.frame.literals.push(Literal { bytes, is_literal8: announced.is_literal8 });
+        self.frame.literals.push(Literal { bytes, is_literal8: announced.is_literal8, has_nul: false });
         self.literal_bytes += announced.bytes;
         self.state = State::Literal { missing: announced.bytes };
         if announced.synchronizing {

@@ -21,6 +21,14 @@ pub enum Extent {
 /// In a message whose digest is marked `overflow`, only sections without part numbers can be found by the short archive.
 pub fn extent(section: &Section, digest: &ArchivedDigest) -> Option<Extent> {
     let numbers = &section.part[..];
+    if let Some(multipart) = digest.empty_multipart(numbers) {
+        let text = multipart.body_range();
+        return match &section.text {
+            SectionText::Whole => Some(Extent::Octets(text)),
+            SectionText::Mime => Some(Extent::Octets(text.start..text.start)),
+            _ => None,
+        };
+    }
     Some(match &section.text {
         SectionText::Whole if numbers.is_empty() => Extent::Octets(0..u64::from(digest.message_bytes.to_native())),
         SectionText::Whole => Extent::Octets(digest.part(numbers)?.1.body_range()),
@@ -152,6 +160,29 @@ mod tests {
         assert_eq!(find("3.1"), Some("text"));
         assert_eq!(find("3.2"), None);
         assert_eq!(find("4"), None);
+    }
+
+    /// BODYSTRUCTURE gives a multipart without parts one, which is all its text.
+    #[test]
+    fn parts_of_empty_multiparts() {
+        use crate::command::fetch::Section;
+        use posthaste_mime::{Digest, digest::DigestBytes};
+        let empty = "Content-Type: multipart/mixed; boundary=b\r\n\r\nno parts";
+        let find = |message: &str, part: &[u32], text| {
+            let bytes = DigestBytes::from_aligned(Digest::of(message.as_bytes()).archives().0).unwrap();
+            let found = extent(&Section { part: part.to_vec(), text }, bytes.digest().unwrap());
+            found.map(|found| match found {
+                Extent::Octets(octets) => message[octets.start as usize..octets.end as usize].to_owned(),
+                Extent::HeaderFields(_) => panic!("{message}"),
+            })
+        };
+        assert_eq!(find(empty, &[1], SectionText::Whole).as_deref(), Some("no parts"));
+        assert_eq!(find(empty, &[1], SectionText::Mime).as_deref(), Some(""));
+        assert_eq!(find(empty, &[1], SectionText::Header), None);
+        assert_eq!(find(empty, &[2], SectionText::Whole), None);
+        assert_eq!(find(empty, &[1, 1], SectionText::Whole), None);
+        let within = format!("Content-Type: message/rfc822\r\n\r\n{empty}");
+        assert_eq!(find(&within, &[1, 1], SectionText::Whole).as_deref(), Some("no parts"));
     }
 
     #[test]

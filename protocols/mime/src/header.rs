@@ -116,7 +116,7 @@ pub(crate) fn without_line_end(text: &[u8]) -> &[u8] {
 }
 
 /// The end of the field at `start`: after its last line that no continuation line follows.
-fn field_end(message: &[u8], start: usize) -> usize {
+pub(crate) fn field_end(message: &[u8], start: usize) -> usize {
     let mut at = start;
     while let Some(distance) = memchr(b'\n', &message[at..]) {
         at += distance + 1;

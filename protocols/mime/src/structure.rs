@@ -7,6 +7,7 @@
 use memchr::memmem;
 
 use crate::header::{FieldIndex, Header, Known, Tokens, for_each_parameter, scan_header, without_line_end};
+use crate::words::push_percent_decoded;
 
 /// Deeper parts are leaves.
 pub const DEPTH_MAX: usize = 100;
@@ -156,6 +157,12 @@ fn count_lines(message: &[u8], parts: &[Part], part: usize) -> usize {
     lines + count(from, parts[part].body_end)
 }
 
+/// Whether a type is that of a whole message (RFC 2046, 5.2.1; RFC 6532, 3.7).
+pub(crate) fn is_message(media_type: &[u8], subtype: &[u8]) -> bool {
+    media_type.eq_ignore_ascii_case(b"message")
+        && (subtype.eq_ignore_ascii_case(b"rfc822") || subtype.eq_ignore_ascii_case(b"global"))
+}
+
 /// What the Content-Type makes of a part, and the boundary and digest mark of a multipart.
 fn kind_of(message: &[u8], fields: &FieldIndex, in_digest: bool) -> (Kind, Vec<u8>, bool) {
     let leaf = (Kind::Leaf, Vec::new(), false);
@@ -168,9 +175,7 @@ fn kind_of(message: &[u8], fields: &FieldIndex, in_digest: bool) -> (Kind, Vec<u
         return leaf;
     }
     let subtype = tokens.token();
-    if media_type.eq_ignore_ascii_case(b"message")
-        && (subtype.eq_ignore_ascii_case(b"rfc822") || subtype.eq_ignore_ascii_case(b"global"))
-    {
+    if is_message(media_type, subtype) {
         // No encoding but the identities is allowed for these (RFC 2046, 5.2.1). Where there is one all the same, there is
         // no message to be seen.
         let encoding = fields.value(message, Known::ContentTransferEncoding).unwrap_or_default().trim_ascii();
@@ -199,25 +204,12 @@ fn kind_of(message: &[u8], fields: &FieldIndex, in_digest: bool) -> (Kind, Vec<u
     }
 }
 
-/// `extended-value = charset "'" language "'" *( ext-octet / attribute-char )`, `ext-octet = "%" 2(DIGIT / "A"-"F")`
-/// (RFC 2231, 7). A boundary is ASCII, so the charset does not matter.
+/// `extended-value = charset "'" language "'" *( ext-octet / attribute-char )` (RFC 2231, 7). A boundary is ASCII, so the
+/// charset does not matter.
 fn decode_extended(value: &[u8]) -> Vec<u8> {
     let value = value.splitn(3, |b| *b == b'\'').nth(2).unwrap_or(value);
-    let hex = |b: Option<&u8>| b.and_then(|b| char::from(*b).to_digit(16)).map(|digit| digit as u8);
     let mut out = Vec::with_capacity(value.len());
-    let mut at = 0;
-    while let Some(&b) = value.get(at) {
-        match (b, hex(value.get(at + 1)), hex(value.get(at + 2))) {
-            (b'%', Some(high), Some(low)) => {
-                out.push(high << 4 | low);
-                at += 3;
-            }
-            _ => {
-                out.push(b);
-                at += 1;
-            }
-        }
-    }
+    push_percent_decoded(value, &mut out);
     out
 }
 

@@ -52,6 +52,12 @@ pub const OUTPUT_BYTES: usize = 64 * 1024;
 pub const INPUT_BUFFERS_HELD: usize = 256;
 /// Messages asked of the engine at once.
 pub const FETCH_CHUNK: u64 = 256;
+/// Octets that a SEARCH decodes and compares before others have their turn: some 100 us.
+pub const SEARCH_STEP_OCTETS: usize = 32 * 1024;
+/// Tests of messages by what the index knows before others have their turn: as long.
+pub const SEARCH_STEP_TESTS: usize = 16 * 1024;
+/// A SEARCH that reads larger messages takes room for them as a delivery does.
+pub const SEARCH_UNRESERVED_BYTES: u64 = 256 * 1024;
 /// Larger messages are compressed off the worker.
 pub const OFFLOAD_BYTES: usize = 256 * 1024;
 

@@ -19,6 +19,8 @@ pub struct AppendMessage {
     pub bytes: Vec<u8>,
     /// Sent as literal8.
     pub is_binary: bool,
+    /// There is a NUL in it, which only literal8 may have.
+    pub has_nul: bool,
 }
 
 /// `append = "APPEND" SP mailbox 1*append-message`,
@@ -42,7 +44,13 @@ pub(super) fn parse(c: &mut Cursor<'_>) -> Parse<Append> {
             return Err(Fault::bad("UTF8 and CATENATE are not supported"));
         }
         let literal = c.literal()?;
-        messages.push(AppendMessage { flags, date, bytes: literal.bytes, is_binary: literal.is_literal8 });
+        messages.push(AppendMessage {
+            flags,
+            date,
+            bytes: literal.bytes,
+            is_binary: literal.is_literal8,
+            has_nul: literal.has_nul,
+        });
         if c.peek().is_none() {
             return Ok(Append { mailbox, messages });
         }
@@ -119,8 +127,13 @@ mod tests {
     fn one_message() {
         let append = parse_line("APPEND saved-messages (\\Seen) \" 7-Feb-1994 21:52:25 -0800\" {5+}\r\nabc\r\n");
         let date = DateTime { unix_seconds: 760_686_745, offset_minutes: -480 };
-        let message =
-            AppendMessage { flags: vec![Flag::Seen], date: Some(date), bytes: b"abc\r\n".to_vec(), is_binary: false };
+        let message = AppendMessage {
+            flags: vec![Flag::Seen],
+            date: Some(date),
+            bytes: b"abc\r\n".to_vec(),
+            is_binary: false,
+            has_nul: false,
+        };
         assert_eq!(append, Ok(Command::Append(Append { mailbox: mailbox("saved-messages"), messages: vec![message] })));
     }
 
@@ -129,8 +142,8 @@ mod tests {
         let Ok(Command::Append(append)) = parse_line("APPEND x {1+}\r\na () ~{2+}\r\n\0b (\\Draft) {0+}\r\n") else {
             panic!("well formed")
         };
-        let found: Vec<_> = append.messages.iter().map(|m| (&m.bytes[..], m.is_binary)).collect();
-        assert_eq!(found, [(&b"a"[..], false), (b"\0b", true), (b"", false)]);
+        let found: Vec<_> = append.messages.iter().map(|m| (&m.bytes[..], m.is_binary, m.has_nul)).collect();
+        assert_eq!(found, [(&b"a"[..], false, false), (b"\0b", true, true), (b"", false, false)]);
     }
 
     #[test]

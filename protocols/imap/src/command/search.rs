@@ -1,6 +1,8 @@
 //! SEARCH (RFC 9051, 6.4.4; RFC 3501, 6.4.4; RFC 4731; RFC 5032; RFC 5182; RFC 7162, 3.1.5; RFC 8474, 6).
 
 use super::append::month;
+use posthaste_mime::charset::Charset;
+
 use super::cursor::{Cursor, Fault, Parse};
 use crate::response::Code;
 use crate::types::{Date, SequenceSet};
@@ -10,7 +12,7 @@ pub struct Search {
     pub uid: bool,
     /// RETURN was given: the answer is an ESEARCH response.
     pub returns: Option<SearchReturnOptions>,
-    /// Strings are UTF-8 in either charset that is understood.
+    /// Its strings are decoded from the charset that the client gave.
     pub key: SearchKey,
 }
 
@@ -54,7 +56,12 @@ pub enum SearchKey {
     Older(u64),
     Larger(u64),
     Smaller(u64),
-    /// FROM, TO, CC, BCC and SUBJECT are header searches too. An empty value asks whether the field is there.
+    /// FROM, TO, CC and BCC: a field of the envelope with addresses.
+    Address {
+        name: String,
+        value: String,
+    },
+    /// SUBJECT is one too. An empty value asks whether the field is there.
     Header {
         name: String,
         value: String,
@@ -69,12 +76,22 @@ pub enum SearchKey {
 
 /// NOT, OR and parentheses within each other.
 const DEPTH_MAX: usize = 50;
+/// Keys of one command: each costs time on every message.
+const KEYS_MAX: usize = 1000;
+
+/// What holds for all keys of a command.
+struct Keys {
+    charset: Charset,
+    /// So many more are allowed.
+    left: usize,
+}
 
 /// `search = "SEARCH" [search-return-opts] SP search-program`,
 /// `search-program = ["CHARSET" SP charset SP] search-key *(SP search-key)`
 pub(super) fn parse(c: &mut Cursor<'_>, uid: bool) -> Parse<Search> {
     c.sp()?;
     let mut returns = None;
+    let mut keys = Keys { charset: Charset::default(), left: KEYS_MAX };
     if c.eat_word(b"RETURN") {
         c.sp()?;
         returns = Some(parse_returns(c)?);
@@ -83,16 +100,17 @@ pub(super) fn parse(c: &mut Cursor<'_>, uid: bool) -> Parse<Search> {
     if c.eat_word(b"CHARSET") {
         c.sp()?;
         let charset = c.astring("Charset expected")?;
-        if !charset.eq_ignore_ascii_case(b"UTF-8") && !charset.eq_ignore_ascii_case(b"US-ASCII") {
-            return Err(Fault::no(Code::BadCharset, "Unknown charset"));
-        }
+        // In others, as UTF-16, the keys themselves would have two meanings.
+        keys.charset = Charset::named(&charset)
+            .filter(|charset| charset.keeps_ascii())
+            .ok_or(Fault::no(Code::BadCharset, "Charset is not known"))?;
         c.sp()?;
     }
-    let mut keys = vec![parse_key(c, 0)?];
+    let mut list = vec![keys.parse(c, 0)?];
     while c.eat(b' ') {
-        keys.push(parse_key(c, 0)?);
+        list.push(keys.parse(c, 0)?);
     }
-    Ok(Search { uid, returns, key: and(keys) })
+    Ok(Search { uid, returns, key: and(list) })
 }
 
 /// `search-return-opts = SP "RETURN" SP "(" [search-return-opt *(SP search-return-opt)] ")"`
@@ -131,94 +149,105 @@ fn not(key: SearchKey) -> SearchKey {
     SearchKey::Not(Box::new(key))
 }
 
-/// `search-key`
-fn parse_key(c: &mut Cursor<'_>, depth: usize) -> Parse<SearchKey> {
-    use SearchKey as K;
-    if depth > DEPTH_MAX {
-        return Err(Fault::bad("Search keys nested too deeply"));
-    }
-    match c.peek() {
-        Some(b'0'..=b'9' | b'*' | b'$') => return Ok(K::SequenceNumbers(c.sequence_set()?)),
-        Some(b'(') => {
-            let mut keys = Vec::new();
-            c.list(false, |c| {
-                keys.push(parse_key(c, depth + 1)?);
-                Ok(())
-            })?;
-            return Ok(and(keys));
+impl Keys {
+    /// `search-key`
+    fn parse(&mut self, c: &mut Cursor<'_>, depth: usize) -> Parse<SearchKey> {
+        use SearchKey as K;
+        if depth > DEPTH_MAX {
+            return Err(Fault::bad("Search keys nested too deeply"));
         }
-        _ => {}
-    }
-    let mut buffer = [0u8; 16];
-    let name = super::upper(c.keyword(), &mut buffer);
-    Ok(match name {
-        b"ALL" => K::All,
-        b"ANSWERED" => K::Answered,
-        b"DELETED" => K::Deleted,
-        b"DRAFT" => K::Draft,
-        b"FLAGGED" => K::Flagged,
-        b"SEEN" => K::Seen,
-        b"RECENT" => K::Recent,
-        b"NEW" => K::New,
-        b"OLD" => not(K::Recent),
-        b"UNANSWERED" => not(K::Answered),
-        b"UNDELETED" => not(K::Deleted),
-        b"UNDRAFT" => not(K::Draft),
-        b"UNFLAGGED" => not(K::Flagged),
-        b"UNSEEN" => not(K::Seen),
-        b"KEYWORD" => keyword(c)?,
-        b"UNKEYWORD" => not(keyword(c)?),
-        b"BEFORE" => K::Before(sp_date(c)?),
-        b"ON" => K::On(sp_date(c)?),
-        b"SINCE" => K::Since(sp_date(c)?),
-        b"SENTBEFORE" => K::SentBefore(sp_date(c)?),
-        b"SENTON" => K::SentOn(sp_date(c)?),
-        b"SENTSINCE" => K::SentSince(sp_date(c)?),
-        b"YOUNGER" => K::Younger(sp_nz_number(c)?),
-        b"OLDER" => K::Older(sp_nz_number(c)?),
-        b"LARGER" => K::Larger(sp_number(c)?),
-        b"SMALLER" => K::Smaller(sp_number(c)?),
-        b"FROM" | b"TO" | b"CC" | b"BCC" | b"SUBJECT" => {
-            let name = String::from_utf8_lossy(name).into_owned();
-            K::Header { name, value: sp_text(c)? }
-        }
-        b"HEADER" => {
-            c.sp()?;
-            let name = c.astring_utf8("Header field name expected")?;
-            K::Header { name, value: sp_text(c)? }
-        }
-        b"BODY" => K::Body(sp_text(c)?),
-        b"TEXT" => K::Text(sp_text(c)?),
-        b"UID" => {
-            c.sp()?;
-            K::Uids(c.sequence_set()?)
-        }
-        b"NOT" => {
-            c.sp()?;
-            not(parse_key(c, depth + 1)?)
-        }
-        b"OR" => {
-            c.sp()?;
-            let first = parse_key(c, depth + 1)?;
-            c.sp()?;
-            K::Or(Box::new((first, parse_key(c, depth + 1)?)))
-        }
-        b"MODSEQ" => {
-            c.sp()?;
-            // search-modseq-ext = SP entry-name SP entry-type-req: all flags share one mod-sequence, so it changes nothing
-            // (RFC 7162, 3.1.5).
-            if c.peek() == Some(b'"') {
-                c.string("Entry name expected")?;
-                c.sp()?;
-                c.atom("Entry type expected")?;
-                c.sp()?;
+        self.left = self.left.checked_sub(1).ok_or(Fault::no(Code::Limit, "Too many search keys in one command"))?;
+        match c.peek() {
+            Some(b'0'..=b'9' | b'*' | b'$') => return Ok(K::SequenceNumbers(c.sequence_set()?)),
+            Some(b'(') => {
+                let mut keys = Vec::new();
+                c.list(false, |c| {
+                    keys.push(self.parse(c, depth + 1)?);
+                    Ok(())
+                })?;
+                return Ok(and(keys));
             }
-            K::ModSeq(c.number64()?)
+            _ => {}
         }
-        b"EMAILID" => K::EmailId(object_id(c)?),
-        b"THREADID" => K::ThreadId(object_id(c)?),
-        _ => return Err(Fault::bad("Unknown search key")),
-    })
+        let mut buffer = [0u8; 16];
+        let name = super::upper(c.keyword(), &mut buffer);
+        Ok(match name {
+            b"ALL" => K::All,
+            b"ANSWERED" => K::Answered,
+            b"DELETED" => K::Deleted,
+            b"DRAFT" => K::Draft,
+            b"FLAGGED" => K::Flagged,
+            b"SEEN" => K::Seen,
+            b"RECENT" => K::Recent,
+            b"NEW" => K::New,
+            b"OLD" => not(K::Recent),
+            b"UNANSWERED" => not(K::Answered),
+            b"UNDELETED" => not(K::Deleted),
+            b"UNDRAFT" => not(K::Draft),
+            b"UNFLAGGED" => not(K::Flagged),
+            b"UNSEEN" => not(K::Seen),
+            b"KEYWORD" => keyword(c)?,
+            b"UNKEYWORD" => not(keyword(c)?),
+            b"BEFORE" => K::Before(sp_date(c)?),
+            b"ON" => K::On(sp_date(c)?),
+            b"SINCE" => K::Since(sp_date(c)?),
+            b"SENTBEFORE" => K::SentBefore(sp_date(c)?),
+            b"SENTON" => K::SentOn(sp_date(c)?),
+            b"SENTSINCE" => K::SentSince(sp_date(c)?),
+            b"YOUNGER" => K::Younger(sp_nz_number(c)?),
+            b"OLDER" => K::Older(sp_nz_number(c)?),
+            b"LARGER" => K::Larger(sp_number(c)?),
+            b"SMALLER" => K::Smaller(sp_number(c)?),
+            b"FROM" | b"TO" | b"CC" | b"BCC" => {
+                let name = String::from_utf8_lossy(name).into_owned();
+                K::Address { name, value: self.sp_text(c)? }
+            }
+            b"SUBJECT" => K::Header { name: "SUBJECT".to_owned(), value: self.sp_text(c)? },
+            b"HEADER" => {
+                c.sp()?;
+                let name = c.astring_utf8("Header field name expected")?;
+                K::Header { name, value: self.sp_text(c)? }
+            }
+            b"BODY" => K::Body(self.sp_text(c)?),
+            b"TEXT" => K::Text(self.sp_text(c)?),
+            b"UID" => {
+                c.sp()?;
+                K::Uids(c.sequence_set()?)
+            }
+            b"NOT" => {
+                c.sp()?;
+                not(self.parse(c, depth + 1)?)
+            }
+            b"OR" => {
+                c.sp()?;
+                let first = self.parse(c, depth + 1)?;
+                c.sp()?;
+                K::Or(Box::new((first, self.parse(c, depth + 1)?)))
+            }
+            b"MODSEQ" => {
+                c.sp()?;
+                // search-modseq-ext = SP entry-name SP entry-type-req: all flags share one mod-sequence, so it changes nothing
+                // (RFC 7162, 3.1.5).
+                if c.peek() == Some(b'"') {
+                    c.string("Entry name expected")?;
+                    c.sp()?;
+                    c.atom("Entry type expected")?;
+                    c.sp()?;
+                }
+                K::ModSeq(c.number64()?)
+            }
+            b"EMAILID" => K::EmailId(object_id(c)?),
+            b"THREADID" => K::ThreadId(object_id(c)?),
+            _ => return Err(Fault::bad("Unknown search key")),
+        })
+    }
+
+    /// A string in the charset of the command.
+    fn sp_text(&self, c: &mut Cursor<'_>) -> Parse<String> {
+        c.sp()?;
+        let text = c.astring("String expected")?;
+        self.charset.decode_strictly(&text).ok_or(Fault::bad("String is not in the charset of the search"))
+    }
 }
 
 fn keyword(c: &mut Cursor<'_>) -> Parse<SearchKey> {
@@ -239,11 +268,6 @@ fn sp_number(c: &mut Cursor<'_>) -> Parse<u64> {
 fn sp_nz_number(c: &mut Cursor<'_>) -> Parse<u64> {
     c.sp()?;
     c.nz_number64()
-}
-
-fn sp_text(c: &mut Cursor<'_>) -> Parse<String> {
-    c.sp()?;
-    c.astring_utf8("String expected")
 }
 
 /// `date = date-text / DQUOTE date-text DQUOTE`, `date-text = date-day "-" date-month "-" date-year`
@@ -294,7 +318,8 @@ mod tests {
         assert_eq!(key("SENTON \"29-feb-2024\""), K::SentOn(Date::new(2024, 2, 29).unwrap()));
         assert_eq!(key("LARGER 0"), K::Larger(0));
         assert_eq!(key("YOUNGER 259200"), K::Younger(259_200));
-        assert_eq!(key("FROM \"Smith\""), K::Header { name: "FROM".into(), value: "Smith".into() });
+        assert_eq!(key("SUBJECT \"Smith\""), K::Header { name: "SUBJECT".into(), value: "Smith".into() });
+        assert_eq!(key("FROM \"Smith\""), K::Address { name: "FROM".into(), value: "Smith".into() });
         assert_eq!(key("HEADER Message-ID \"\""), K::Header { name: "Message-ID".into(), value: String::new() });
         assert_eq!(key("TEXT {6+}\r\nпри"), K::Text("при".into()));
         assert_eq!(key("MODSEQ 620162338"), K::ModSeq(620_162_338));
@@ -309,7 +334,7 @@ mod tests {
             K::And(vec![
                 K::Flagged,
                 K::Since(Date::new(1994, 2, 1).unwrap()),
-                K::Not(Box::new(K::Header { name: "FROM".into(), value: "Smith".into() }))
+                K::Not(Box::new(K::Address { name: "FROM".into(), value: "Smith".into() }))
             ])
         );
         assert_eq!(
@@ -333,11 +358,29 @@ mod tests {
     }
 
     #[test]
+    fn charsets() {
+        assert_eq!(key("CHARSET us-ascii TEXT a"), K::Text("a".into()));
+        assert_eq!(key("CHARSET \"UTF-8\" TEXT {2+}\r\né"), K::Text("é".into()));
+        assert_eq!(key("TEXT {2+}\r\né"), K::Text("é".into()), "as many clients send it");
+        assert_eq!(key("CHARSET ISO-8859-1 TEXT {2+}\r\né"), K::Text("Ã©".into()));
+        assert_eq!(key("CHARSET ISO-2022-JP BODY \"\u{1b}$BF|\u{1b}(B\""), K::Body("日".into()));
+        for unknown in ["x-none", "UTF-16", "unknown-8bit", "{2+}\r\né"] {
+            let bad = Err("NO [BADCHARSET (US-ASCII UTF-8)] Charset is not known".into());
+            assert_eq!(parse_line(&format!("SEARCH CHARSET {unknown} ALL")), bad, "{unknown}");
+        }
+        let bad = Err("BAD String is not in the charset of the search".into());
+        assert_eq!(parse_line("SEARCH CHARSET iso-2022-jp TEXT {2+}\r\né"), bad);
+    }
+
+    #[test]
+    fn trap_5_keys_are_counted() {
+        assert!(parse_line(&format!("SEARCH ALL{}", " ALL".repeat(999))).is_ok());
+        let bad = Err("NO [LIMIT] Too many search keys in one command".into());
+        assert_eq!(parse_line(&format!("SEARCH ALL{}", " ALL".repeat(1000))), bad);
+    }
+
+    #[test]
     fn refused() {
-        assert_eq!(
-            parse_line("SEARCH CHARSET KOI8-R ALL"),
-            Err("NO [BADCHARSET (US-ASCII UTF-8)] Unknown charset".into())
-        );
         for bad in [
             "",
             "FOO",

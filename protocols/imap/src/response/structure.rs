@@ -30,7 +30,7 @@ struct Writer<'a> {
     extended: bool,
 }
 
-/// What stands for a multipart without parts: `body-type-mpart` has at least one.
+/// What stands for a part that is not there, which is after damage only.
 const EMPTY_PART: &[u8] = b"(\"text\" \"plain\" NIL NIL NIL \"7bit\" 0 0)";
 
 impl Writer<'_> {
@@ -88,7 +88,12 @@ impl Writer<'_> {
         if part.is_multipart() {
             let mut children = self.digest.children(index).peekable();
             if children.peek().is_none() {
-                self.out.extend_from_slice(EMPTY_PART);
+                // `body-type-mpart` has at least one. This is the one that `section::extent` finds.
+                self.raw("(\"text\" \"plain\" NIL NIL NIL \"8bit\" ");
+                write_number(self.out, u64::from(part.body_bytes.to_native()));
+                self.raw(" ");
+                write_number(self.out, u64::from(part.lines.to_native()));
+                self.raw(")");
             }
             for child in children {
                 self.part(child, depth + 1);
@@ -122,8 +127,13 @@ impl Writer<'_> {
         self.string(&part.encoding, "7bit");
         self.raw(" ");
         write_number(self.out, u64::from(part.body_bytes.to_native()));
-        let is_text = self.digest.text(&part.media_type).is_some_and(|t| t.eq_ignore_ascii_case(b"text"));
-        if part.is_message() {
+        let is =
+            |text: &ArchivedText, name: &[u8]| self.digest.text(text).is_some_and(|t| t.eq_ignore_ascii_case(name));
+        let is_text = is(&part.media_type, b"text");
+        // message/global has the fields of a message in RFC 9051 only; in RFC 3501 it is a type like any other, and a client would
+        // take the envelope for extension data.
+        let is_message = part.is_message() && (self.utf8 || is(&part.subtype, b"rfc822"));
+        if is_message {
             self.raw(" ");
             self.envelope(self.digest.envelope_of(part));
             self.raw(" ");
@@ -132,7 +142,7 @@ impl Writer<'_> {
                 None => self.out.extend_from_slice(EMPTY_PART),
             }
         }
-        if is_text || part.is_message() {
+        if is_text || is_message {
             self.raw(" ");
             write_number(self.out, u64::from(part.lines.to_native()));
         }
@@ -335,7 +345,7 @@ mod tests {
         );
         assert_eq!(
             body("Content-Type: multipart/mixed; boundary=b\r\n\r\nnothing"),
-            "((\"text\" \"plain\" NIL NIL NIL \"7bit\" 0 0) \"mixed\")"
+            "((\"text\" \"plain\" NIL NIL NIL \"8bit\" 7 0) \"mixed\")"
         );
     }
 
@@ -347,6 +357,15 @@ mod tests {
             "(\"message\" \"rfc822\" NIL NIL NIL \"7bit\" 18 (NIL \"in\" NIL NIL NIL NIL NIL NIL NIL NIL) \
              (\"text\" \"plain\" (\"charset\" \"us-ascii\") NIL NIL \"7bit\" 3 1) 3)"
         );
+    }
+
+    /// RFC 3501 knows no message/global; RFC 9051 does.
+    #[test]
+    fn message_global() {
+        let message = "Content-Type: message/global\r\n\r\nSubject: in\r\n\r\nx\r\n";
+        assert_eq!(body(message), "(\"message\" \"global\" NIL NIL NIL \"7bit\" 18)");
+        let utf8 = written(message, |out, digest| write_body(out, digest, true));
+        assert!(utf8.starts_with("(\"message\" \"global\" NIL NIL NIL \"7bit\" 18 (NIL \"in\" "), "{utf8}");
     }
 
     /// Trap 27: no raw 8-bit; NIL and "" are different; groups have their marks.

@@ -52,12 +52,14 @@ impl Pattern {
         Self { words, steps: steps.into(), stars: stars.into(), percents: percents.into(), end }
     }
 
-    /// Whether the whole name matches. INBOX does so in any case of its letters.
+    /// Whether the whole name matches. INBOX does so in any case of its letters, also where it is the first level of a name.
     pub fn matches(&self, name: &str, delimiter: Option<char>) -> bool {
         if self.end == usize::MAX {
             return false;
         }
-        let is_inbox = name == "INBOX";
+        let below_inbox = name.strip_prefix("INBOX");
+        let in_inbox = below_inbox.is_some_and(|rest| rest.is_empty() || rest.chars().next() == delimiter);
+        let inbox_end = if in_inbox { "INBOX".len() } else { 0 };
         let mut delimiter_bytes = [0; 4];
         let delimiter: &[u8] = match delimiter {
             Some(c) => c.encode_utf8(&mut delimiter_bytes).as_bytes(),
@@ -73,7 +75,7 @@ impl Pattern {
             // A delimiter of several octets is passed octet by octet, and `%` passes none of them.
             let octets = if at_delimiter { delimiter.len() } else { 1 };
             for &b in &bytes[at..at + octets] {
-                self.advance(&mut now, b, is_inbox, at_delimiter);
+                self.advance(&mut now, b, at < inbox_end, at_delimiter);
             }
             at += octets;
         }
@@ -137,6 +139,9 @@ mod tests {
             ("iN%", "INBOX", true),
             ("inbox", "INBOXES", false),
             ("INBOX", "INBOX", true),
+            ("inbox/%", "INBOX/Below", true),
+            ("inbox/below", "INBOX/Below", false),
+            ("inboxes/%", "INBOXES/Below", false),
         ] {
             assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
         }

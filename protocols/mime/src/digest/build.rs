@@ -148,8 +148,7 @@ impl<'m> Builder<'m> {
         let subtype = if tokens.eat(b'/') { tokens.token() } else { b"" };
         let is_leaf = part.kind == Kind::Leaf;
         let no_boundary = is_leaf && !part.is_cut && media_type.eq_ignore_ascii_case(b"multipart");
-        let encoded_message = media_type.eq_ignore_ascii_case(b"message")
-            && (subtype.eq_ignore_ascii_case(b"rfc822") || subtype.eq_ignore_ascii_case(b"global"));
+        let encoded_message = structure::is_message(media_type, subtype);
         if is_leaf && (encoded_message || part.is_cut) {
             let digest = &mut self.digest;
             return (digest.push_text(b"application"), digest.push_text(b"octet-stream"), Run::default());

@@ -119,6 +119,18 @@ impl ArchivedDigest {
         Some((index, self.parts.get(index)?))
     }
 
+    /// The multipart without parts whose part 1 the numbers name. A multipart has at least one part for IMAP (RFC 3501, 9:
+    /// `body-type-mpart`): all its text stands for that.
+    pub fn empty_multipart(&self, numbers: &[u32]) -> Option<&ArchivedPart> {
+        let (1, within) = numbers.split_last()? else { return None };
+        let (mut index, mut part) = self.part(within)?;
+        if !within.is_empty() && part.is_message() {
+            index += 1;
+            part = self.parts.get(index)?;
+        }
+        (part.is_multipart() && self.children(index).next().is_none()).then_some(part)
+    }
+
     /// For `numbers.HEADER`, `.TEXT` and `.HEADER.FIELDS`: the message in that part (RFC 3501, 6.4.5).
     pub fn message_in(&self, numbers: &[u32]) -> Option<&ArchivedPart> {
         if numbers.is_empty() {

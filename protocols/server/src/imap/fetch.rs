@@ -12,6 +12,8 @@ use posthaste_engine::error::EngineError;
 use posthaste_engine::flags::{Flags, UidSet};
 use posthaste_engine::ids::MailboxId;
 use posthaste_engine::index::Message;
+use posthaste_engine::io::Runtime;
+use posthaste_engine::io::real::RealIo;
 use posthaste_engine::read::{MessageBytes, MessageInfo, Part};
 use posthaste_imap::command::fetch::{BodySection, Fetch, FetchItem, SectionText};
 use posthaste_imap::response::{Code, FetchWriter, write_body, write_body_structure, write_envelope, write_nstring};
@@ -73,24 +75,27 @@ impl Needs {
     }
 }
 
-/// The digest of a message. One that was stored without, or with one of another version, gets it now.
+/// The digest of a message. One that was stored without, with a reduced one, or with one of another version, gets it now.
 pub(super) async fn digest_of(
+    io: &RealIo,
     shard: &Shard,
     mailbox: MailboxId,
     message: &Message,
 ) -> Result<Option<DigestBytes>, EngineError> {
     let needs = Needs { part: None, digest: true };
-    Ok(read(shard, mailbox, message, needs).await?.1)
+    Ok(read(io, shard, mailbox, message, needs).await?.1)
 }
 
-/// Reads what is needed. A message that was stored without a digest, or with one of another version, gets it now.
+/// Reads what is needed. A message that was stored without a digest, with one that leaves parts out, or with one of another
+/// version, gets it now.
 async fn read(
+    io: &RealIo,
     shard: &Shard,
     mailbox: MailboxId,
     message: &Message,
     needs: Needs,
 ) -> Result<(MessageBytes, Option<DigestBytes>), EngineError> {
-    let mut bytes = match needs.part {
+    let bytes = match needs.part {
         Some(part) => shard.read_message(message, mailbox, part).await?,
         None => MessageBytes::default(),
     };
@@ -98,14 +103,25 @@ async fn read(
         return Ok((bytes, None));
     }
     let stored = shard.read_message(message, mailbox, Part::Digest).await?.digest;
-    if let Ok(digest) = DigestBytes::from_storage(&stored) {
+    if let Ok(digest) = DigestBytes::from_storage(&stored)
+        && !digest.digest().is_none_or(|digest| digest.overflow)
+    {
         return Ok((bytes, Some(digest)));
     }
-    if needs.part != Some(Part::Whole) {
-        bytes = shard.read_message(message, mailbox, Part::Whole).await?;
-    }
-    let (small, whole) = Digest::of(&[&bytes.header[..], &bytes.body].concat()).archives();
-    Ok((bytes, DigestBytes::from_aligned(whole.unwrap_or(small)).ok()))
+    let (header, body) = match needs.part {
+        Some(Part::Whole) => (bytes.header.clone(), bytes.body.clone()),
+        _ => {
+            let whole = shard.read_message(message, mailbox, Part::Whole).await?;
+            (whole.header, whole.body)
+        }
+    };
+    let make = move || {
+        let (small, whole) = Digest::of(&[&header[..], &body].concat()).archives();
+        DigestBytes::from_aligned(whole.unwrap_or(small)).ok()
+    };
+    let is_large = message.size > limits::OFFLOAD_BYTES as u64;
+    let digest = if is_large { io.offload(make).await } else { make() };
+    Ok((bytes, digest))
 }
 
 /// What a range of the joined pieces holds of each.
@@ -160,7 +176,7 @@ impl Session {
                     continue;
                 }
                 self.learn_keywords(info.flags).await?;
-                let (bytes, digest) = match read(&shard, mailbox, &info.message, needs).await {
+                let (bytes, digest) = match read(&self.context.io, &shard, mailbox, &info.message, needs).await {
                     Ok(read) => read,
                     // Damage costs the messages that it touches, not the others.
                     Err(error @ EngineError::Damaged(_)) => {

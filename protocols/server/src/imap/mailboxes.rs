@@ -63,6 +63,10 @@ impl Session {
         let user = self.user()?;
         let (shard, account) = (user.shard.clone(), user.account.account);
         let mailbox = shard.mailbox(account, name.as_str());
+        if mailbox.is_none() && self.names()?.get(name.as_str()).is_some_and(|listed| listed.has_children) {
+            // RFC 3501, 6.3.4: "It is an error to attempt to delete" a \Noselect name with names below it.
+            return Ok(Answer::no(Some(Code::HasChildren), "Only the mailboxes below it are left: delete them first"));
+        }
         shard.delete_mailbox(account, name.as_str()).await?;
         // Whoever deletes what it has selected knows that it is gone.
         if mailbox.is_some() && self.selected.as_ref().map(|selected| selected.view.mailbox()) == mailbox {

@@ -4,13 +4,14 @@ use posthaste_engine::changes::{Copied, FlagOp};
 use posthaste_engine::deliver::{FlagName, Target, TargetMailbox};
 use posthaste_engine::flags::{Flags, UidSet};
 use posthaste_engine::ids::{ModSeq, Uid};
+use posthaste_engine::index::MailboxIndex;
 use posthaste_engine::io::Runtime;
 use posthaste_imap::command::{Append, Store, StoreAction};
 use posthaste_imap::response::{Code, Status, write_untagged};
 use posthaste_imap::types::{Flag, MailboxName, SequenceSet, coalesce};
 
 use super::fetch::chunks;
-use super::{Answer, Failure, Outcome, Session};
+use super::{Answer, Failure, Outcome, Session, those_left};
 use crate::inbound::prepare;
 use crate::limits;
 use crate::node::Counters;
@@ -65,7 +66,15 @@ impl Session {
             }
         }
         if stored.refused.is_empty() {
-            return Ok(Answer::ok("Stored"));
+            let left = shard.look(mailbox, |index| those_left(index, &uids.0).len()).await?;
+            return Ok(match left == uids.len() {
+                true => Answer::ok("Stored"),
+                // RFC 2180, 4.2: somebody else has expunged them, and this session may not be told now.
+                false if left == 0 && !store.silent => {
+                    Answer::no(Some(Code::ExpungeIssued), "The messages have been expunged")
+                }
+                false => Answer::ok("Stored in those that are left").with(Code::ExpungeIssued),
+            });
         }
         let view = &self.selected()?.view;
         let mut refused: Vec<(u32, u32)> = match store.uid {
@@ -86,6 +95,14 @@ impl Session {
         let uids = self.resolve(set, uid)?;
         let to = self.target(name)?;
         let selected = self.selected()?;
+        if !uid {
+            // RFC 2180, 4.4.1: a copy of some of them only is none. UIDs that do not exist are passed over (RFC 3501, 6.4.8).
+            let all_left = |index: &MailboxIndex| those_left(index, &uids.0).len() == uids.len();
+            if !selected.view.shard().look(selected.view.mailbox(), all_left).await? {
+                let text = "Some of the messages have been expunged, nothing was copied";
+                return Ok(Answer::no(Some(Code::ExpungeIssued), text));
+            }
+        }
         let copied = selected.view.shard().copy(selected.view.mailbox(), uids, to).await?;
         let answer = Answer::ok("Copied");
         Ok(match copy_uid(&copied) {
@@ -103,9 +120,12 @@ impl Session {
         if to == selected.view.mailbox() {
             return Ok(Answer::no(Some(Code::Cannot), "That is the mailbox they are in"));
         }
-        let moved = selected.view.shard().move_messages(selected.view.mailbox(), uids, to).await?;
+        let moved = selected.view.shard().move_messages(selected.view.mailbox(), uids.clone(), to).await?;
         if let Some(code) = copy_uid(&moved) {
             write_untagged(&mut self.output, Status::Ok, Some(&code), "Moved");
+        }
+        if (moved.pairs.len() as u64) < uids.len() {
+            return Ok(Answer::ok("Moved those that are left").with(Code::ExpungeIssued));
         }
         Ok(Answer::ok("Moved"))
     }
@@ -117,6 +137,11 @@ impl Session {
         let (Some(message), None) = (messages.next(), messages.next()) else {
             return Ok(Answer::bad("One message at a time"));
         };
+        if message.has_nul {
+            // RFC 3501, 9: CHAR8 has no NUL, and a message that has one could not be fetched without breaking that.
+            let text = "The message has a NUL octet, which IMAP cannot carry: encode it";
+            return Ok(Answer::no(Some(Code::Cannot), text));
+        }
         if message.bytes.is_empty() {
             return Ok(Answer::bad("The message is empty"));
         }

@@ -23,12 +23,14 @@ use posthaste_engine::error::{EngineError, Refusal};
 use posthaste_engine::flags::{Flags, UidSet};
 use posthaste_engine::format::record::AccountRecord;
 use posthaste_engine::ids::{ModSeq, Uid};
+use posthaste_engine::index::MailboxIndex;
 use posthaste_engine::io::Runtime;
 use posthaste_imap::command::{self, Command, ParseOptions, Tagged};
 use posthaste_imap::frame::{Event, Expect, Frame, Framer, Limits};
 use posthaste_imap::response::{Code, FetchWriter, Status, write_numbered, write_tagged, write_untagged};
 use posthaste_imap::session::State;
 use posthaste_imap::types::SequenceSet;
+use roaring::RoaringBitmap;
 
 use crate::connection::{Connection, End, Moving, first_of};
 use crate::limits;
@@ -168,6 +170,18 @@ fn refusal(error: &EngineError) -> Answer {
             Answer::no(Some(Code::Unavailable), "The store cannot do this now, try again later")
         }
     }
+}
+
+/// Those of `mine`, UIDs that a session knows of, that nobody has expunged.
+fn those_left(index: &MailboxIndex, mine: &RoaringBitmap) -> RoaringBitmap {
+    const FEW: u64 = 1024;
+    if mine.len() <= FEW {
+        return mine.iter().filter(|&uid| index.contains(Uid(uid))).collect();
+    }
+    // Mostly it is all of them. New messages have higher UIDs, so with the same last one as many are the same.
+    let len = index.messages.len();
+    let last = len.checked_sub(1).map(|at| index.messages.get(at).uid.0);
+    if len as u64 == mine.len() && last == mine.max() { mine.clone() } else { index.uids().0 & mine }
 }
 
 impl Session {

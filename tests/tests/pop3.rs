@@ -440,7 +440,8 @@ fn hard_cases(directory: &Path) -> Vec<Vec<u8>> {
             cases.push(std::fs::read(&path).expect("it can be read"));
         }
     }
-    cases.retain(|case| !case.is_empty());
+    // APPEND takes neither an empty message nor NUL (RFC 3501, 9: CHAR8).
+    cases.retain(|case| !case.is_empty() && !case.contains(&0));
     cases
 }
 

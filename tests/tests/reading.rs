@@ -8,7 +8,7 @@ use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
 use posthaste_engine::flags::{Flags, UidSet};
 use posthaste_engine::format::frame::Packer;
 use posthaste_engine::ids::{MailboxId, ShardId, Uid};
-use posthaste_engine::io::sim::{Sim, SimIo};
+use posthaste_engine::io::sim::{FaultRates, Sim, SimIo};
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
 use posthaste_engine::read::Part;
 use posthaste_engine::reading::Piece;
@@ -27,7 +27,7 @@ async fn open(io: SimIo) -> Store {
     let storage = Local::new(io);
     let superblock = open_superblock(&storage, 1).await.unwrap();
     let (cluster, mut seats) = Cluster::new(superblock, 1);
-    let shard = ShardConfig { message_cache_bytes: 0, ..ShardConfig::default() };
+    let shard = ShardConfig { message_cache_bytes: 0, segment_size_bytes: 8 << 20, ..ShardConfig::default() };
     let (worker, _) =
         Worker::open(storage, Arc::clone(&cluster), seats.remove(0), StoreConfig { shard }).await.unwrap();
     let shard = worker.local(ShardId(0)).unwrap();
@@ -184,4 +184,45 @@ fn an_expunge_by_uids_asks_for_no_flag_and_takes_no_other() {
         store.worker.stop().await.unwrap();
         assert_eq!(left(open(sim.io()).await.sizes().await), [1, 3, 6]);
     });
+}
+
+/// What QUIT asks for is done or it is not, whenever the machine crashes or its device fails; done where it was said so.
+#[test]
+fn an_expunge_by_uids_is_whole_or_not_at_all() {
+    let (mut done, mut not_done) = (0, 0);
+    for seed in 0..60 {
+        let sim = Sim::new(seed);
+        let of_test = sim.clone();
+        let acknowledged = sim.run(async move {
+            let store = open(of_test.io()).await;
+            for _ in 0..8 {
+                store.deliver(b"", b"A: b\r\n\r\n").await;
+            }
+            if seed % 3 == 0 {
+                of_test.set_faults(FaultRates { sync_errors: 65_536, ..FaultRates::default() });
+            } else {
+                of_test.crash_after(Some(1 + seed % 4));
+            }
+            let uids = [1, 3, 4, 8].map(Uid).into_iter().collect::<UidSet>();
+            let result = store.shard.expunge_messages(store.inbox, uids).await;
+            assert!(result.is_ok() || seed % 3 == 0);
+            result.is_ok()
+        });
+        sim.crash_after(None);
+        sim.set_faults(FaultRates::default());
+        sim.crash_now();
+        let of_test = sim.clone();
+        let left = sim.run(async move {
+            let store = open(of_test.io()).await;
+            let left: Vec<u32> = store.sizes().await.into_iter().map(|(uid, _)| uid).collect();
+            store.worker.stop().await.unwrap();
+            left
+        });
+        match left.expect("no crash is planned")[..] {
+            [2, 5, 6, 7] => done += 1,
+            [1, 2, 3, 4, 5, 6, 7, 8] if acknowledged != Some(true) => not_done += 1,
+            ref left => panic!("seed {seed}: {left:?} are left, and the answer was {acknowledged:?}"),
+        }
+    }
+    assert!(done > 0 && not_done > 0, "{done} done, {not_done} not");
 }

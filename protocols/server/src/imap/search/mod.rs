@@ -15,8 +15,10 @@ use posthaste_engine::flags::{Flags, UidSet};
 use posthaste_engine::ids::{MailboxId, Uid};
 use posthaste_engine::index::{MailboxIndex, Message};
 use posthaste_engine::io::Runtime;
-use posthaste_imap::command::search::{Search, SearchKey};
-use posthaste_imap::response::{SearchReturn, write_esearch, write_search};
+use posthaste_imap::command::search::{Search, SearchKey, SearchReturnOptions};
+use posthaste_imap::response::{
+    SearchReturn, write_esearch, write_search_end, write_search_numbers, write_search_start,
+};
 use posthaste_imap::types::coalesce;
 use posthaste_mime::search::Place;
 use roaring::RoaringBitmap;
@@ -49,10 +51,12 @@ impl Session {
         let tests_each = test.tests_each();
         let mut reader = Reader::new(&self.context, shard.clone(), mailbox, &test, resolved.strings);
         let (mut found, mut modseq) = (RoaringBitmap::new(), 0);
-        // Without tests of single messages there is nothing to be copied, and bitmaps are fast.
+        // A set is combined with others some hundred times as fast as messages are looked at one by one, and nothing is copied
+        // for it.
+        let by_sets = limits::SEARCH_STEP_TESTS * 128 / test.nodes();
         let size = match tests_each {
-            0 => u64::MAX,
-            tests => (limits::SEARCH_STEP_TESTS / tests).clamp(16, CHUNK_MESSAGES_MAX) as u64,
+            0 => by_sets as u64,
+            tests => (limits::SEARCH_STEP_TESTS / tests).min(by_sets).clamp(16, CHUNK_MESSAGES_MAX) as u64,
         };
         for chunk in chunks(&UidSet(uids), size) {
             let messages = if tests_each > 0 { messages_of(&shard, mailbox, &chunk).await? } else { Vec::new() };
@@ -70,42 +74,81 @@ impl Session {
             // One user's search must not keep the others waiting.
             self.context.io.yield_now().await;
         }
+        let ends_only = |returns: SearchReturnOptions| (returns.min || returns.max) && !returns.all && !returns.count;
+        if let Some(returns) = search.returns.filter(|&returns| asks_modseq && ends_only(returns)) {
+            // RFC 7162, 3.1.10: the mod-sequence of what is returned, where that is not all.
+            let ends = [found.min().filter(|_| returns.min), found.max().filter(|_| returns.max)];
+            let modseq_of = |index: &MailboxIndex| {
+                let messages = ends.iter().flatten().filter_map(|&uid| index.message(Uid(uid)));
+                messages.map(|message| message.modseq.0).max().unwrap_or(0)
+            };
+            modseq = shard.look(mailbox, modseq_of).await?;
+        }
         let is_damaged = reader.is_damaged();
         let modseq = Some(modseq).filter(|&modseq| asks_modseq && modseq > 0);
-        self.write_found(tag, &search, &found, modseq)?;
+        self.write_found(tag, &search, found, modseq).await?;
         Ok(Answer::ok(if is_damaged { "Searched, but some that are damaged" } else { "Searched" }))
     }
 
-    fn write_found(
+    /// The answer, which may be long.
+    async fn write_found(
         &mut self,
         tag: &str,
         search: &Search,
-        found: &RoaringBitmap,
+        found: RoaringBitmap,
         modseq: Option<u64>,
     ) -> Result<(), Failure> {
-        let view = &self.selected()?.view;
-        let numbers: Vec<u32> = match search.uid {
-            true => found.iter().collect(),
-            false => found.iter().filter_map(|uid| view.sequence_of(Uid(uid))).collect(),
-        };
         let Some(returns) = search.returns else {
-            write_search(&mut self.output, numbers, modseq);
+            write_search_start(&mut self.output);
+            let mut uids = found.iter();
+            loop {
+                let view = &self.selected()?.view;
+                let chunk = uids.by_ref().take(CHUNK_MESSAGES_MAX).filter_map(|uid| number_of(view, search.uid, uid));
+                let numbers: Vec<u32> = chunk.collect();
+                if numbers.is_empty() {
+                    break;
+                }
+                write_search_numbers(&mut self.output, numbers);
+                self.flush_if_full().await?;
+                self.context.io.yield_now().await;
+            }
+            write_search_end(&mut self.output, modseq);
             return Ok(());
         };
-        let mut runs: Vec<(u32, u32)> = numbers.iter().map(|&number| (number, number)).collect();
-        coalesce(&mut runs);
+        let runs = if returns.all { self.runs_of(search.uid, &found).await? } else { Vec::new() };
+        let view = &self.selected()?.view;
+        let (first, last) = (found.min().filter(|_| returns.min), found.max().filter(|_| returns.max));
         let mut data = Vec::new();
-        data.extend(numbers.first().filter(|_| returns.min).map(|&number| SearchReturn::Min(number)));
-        data.extend(numbers.last().filter(|_| returns.max).map(|&number| SearchReturn::Max(number)));
+        data.extend(first.and_then(|uid| number_of(view, search.uid, uid)).map(SearchReturn::Min));
+        data.extend(last.and_then(|uid| number_of(view, search.uid, uid)).map(SearchReturn::Max));
         if returns.all && !runs.is_empty() {
             data.push(SearchReturn::All(&runs));
         }
         if returns.count {
-            data.push(SearchReturn::Count(numbers.len() as u32));
+            data.push(SearchReturn::Count(found.len() as u32));
         }
         data.extend(modseq.map(SearchReturn::ModSeq));
         write_esearch(&mut self.output, tag, search.uid, &data);
         Ok(())
+    }
+
+    /// What was found as runs of the numbers that the client speaks in.
+    async fn runs_of(&self, uid: bool, found: &RoaringBitmap) -> Result<Vec<(u32, u32)>, Failure> {
+        let mut runs: Vec<(u32, u32)> = Vec::new();
+        let mut uids = found.iter();
+        loop {
+            let view = &self.selected()?.view;
+            let chunk = uids.by_ref().take(CHUNK_MESSAGES_MAX).filter_map(|found| number_of(view, uid, found));
+            let mut new: Vec<(u32, u32)> = chunk.map(|number| (number, number)).collect();
+            if new.is_empty() {
+                return Ok(runs);
+            }
+            // Only the last run before can go on.
+            new.extend(runs.pop());
+            coalesce(&mut new);
+            runs.append(&mut new);
+            self.context.io.yield_now().await;
+        }
     }
 
     /// The test that a key means. The sets of flags are shared, and those of UIDs are as long as the command: so a search takes
@@ -210,6 +253,11 @@ impl Resolved {
     fn recent(&mut self, view: &View) -> Rc<RoaringBitmap> {
         Rc::clone(self.recent.get_or_insert_with(|| Rc::new(view.recent_uids().0)))
     }
+}
+
+/// What a client that speaks in UIDs, or in sequence numbers, calls a message.
+fn number_of(view: &View, in_uids: bool, uid: u32) -> Option<u32> {
+    if in_uids { Some(uid) } else { view.sequence_of(Uid(uid)) }
 }
 
 fn no_saved_result() -> Failure {

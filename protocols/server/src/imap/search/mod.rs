@@ -23,7 +23,6 @@ use posthaste_imap::types::coalesce;
 use posthaste_mime::search::Place;
 use roaring::RoaringBitmap;
 
-use super::fetch::chunks;
 use super::{Answer, Failure, Outcome, Session, those_left};
 use crate::limits;
 use crate::node::{Shard, View};
@@ -58,9 +57,10 @@ impl Session {
             0 => by_sets as u64,
             tests => (limits::SEARCH_STEP_TESTS / tests).min(by_sets).clamp(16, CHUNK_MESSAGES_MAX) as u64,
         };
-        for chunk in chunks(&UidSet(uids), size) {
-            let messages = if tests_each > 0 { messages_of(&shard, mailbox, &chunk).await? } else { Vec::new() };
-            let (mut yes, open) = test.decide(&chunk.0, &messages);
+        for chunk in pieces(&uids, size) {
+            let messages =
+                if tests_each > 0 { messages_of(&shard, mailbox, &UidSet(chunk.clone())).await? } else { Vec::new() };
+            let (mut yes, open) = test.decide(&chunk, &messages);
             for uid in open {
                 if reader.decide(&test, Uid(uid)).await? {
                     yes.insert(uid);
@@ -264,6 +264,20 @@ fn no_saved_result() -> Failure {
     Answer::bad("There is no saved result").into()
 }
 
+/// The set in pieces of at most `size`, without looking at each of its members.
+fn pieces(uids: &RoaringBitmap, size: u64) -> impl Iterator<Item = RoaringBitmap> + '_ {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        // `size` is far below 2^32, as is any number of messages.
+        let last = u32::try_from(uids.len().min(from + size).checked_sub(from + 1)? + from).ok()?;
+        let range = uids.select(from as u32)?..=uids.select(last)?;
+        from = u64::from(last) + 1;
+        let mut piece = RoaringBitmap::new();
+        piece.insert_range(range);
+        Some(piece & uids)
+    })
+}
+
 async fn messages_of(shard: &Shard, mailbox: MailboxId, uids: &UidSet) -> Result<Vec<Message>, EngineError> {
     let collect = |index: &MailboxIndex| {
         let mut messages = Vec::with_capacity(uids.len() as usize);
@@ -282,5 +296,22 @@ fn mentions(key: &SearchKey, what: fn(&SearchKey) -> bool) -> bool {
         SearchKey::Or(keys) => mentions(&keys.0, what) || mentions(&keys.1, what),
         SearchKey::Not(key) => mentions(key, what),
         key => what(key),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_the_whole() {
+        let uids: RoaringBitmap = (1..100).chain(200..1000).chain([5_000_000, u32::MAX - 1]).collect();
+        for size in [1, 7, 99, 100, 1000, 1 << 40] {
+            let pieces: Vec<RoaringBitmap> = pieces(&uids, size).collect();
+            assert!(pieces.iter().all(|piece| !piece.is_empty() && piece.len() <= size), "{size}");
+            assert_eq!(pieces.len() as u64, uids.len().div_ceil(size));
+            assert_eq!(pieces.into_iter().fold(RoaringBitmap::new(), |all, piece| all | piece), uids);
+        }
+        assert_eq!(pieces(&RoaringBitmap::new(), 5).count(), 0);
     }
 }

@@ -277,7 +277,11 @@ impl Session {
                     _ => Ok(()),
                 }
             }
-            Event::Refused(refusal) => {
+            Event::Refused(mut refusal) => {
+                // A line that is no line ends the command that waited for one: the next is a command again.
+                if let Some(Owed::Done(tag) | Owed::Sasl(tag)) = self.owed.take() {
+                    refusal.tag = Some(tag.into_string());
+                }
                 refusal.write(&mut self.output);
                 self.count_bad(refusal.status)
             }

@@ -286,9 +286,9 @@ def deliver(recipient, messages, sender="sender@sender.test"):
 
 
 @contextlib.contextmanager
-def imap(user_name, mailbox_name=None, read_only=False):
+def imap(user_name, mailbox_name=None, read_only=False, password=PASSWORD):
     connection = imaplib.IMAP4(where("imap").host, where("imap").port)
-    connection.login(user_name, PASSWORD)
+    connection.login(user_name, password)
     if mailbox_name is not None:
         ok, data = connection.select(f'"{mailbox_name}"', readonly=read_only)
         if ok != "OK":
@@ -310,9 +310,9 @@ class Stored:
         return f"<{self.uid} {self.id}>"
 
 
-def stored(user_name, mailbox_name="INBOX"):
+def stored(user_name, mailbox_name="INBOX", password=PASSWORD):
     """All messages of a mailbox, in order of UID. Changes nothing."""
-    with imap(user_name, mailbox_name, read_only=True) as connection:
+    with imap(user_name, mailbox_name, read_only=True, password=password) as connection:
         ok, data = connection.uid("FETCH", "1:*", "(FLAGS INTERNALDATE BODY.PEEK[])")
         if ok != "OK":
             raise RuntimeError(str(data))
@@ -327,8 +327,8 @@ def stored(user_name, mailbox_name="INBOX"):
     return found
 
 
-def mailboxes(user_name):
-    with imap(user_name) as connection:
+def mailboxes(user_name, password=PASSWORD):
+    with imap(user_name, password=password) as connection:
         return sorted(re.search(rb'"/" "?(.*?)"?$', line).group(1).decode() for line in connection.list()[1])
 
 

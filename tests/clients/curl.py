@@ -30,7 +30,7 @@ def base(service, scheme=None):
 
 
 def tls(service):
-    return ["--cacert", harness.certificate()] if service.endswith("s") else []
+    return ["--cacert", harness.CERTIFICATE] if service.endswith("s") else []
 
 
 STARTTLS = ["--ssl-reqd", "--cacert", harness.CERTIFICATE]
@@ -71,6 +71,14 @@ if harness.serves("imap", "imaps"):
     use_imap("imap with STARTTLS", "imap", STARTTLS)
 if harness.serves("imaps"):
     use_imap("imaps", "imaps", tls("imaps"))
+    for version in ("1.2", "1.3"):
+        got = ask(base("imaps") + "/", *tls("imaps"), f"--tlsv{version}", "--tls-max", version, "--verbose")
+        check(
+            f"imaps: TLS {version}",
+            got.returncode == 0 and f"SSL connection using TLSv{version}".encode() in got.stdout,
+            got.stdout,
+        )
+    same("imaps: a certificate that is not trusted is not taken (60)", ask(base("imaps") + "/").returncode, 60)
 
 
 def use_pop(what, service, options):

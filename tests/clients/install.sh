@@ -7,8 +7,8 @@ root=$(cd "$here/../.." && pwd)
 installed=${CARGO_TARGET_DIR:-$root/target}/clients
 mkdir -p "$installed"
 
-packages=(isync offlineimap3 getmail6 fetchmail neomutt curl swaks postfix openssl
-  libnet-ssleay-perl libio-socket-ssl-perl libauthen-sasl-perl)
+packages=(isync offlineimap3 getmail6 fetchmail neomutt curl swaks postfix
+  libnet-ssleay-perl)
 for command in python3:python3 pip3:python3-pip node:nodejs npm:npm; do
   command -v "${command%%:*}" >/dev/null || packages+=("${command##*:}")
 done

@@ -171,4 +171,12 @@ def state():
 before = state()
 sync("fourth synchronisation, nothing to do")
 same("it changes nothing on either side", state(), before)
+if TLS:
+    config = (home / "mbsyncrc").read_text()
+    config = config.replace(f"Port {server.port}", f"Port {harness.where('imap').port}").replace(
+        "IMAPS\n", "STARTTLS\n"
+    )
+    (home / "mbsyncrc").write_text(config)
+    sync("fifth synchronisation, nothing to do, with STARTTLS")
+    same("that changes nothing either", state(), before)
 harness.end()

@@ -38,7 +38,7 @@ trap finish EXIT
 listen=(--listen "lmtp=unix:$CLIENTS_SCRATCH/lmtp")
 for service in $services; do listen+=(--listen "$service=127.0.0.1:0"); done
 exec {output}< <(exec "$POSTHASTE" serve --data "$CLIENTS_DATA" --plaintext-auth --set server.host_name=localhost \
-  "${listen[@]}" 2>"$CLIENTS_SCRATCH/log" </dev/null)
+  --io "${POSTHASTE_IO:-auto}" "${listen[@]}" 2>"$CLIENTS_SCRATCH/log" </dev/null)
 server=$!
 CLIENTS_SERVICES=
 line=

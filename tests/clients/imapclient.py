@@ -194,6 +194,7 @@ except IMAPClient.Error:
 client.unselect_folder()
 client.rename_folder("Grüße", "Alt")
 client.delete_folder("Alt/Köln & Bonn")
-same("RENAME and DELETE", [name for _, _, name in client.list_folders()], ["Alt", "INBOX"])
+names = [name for _, _, name in client.list_folders()]
+same("RENAME and DELETE", [name for name in names if name.startswith(("Grüße", "Alt"))], ["Alt"])
 client.logout()
 harness.end()

@@ -60,6 +60,7 @@ set timeout = 1
 set editor = "cp {home}/body"
 set sendmail = /bin/true
 set sleep_time = 0
+set send_charset = "us-ascii:utf-8"
 set tmpdir = "{harness.directory("tmp")}"
 {f'set smtp_url = "smtp://localhost:{harness.where("smtp").port}/"' if harness.serves("smtp") else ""}
 """)

@@ -56,7 +56,8 @@ def transaction(what, service, number, *options):
     return text
 
 
-number = 0
+# Each transaction has a message of another kind; one without a body does not get through swaks as it is.
+numbers = (number for number in range(100) if number % 8 != 6)
 for what, service, options in (
     ("LMTP", "lmtp", ()),
     ("LMTP by a Unix socket", "lmtp-unix", ()),
@@ -70,8 +71,7 @@ for what, service, options in (
 ):
     if not harness.serves(service) or ("--tls" in options and not harness.serves("smtps")):
         continue
-    transaction(what, service, number, *options)
-    number += 1
+    transaction(what, service, next(numbers), *options)
 
 for service, hello in (("lmtp", "LHLO"), ("smtp", "EHLO")):
     if not harness.serves(service):

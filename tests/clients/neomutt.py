@@ -184,6 +184,18 @@ same(
     {message.id: harness.lf(message.raw) for message in harness.stored(user)},
 )
 
+# =b asks the server to search.
+found = home / "found"
+commands(
+    "it searches on the server",
+    f'<tag-pattern>=b "dots at the beginning"<enter><tag-prefix><copy-message>{found}<enter>',
+)
+same(
+    "what it finds has the words in its body",
+    sorted(copies(found)),
+    sorted(message.id for message in harness.stored(user) if b".dots at the beginning" in message.raw),
+)
+
 # A message that is written here: a copy of it goes to the server, and with SMTP it is delivered.
 (home / "body").write_text("Written in NeoMutt.\n.\nGrüße\n")
 before = len(harness.stored(user))

@@ -57,6 +57,7 @@ preferences = {
     "mail.identity.id1.useremail": user,
     "mail.identity.id1.smtpServer": "smtp1",
     "mail.identity.id1.valid": True,
+    "mail.identity.id1.fcc_folder": f"imap://{user.replace('@', '%40')}@{harness.where('imap').host}/Sent",
     "mail.identity.id1.compose_html": False,
     "mail.server.server1.type": "imap",
     "mail.server.server1.hostname": harness.where("imap").host,
@@ -68,6 +69,8 @@ preferences = {
     "mail.server.server1.authMethod": 3,
     "mail.server.server1.login_at_startup": True,
     "mail.smtpservers": "smtp1",
+    "mail.smtp.defaultserver": "smtp1",
+    "mail.smtpserver.smtp1.type": "smtp",
     "mail.smtpserver.smtp1.hostname": "127.0.0.1",
     "mail.smtpserver.smtp1.port": harness.where("smtp").port if harness.serves("smtp") else 0,
     "mail.smtpserver.smtp1.try_ssl": 0,
@@ -173,11 +176,9 @@ def use_it(display):
         log = harness.directory() / "imap.log.moz_log"
         late = letter(5, "Late", "While it idles", "Hello\n")
         harness.deliver(user, [late])
-        harness.wait_until(
-            "it is told of new mail while it idles, and fetches it",
-            lambda: "Subject: While it idles" in log.read_text(errors="replace"),
-        )
-        check("it is told of new mail while it idles, and fetches it", True)
+        told = "it is told of new mail while it idles, and fetches it"
+        if harness.wait_until(told, lambda: "Subject: While it idles" in log.read_text(errors="replace")):
+            check(told, True)
         if harness.serves("smtp"):
             subprocess.run(
                 [thunderbird, "--profile", profile, "-compose", f"to='{user}',subject='Written here',body='Hello'"],
@@ -187,13 +188,11 @@ def use_it(display):
             )
             window("Write: Written here")
             xdotool("key", "ctrl+Return")
-            harness.wait_until(
+            sent = harness.wait_until(
                 "it sends a message", lambda: any(b"Subject: Written here" in m.raw for m in stored().values())
             )
-            harness.wait_until(
-                "it keeps a copy in Sent", lambda: "Sent" in harness.mailboxes(user, PASSWORD) and stored("Sent")
-            )
-            check("it sends a message and keeps a copy in Sent", True)
+            if sent and harness.wait_until("it keeps a copy in Sent", lambda: stored("Sent")):
+                check("it sends a message and keeps a copy in Sent", True)
 
 
 harness.deliver(user, letters)

@@ -142,7 +142,7 @@ def use_imap(what, connect, number):
         (
             client.create(f'"{box}"')[0],
             client.subscribe(f'"{box}"')[0],
-            f'"/" "{box}"'.encode() in client.lsub()[1][-1],
+            any(f'"/" "{box}"'.encode() in line for line in client.lsub()[1]),
         ),
         ("OK", "OK", True),
     )
@@ -236,6 +236,11 @@ def use_pop(what, connect):
     client.user(user)
     client.pass_(harness.PASSWORD)
     messages = harness.stored(user)
+    second = connect()
+    second.user(user)
+    in_use = refusal(poplib.error_proto, second.pass_, harness.PASSWORD)
+    check(f"{what}: a second session at the same time is told [IN-USE]", "[IN-USE]" in str(in_use), in_use)
+    second.close()
     count, size = client.stat()
     same(f"{what}: STAT", (count, size), (len(messages), sum(len(message.raw) for message in messages)))
     sizes = [int(line.split()[1]) for line in client.list()[1]]
@@ -266,9 +271,12 @@ def use_pop(what, connect):
     client.user(user)
     client.pass_(harness.PASSWORD)
     same(f"{what}: UIDs stay", [line.split()[1] for line in client.uidl()[1]], ids)
+    client.retr(2)
     client.dele(1)
     client.quit()
-    same(f"{what}: QUIT deletes", [message.uid for message in harness.stored(user)], [m.uid for m in messages[1:]])
+    left = harness.stored(user)
+    same(f"{what}: QUIT deletes", [message.uid for message in left], [message.uid for message in messages[1:]])
+    check(f"{what}: what was retrieved is seen", "\\Seen" in left[0].flags, left[0].flags)
 
 
 def pop_starttls():

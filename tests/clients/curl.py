@@ -65,20 +65,17 @@ def use_imap(what, service, options):
 
 
 harness.deliver(user, [harness.message(number) for number in range(10)])
-if harness.serves("imap"):
-    use_imap("imap", "imap", [])
-if harness.serves("imap", "imaps"):
-    use_imap("imap with STARTTLS", "imap", STARTTLS)
-if harness.serves("imaps"):
-    use_imap("imaps", "imaps", tls("imaps"))
-    for version in ("1.2", "1.3"):
-        got = ask(base("imaps") + "/", *tls("imaps"), f"--tlsv{version}", "--tls-max", version, "--verbose")
-        check(
-            f"imaps: TLS {version}",
-            got.returncode == 0 and f"SSL connection using TLSv{version}".encode() in got.stdout,
-            got.stdout,
-        )
-    same("imaps: a certificate that is not trusted is not taken (60)", ask(base("imaps") + "/").returncode, 60)
+use_imap("imap", "imap", [])
+use_imap("imap with STARTTLS", "imap", STARTTLS)
+use_imap("imaps", "imaps", tls("imaps"))
+for version in ("1.2", "1.3"):
+    got = ask(base("imaps") + "/", *tls("imaps"), f"--tlsv{version}", "--tls-max", version, "--verbose")
+    check(
+        f"imaps: TLS {version}",
+        got.returncode == 0 and f"SSL connection using TLSv{version}".encode() in got.stdout,
+        got.stdout,
+    )
+same("imaps: a certificate that is not trusted is not taken (60)", ask(base("imaps") + "/").returncode, 60)
 
 
 def use_pop(what, service, options):
@@ -105,12 +102,9 @@ def use_pop(what, service, options):
     same(f"{what}: a wrong password is refused (67)", got.returncode, 67)
 
 
-if harness.serves("pop3"):
-    use_pop("pop3", "pop3", [])
-if harness.serves("pop3", "pop3s"):
-    use_pop("pop3 with STLS", "pop3", STARTTLS)
-if harness.serves("pop3s"):
-    use_pop("pop3s", "pop3s", tls("pop3s"))
+use_pop("pop3", "pop3", [])
+use_pop("pop3 with STLS", "pop3", STARTTLS)
+use_pop("pop3s", "pop3s", tls("pop3s"))
 
 
 def use_smtp(what, service, options, number):
@@ -145,10 +139,7 @@ def use_smtp(what, service, options, number):
 
 
 # No account is needed to deliver: curl must not look into the netrc file.
-if harness.serves("smtp"):
-    use_smtp("smtp", "smtp", ["--netrc-file", "/dev/null"], 1)
-if harness.serves("smtp", "smtps"):
-    use_smtp("smtp with STARTTLS", "smtp", ["--netrc-file", "/dev/null", *STARTTLS], 2)
-if harness.serves("smtps"):
-    use_smtp("smtps", "smtps", ["--netrc-file", "/dev/null", *tls("smtps")], 3)
+use_smtp("smtp", "smtp", ["--netrc-file", "/dev/null"], 1)
+use_smtp("smtp with STARTTLS", "smtp", ["--netrc-file", "/dev/null", *STARTTLS], 2)
+use_smtp("smtps", "smtps", ["--netrc-file", "/dev/null", *tls("smtps")], 3)
 harness.end()

@@ -90,12 +90,8 @@ def use(what, service, **options):
     fetch(f"{what}, delete, an empty mailbox", service, user, local, {**options, "user": "nokeep fetchall"}, expected=1)
 
 
-if harness.serves("pop3"):
-    use("POP3", "pop3")
-if harness.serves("pop3s"):
-    use("POP3 with STLS", "pop3", tls='sslproto "auto" TRUST')
-    use("POP3S", "pop3s")
-    use("IMAPS", "imaps")
-else:
-    use("IMAP", "imap")
+use("POP3", "pop3")
+use("POP3 with STLS", "pop3", tls='sslproto "auto" TRUST')
+use("POP3S", "pop3s")
+use("IMAPS", "imaps")
 harness.end()

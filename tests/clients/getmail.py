@@ -72,12 +72,7 @@ def use(what, kind, service):
     fetch("an empty mailbox")
 
 
-if harness.serves("pop3"):
-    use("POP3", "SimplePOP3Retriever", "pop3")
-if harness.serves("pop3s"):
-    use("POP3S", "SimplePOP3SSLRetriever", "pop3s")
-if harness.serves("imaps"):
-    use("IMAPS", "SimpleIMAPSSLRetriever", "imaps")
-else:
-    use("IMAP", "SimpleIMAPRetriever", "imap")
+use("POP3", "SimplePOP3Retriever", "pop3")
+use("POP3S", "SimplePOP3SSLRetriever", "pop3s")
+use("IMAPS", "SimpleIMAPSSLRetriever", "imaps")
 harness.end()

@@ -60,11 +60,6 @@ def where(service):
     return SERVICES[service]
 
 
-def serves(*services):
-    """Whether the server was told to listen for all of them: CLIENTS_LISTEN may leave some out."""
-    return all(service in SERVICES for service in services)
-
-
 def begin(name, version):
     """Says which client this is. The version is printed so that a report of a failure is worth something."""
     global _name

@@ -24,13 +24,12 @@ def connect(service="imap"):
     return client
 
 
-client = connect("imaps" if harness.serves("imaps") else "imap")
-if harness.serves("imaps"):
-    starttls = IMAPClient("localhost", harness.where("imap").port, ssl=False, timeout=20)
-    starttls.starttls(harness.tls_context())
-    starttls.login(user, harness.PASSWORD)
-    same("STARTTLS, then SELECT", starttls.select_folder("INBOX")[b"EXISTS"], 40)
-    starttls.logout()
+client = connect("imaps")
+starttls = IMAPClient("localhost", harness.where("imap").port, ssl=False, timeout=20)
+starttls.starttls(harness.tls_context())
+starttls.login(user, harness.PASSWORD)
+same("STARTTLS, then SELECT", starttls.select_folder("INBOX")[b"EXISTS"], 40)
+starttls.logout()
 same("NAMESPACE", client.namespace().personal, (("", "/"),))
 check("ID", b"Posthaste" in str(client.id_({"name": "IMAPClient"})).encode())
 check("capabilities", all(client.has_capability(name) for name in ("IDLE", "UIDPLUS", "MOVE", "CONDSTORE", "LITERAL+")))

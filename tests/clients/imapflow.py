@@ -44,9 +44,6 @@ def use(what, options):
     check(f"{what}: all was done", ended and result.returncode == 0, result.stdout)
 
 
-if harness.serves("imaps"):
-    use("imaps", {"host": "localhost", "port": harness.where("imaps").port, "secure": True})
-    use("imap with STARTTLS", {"host": "localhost", "port": harness.where("imap").port, "secure": False})
-else:
-    use("imap", {"host": "127.0.0.1", "port": harness.where("imap").port, "secure": False, "doSTARTTLS": False})
+use("imaps", {"host": "localhost", "port": harness.where("imaps").port, "secure": True})
+use("imap with STARTTLS", {"host": "localhost", "port": harness.where("imap").port, "secure": False})
 harness.end()

@@ -13,17 +13,16 @@ user = harness.user()
 home = harness.directory()
 local = harness.make_maildir(home / "INBOX")
 
-TLS = harness.serves("imaps")
-server = harness.where("imaps" if TLS else "imap")
+server = harness.where("imaps")
 (home / "password").write_text(harness.PASSWORD + "\n")
 (home / "mbsyncrc").write_text(f"""
 IMAPAccount server
-Host {"localhost" if TLS else server.host}
+Host localhost
 Port {server.port}
 User {user}
 PassCmd "cat {home}/password"
-{f"SSLType IMAPS{chr(10)}CertificateFile {harness.CERTIFICATE}" if TLS else "SSLType None"}
-{"" if TLS else "AuthMechs LOGIN"}
+SSLType IMAPS
+CertificateFile {harness.CERTIFICATE}
 
 IMAPStore far
 Account server
@@ -171,12 +170,9 @@ def state():
 before = state()
 sync("fourth synchronisation, nothing to do")
 same("it changes nothing on either side", state(), before)
-if TLS:
-    config = (home / "mbsyncrc").read_text()
-    config = config.replace(f"Port {server.port}", f"Port {harness.where('imap').port}").replace(
-        "IMAPS\n", "STARTTLS\n"
-    )
-    (home / "mbsyncrc").write_text(config)
-    sync("fifth synchronisation, nothing to do, with STARTTLS")
-    same("that changes nothing either", state(), before)
+config = (home / "mbsyncrc").read_text()
+config = config.replace(f"Port {server.port}", f"Port {harness.where('imap').port}").replace("IMAPS\n", "STARTTLS\n")
+(home / "mbsyncrc").write_text(config)
+sync("fifth synchronisation, nothing to do, with STARTTLS")
+same("that changes nothing either", state(), before)
 harness.end()

@@ -12,8 +12,7 @@ home = harness.directory()
 
 # Not STARTTLS: after it, its reading and its writing thread use the TLS connection at once, and when the server's session
 # tickets come just then, it hangs in one case of ten.
-TLS = harness.serves("imaps")
-server = harness.where("imaps" if TLS else "imap")
+server = harness.where("imaps")
 (home / "password").write_text(harness.PASSWORD + "\n")
 (home / "offlineimaprc").write_text(f"""
 [general]
@@ -33,10 +32,10 @@ sep = /
 
 [Repository far]
 type = IMAP
-remotehost = {"localhost" if TLS else server.host}
+remotehost = localhost
 remoteport = {server.port}
-ssl = {"yes" if TLS else "no"}
-{f"sslcacertfile = {harness.CERTIFICATE}" if TLS else "starttls = no"}
+ssl = yes
+sslcacertfile = {harness.CERTIFICATE}
 remoteuser = {user}
 remotepassfile = {home}/password
 expunge = yes

@@ -105,21 +105,19 @@ def send_by_smtp(what, client, number):
     new_messages(user)
 
 
-if harness.serves("smtp"):
-    where = harness.where("smtp")
-    send_by_smtp("SMTP", smtplib.SMTP(where.host, where.port, local_hostname="client.test"), 8)
-    client = smtplib.SMTP("localhost", where.port, local_hostname="client.test")
-    same("SMTP: STARTTLS", client.starttls(context=harness.tls_context())[0], 220)
-    client.ehlo()
-    check("SMTP: STARTTLS is not offered twice", not client.has_extn("starttls"))
-    send_by_smtp("SMTP with STARTTLS", client, 9)
-if harness.serves("smtps"):
-    where = harness.where("smtps")
-    send_by_smtp(
-        "SMTPS",
-        smtplib.SMTP_SSL("localhost", where.port, local_hostname="client.test", context=harness.tls_context()),
-        10,
-    )
+where = harness.where("smtp")
+send_by_smtp("SMTP", smtplib.SMTP(where.host, where.port, local_hostname="client.test"), 8)
+client = smtplib.SMTP("localhost", where.port, local_hostname="client.test")
+same("SMTP: STARTTLS", client.starttls(context=harness.tls_context())[0], 220)
+client.ehlo()
+check("SMTP: STARTTLS is not offered twice", not client.has_extn("starttls"))
+send_by_smtp("SMTP with STARTTLS", client, 9)
+where = harness.where("smtps")
+send_by_smtp(
+    "SMTPS",
+    smtplib.SMTP_SSL("localhost", where.port, local_hostname="client.test", context=harness.tls_context()),
+    10,
+)
 
 
 # imaplib.
@@ -215,13 +213,12 @@ def imap_starttls():
 
 
 use_imap("IMAP", lambda: imaplib.IMAP4(harness.where("imap").host, harness.where("imap").port), 20)
-if harness.serves("imaps"):
-    use_imap("IMAP with STARTTLS", imap_starttls, 21)
-    use_imap(
-        "IMAPS",
-        lambda: imaplib.IMAP4_SSL("localhost", harness.where("imaps").port, ssl_context=harness.tls_context()),
-        22,
-    )
+use_imap("IMAP with STARTTLS", imap_starttls, 21)
+use_imap(
+    "IMAPS",
+    lambda: imaplib.IMAP4_SSL("localhost", harness.where("imaps").port, ssl_context=harness.tls_context()),
+    22,
+)
 
 
 # poplib.
@@ -285,9 +282,7 @@ def pop_starttls():
     return client
 
 
-if harness.serves("pop3"):
-    use_pop("POP3", lambda: poplib.POP3(harness.where("pop3").host, harness.where("pop3").port))
-    use_pop("POP3 with STLS", pop_starttls)
-if harness.serves("pop3s"):
-    use_pop("POP3S", lambda: poplib.POP3_SSL("localhost", harness.where("pop3s").port, context=harness.tls_context()))
+use_pop("POP3", lambda: poplib.POP3(harness.where("pop3").host, harness.where("pop3").port))
+use_pop("POP3 with STLS", pop_starttls)
+use_pop("POP3S", lambda: poplib.POP3_SSL("localhost", harness.where("pop3s").port, context=harness.tls_context()))
 harness.end()

@@ -14,7 +14,7 @@ export CLIENTS_INSTALLED=$target/clients
 client_seconds=120
 
 all=(isync offlineimap getmail fetchmail neomutt curl swaks python imapclient imapflow postfix)
-services=${CLIENTS_LISTEN:-imap imaps pop3 pop3s smtp smtps lmtp}
+services=(imap imaps pop3 pop3s smtp smtps lmtp)
 
 program=${POSTHASTE:-${POSTHASTE_BIN:-}}
 for candidate in "$target/release/posthaste" "$target/debug/posthaste"; do
@@ -36,7 +36,7 @@ finish() {
 trap finish EXIT
 
 listen=(--listen "lmtp=unix:$CLIENTS_SCRATCH/lmtp")
-for service in $services; do listen+=(--listen "$service=127.0.0.1:0"); done
+for service in "${services[@]}"; do listen+=(--listen "$service=127.0.0.1:0"); done
 exec {output}< <(exec "$POSTHASTE" serve --data "$CLIENTS_DATA" --plaintext-auth --set server.host_name=localhost \
   --io "${POSTHASTE_IO:-auto}" "${listen[@]}" 2>"$CLIENTS_SCRATCH/log" </dev/null)
 server=$!

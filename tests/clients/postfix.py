@@ -1,5 +1,5 @@
-"""Postfix, an instance of its own, delivering by LMTP: by TCP and by a Unix socket, to several recipients, with one that
-does not exist, to a server that does not answer."""
+"""Postfix, an instance of its own, delivering by LMTP (with STARTTLS over TCP, and over a Unix socket) and by SMTP: to
+several recipients, with one that does not exist, to a server that does not answer."""
 
 import email
 import email.policy
@@ -20,6 +20,7 @@ if os.geteuid() != 0:
     harness.end()
 sender = harness.user("postfix-sender")
 users = [harness.user(f"postfix-{number}") for number in range(3)]
+by_smtp = harness.user("postfix-smtp")
 nobody = f"postfix-nobody@{harness.DOMAIN}"
 home = harness.directory()
 config, queue, data = (harness.directory(name) for name in ("config", "queue", "data"))
@@ -34,7 +35,7 @@ def free_port():
 
 
 port, closed_port = free_port(), free_port()
-lmtp = harness.where("lmtp")
+lmtp, smtp = harness.where("lmtp"), harness.where("smtp")
 os.chmod(harness.SERVICES["lmtp-unix"].path, 0o666)
 daemons = harness.run([postconf, "-dh", "daemon_directory"]).stdout.strip()
 (config / "main.cf").write_text(f"""
@@ -54,11 +55,17 @@ alias_database =
 relay_domains = {harness.DOMAIN}, sockets.test, away.test
 smtpd_relay_restrictions = permit_mynetworks, reject
 transport_maps = inline:{{
-  {{ {harness.DOMAIN} = lmtp:inet:[{lmtp.host}]:{lmtp.port} }},
+  {{ {by_smtp} = smtp:[localhost]:{smtp.port} }},
+  {{ {harness.DOMAIN} = lmtp-tls:inet:[{lmtp.host}]:{lmtp.port} }},
   {{ sockets.test = lmtp:unix:{harness.SERVICES["lmtp-unix"].path} }},
   {{ away.test = lmtp:inet:[127.0.0.1]:{closed_port} }} }}
 virtual_alias_maps = inline:{{ {{ someone@sockets.test = {users[2]} }} }}
 lmtp_destination_recipient_limit = 50
+smtp_host_lookup = native
+smtp_tls_security_level = verify
+smtp_tls_verify_cert_match = hostname
+smtp_tls_CAfile = {harness.CERTIFICATE}
+smtp_tls_loglevel = 1
 message_size_limit = 20000000
 """)
 (config / "master.cf").write_text(f"""
@@ -74,6 +81,7 @@ verify unix - - n - 1 verify
 flush unix n - n 1000? 0 flush
 proxymap unix - - n - - proxymap
 lmtp unix - - n - - lmtp
+lmtp-tls unix - - n - - lmtp -o lmtp_tls_security_level=encrypt
 smtp unix - - n - - smtp
 error unix - - n - - error
 retry unix - - n - - error
@@ -154,6 +162,14 @@ def scenarios():
     arrived("an alias", users[2], sent[:10] + sent[11:])
     send("by a Unix socket", ["nobody@sockets.test"], sent[11])
     harness.wait_until("an unknown recipient by a Unix socket bounces", lambda: len(harness.stored(sender)) == 2)
+
+    many = [harness.message(number, seed=9) for number in range(20)]
+    for raw in many:
+        send_quietly([by_smtp], raw)
+    arrived("by SMTP with STARTTLS, the certificate verified", by_smtp, many)
+    check("Postfix has verified it", "Verified TLS connection established to localhost" in logged())
+    check("the Received fields say with ESMTPS", all(b" with ESMTPS " in m.raw for m in harness.stored(by_smtp)))
+    check("and those by LMTP say with LMTPS", all(b" with LMTPS " in m.raw for m in harness.stored(users[0])))
 
     big = harness.message(0, seed=7, length=150_000)
     send("ten megabytes", [users[0]], big)

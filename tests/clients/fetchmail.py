@@ -16,21 +16,18 @@ cat >"$1/tmp/$$" && mv "$1/tmp/$$" "$1/new/$$"
 deliver.chmod(0o755)
 
 
-def fetch(what, service, user, local, options, expected=0):
+def fetch(what, service, tls, user, local, options, expected=0):
     """Runs it once. It exits with 1 if there was no mail."""
-    where = harness.where(service)
-    protocol = {"pop3": "pop3", "pop3s": "pop3", "imap": "imap", "imaps": "imap"}[service]
-    trust = f'sslcertck sslcertfile "{harness.CERTIFICATE}"'
-    tls = f"ssl {trust}" if service.endswith("s") else options.pop("tls", 'sslproto ""').replace("TRUST", trust)
+    protocol = "protocol pop3 uidl" if service.startswith("pop3") else "protocol imap"
     (home / "fetchmailrc").write_text(f"""
 set no bouncemail
 set no spambounce
 set no softbounce
 set idfile "{home}/ids"
-poll localhost service {where.port} protocol {protocol} uidl
-  user "{user}" password "{harness.PASSWORD}" {tls} {options.get('user', '')}
+poll localhost service {harness.where(service).port} {protocol}
+  user "{user}" password "{harness.PASSWORD}" {tls} {options}
   mda "{deliver} {local}" no rewrite
-""".replace(" uidl\n", "\n" if protocol == "imap" else " uidl\n"))
+""")
     (home / "fetchmailrc").chmod(0o600)
     result = harness.run(
         [fetchmail, "-f", home / "fetchmailrc", "--pidfile", home / "pid", "--nosyslog", "-v"],
@@ -39,14 +36,6 @@ poll localhost service {where.port} protocol {protocol} uidl
     )
     check(f"{what}: it ends with {expected}", result.returncode == expected, result.stdout)
     return result.stdout
-
-
-def messages(local):
-    """What was delivered, without the field that fetchmail adds at the head."""
-    found = {}
-    for key, (raw, _, _) in harness.maildir(local).items():
-        found[key] = raw
-    return found
 
 
 def without_trace(raw):
@@ -64,34 +53,35 @@ def without_trace(raw):
 def compare(what, local, stored):
     same(
         what,
-        {key: without_trace(raw) for key, raw in messages(local).items()},
+        {key: without_trace(raw) for key, (raw, _, _) in harness.maildir(local).items()},
         {message.id: without_trace(harness.lf(message.raw)) for message in stored},
     )
 
 
-def use(what, service, **options):
+def use(what, service, tls):
     user = harness.user("fetchmail-" + what.lower().replace(" ", "-"))
     local = harness.make_maildir(home / f"kept {what}".replace(" ", "-"))
     harness.deliver(user, [harness.message(number) for number in range(60)])
     stored = harness.stored(user)
-    fetch(f"{what}, keep", service, user, local, {**options, "user": "keep"})
+    fetch(f"{what}, keep", service, tls, user, local, "keep")
     compare(f"{what}, keep: all were fetched, byte for byte", local, stored)
     same(f"{what}, keep: all are still there", len(harness.stored(user)), 60)
     harness.deliver(user, [harness.message(number) for number in range(60, 65)])
     stored = harness.stored(user)
-    output = fetch(f"{what}, keep, again", service, user, local, {**options, "user": "keep"})
+    output = fetch(f"{what}, keep, again", service, tls, user, local, "keep")
     same(f"{what}, keep, again: only the new ones were read", output.count("reading message"), 5)
     compare(f"{what}, keep, again: all were fetched, byte for byte", local, stored)
-    fetch(f"{what}, keep, nothing new", service, user, local, {**options, "user": "keep"}, expected=1)
+    fetch(f"{what}, keep, nothing new", service, tls, user, local, "keep", expected=1)
     local = harness.make_maildir(home / f"all {what}".replace(" ", "-"))
-    fetch(f"{what}, delete", service, user, local, {**options, "user": "nokeep fetchall"})
+    fetch(f"{what}, delete", service, tls, user, local, "nokeep fetchall")
     compare(f"{what}, delete: all were fetched, byte for byte", local, stored)
     same(f"{what}, delete: none is left", harness.stored(user), [])
-    fetch(f"{what}, delete, an empty mailbox", service, user, local, {**options, "user": "nokeep fetchall"}, expected=1)
+    fetch(f"{what}, delete, an empty mailbox", service, tls, user, local, "nokeep fetchall", expected=1)
 
 
-use("POP3", "pop3")
-use("POP3 with STLS", "pop3", tls='sslproto "auto" TRUST')
-use("POP3S", "pop3s")
-use("IMAPS", "imaps")
+TRUST = f'sslcertck sslcertfile "{harness.CERTIFICATE}"'
+use("POP3", "pop3", 'sslproto ""')
+use("POP3 with STLS", "pop3", f'sslproto "auto" {TRUST}')
+use("POP3S", "pop3s", f"ssl {TRUST}")
+use("IMAPS", "imaps", f"ssl {TRUST}")
 harness.end()

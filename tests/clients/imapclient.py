@@ -2,11 +2,12 @@
 
 import datetime
 
-import imapclient
-from imapclient import IMAPClient
-
+# First, so that it tells of a library that is not installed.
 from . import harness
 from .harness import check, same
+
+import imapclient
+from imapclient import IMAPClient
 
 harness.begin("imapclient", f"IMAPClient {imapclient.__version__}")
 user = harness.user()

@@ -24,6 +24,14 @@ done
 POSTHASTE=$(realpath "$program")
 export POSTHASTE
 
+skip=" ${POSTHASTE_SKIP_CLIENTS:-} "
+skip=${skip//,/ }
+names=("$@")
+[ $# -gt 0 ] || names=("${all[@]}")
+for name in "${names[@]}"; do
+  [ -f "$here/$name.py" ] || { echo "no such client: $name" >&2; exit 2; }
+done
+
 CLIENTS_SCRATCH=$(mktemp -d)
 export CLIENTS_SCRATCH CLIENTS_DATA=$CLIENTS_SCRATCH/data
 # Clients that run as another user (Postfix) pass through it.
@@ -53,10 +61,6 @@ done
 export CLIENTS_SERVICES CLIENTS_CERTIFICATE=$CLIENTS_DATA/tls/certificate.pem
 echo "server: $("$POSTHASTE" --version), $CLIENTS_SERVICES"
 
-skip=" ${POSTHASTE_SKIP_CLIENTS:-} "
-skip=${skip//,/ }
-names=("$@")
-[ $# -gt 0 ] || names=("${all[@]}")
 failed=()
 skipped=()
 export PYTHONPATH=$root/tests:$CLIENTS_INSTALLED/python PYTHONDONTWRITEBYTECODE=1
@@ -68,7 +72,13 @@ for name in "${names[@]}"; do
     continue
   fi
   started=$SECONDS
-  timeout -k 5 "$client_seconds" python3 -m "clients.$name" </dev/null || failed+=("$name")
+  status=0
+  timeout -k 5 "$client_seconds" python3 -m "clients.$name" </dev/null || status=$?
+  if [ "$status" != 0 ]; then failed+=("$name"); fi
+  if [ "$status" -gt 1 ]; then
+    echo "0 1" >>"$CLIENTS_SCRATCH/results"
+    echo "FAIL $name: it was ended after $client_seconds s, or crashed (exit code $status)"
+  fi
   echo "   $name took $((SECONDS - started)) s"
 done
 
@@ -80,7 +90,7 @@ outcome() { # STATUS TEXT
   failed+=(server)
 }
 stopped=0
-kill -TERM "$server"
+kill -TERM "$server" || true
 wait "$server" || stopped=$?
 outcome "$stopped" "it stops with 0 after SIGTERM"
 checked=0

@@ -473,8 +473,8 @@ impl Session {
             Command::Status { mailbox, attributes } => self.status(&mailbox, &attributes).await,
             Command::Append(append) => self.append(append).await,
             Command::Idle => {
-                self.owed = Some(Owed::Done(tag.into()));
                 self.sync(true).await?;
+                self.owed = Some(Owed::Done(tag.into()));
                 posthaste_imap::response::write_continuation(&mut self.output, "Idling");
                 Ok(Answer::ok(""))
             }

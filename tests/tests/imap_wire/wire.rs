@@ -18,7 +18,8 @@ pub struct Running {
 
 impl Running {
     pub fn new() -> Self {
-        let store = Store::new(&["store.shards=2"], &["--plaintext-auth"]).expect("a directory can be made");
+        let store = Store::new(&["store.shards=2", "accounts.mailboxes=[]"], &["--plaintext-auth"])
+            .expect("a directory can be made");
         store.add_users(&["ann@example.org".to_owned()], PASSWORD).expect("users can be added");
         let server = store.start().expect("the server starts");
         Self { server, store }

@@ -25,6 +25,10 @@ step "all tests, io_uring"
 cargo test --workspace
 cargo test -p posthaste-bench --benches
 
+step "real mail clients"
+bash tests/clients/install.sh
+bash tests/clients/run.sh
+
 step "the proofs, optimised"
 cargo build --release -p posthaste-tests --features planted-bugs --bins
 
@@ -37,6 +41,8 @@ if [ "$tier" = nightly ]; then
   target/release/mutations --runs 20
   step "kill -9, 100 rounds"
   target/release/kill-rounds --rounds 100
+  step "fuzzing, $minutes minutes"
+  bash tests/fuzz/run.sh $((minutes * 10))
 else
   step "smoke set, epoll"
   POSTHASTE_IO=epoll cargo test --workspace --test io --test io_accept --test server
@@ -44,5 +50,7 @@ else
   target/release/simulate --seed 0 --seconds 60
   step "planted bugs, one run each"
   target/release/mutations --runs 1
+  step "fuzzing, three minutes"
+  bash tests/fuzz/run.sh 30
 fi
 step "done"

@@ -483,7 +483,7 @@ impl<'q> Scan<'q> {
 }
 
 fn has_extended_parameters(value: &[u8]) -> bool {
-    memmem::find(value, b"*=").is_some()
+    memchr::memchr(b'*', value).is_some() && memmem::find(value, b"*=").is_some()
 }
 
 /// Appends parameters on lines of their own, which nothing can match across.

@@ -24,6 +24,10 @@ impl Words {
 /// Appends a field's value as text: unfolded, with its encoded words decoded wherever they stand, also where RFC 2047, 5 does
 /// not want them, as within quotes. White space between encoded words is dropped (RFC 2047, 6.2). One pass, whatever comes.
 pub fn push_decoded(out: &mut String, value: &[u8]) {
+    // Most fields have no encoded words, and one octet tells.
+    if memchr::memchr(b'=', value).is_none() {
+        return push_plain(out, value);
+    }
     let mut words = Words { charset: Charset::Utf8, bytes: Vec::new() };
     let (mut rest, mut after_word) = (value, false);
     let finder = memmem::Finder::new(b"=?");

@@ -51,6 +51,16 @@ fn modseqs_are_told_and_obeyed() {
         one.ok(format!("SEARCH OR MODSEQ \"/flags/\\\\draft\" all {highest} 1")),
         [format!("* SEARCH 1 2 (MODSEQ {highest})")]
     );
+    // RFC 7162, 3.1.10: of what is returned, where that is the first or the last alone.
+    let first = one.ok("FETCH 1 MODSEQ")[0].replace("* 1 FETCH (MODSEQ (", "").replace("))", "");
+    for (returns, found) in [
+        ("MIN", format!("MIN 1 MODSEQ {first}")),
+        ("MAX COUNT", format!("MAX 3 COUNT 3 MODSEQ {highest}")),
+        ("ALL", format!("ALL 1:3 MODSEQ {highest}")),
+    ] {
+        one.send(format!("e SEARCH RETURN ({returns}) MODSEQ 1\r\n"));
+        assert_eq!(one.until("e")[0], format!("* ESEARCH (TAG \"e\") {found}"));
+    }
     for bad in [
         "STORE 1 (UNCHANGEDSINCE -1) FLAGS ()",
         "FETCH 1 UID (CHANGEDSINCE 0)",

@@ -6,4 +6,5 @@ mod mime;
 mod numbers;
 mod search;
 mod sessions;
+mod traps;
 mod wire;

@@ -40,7 +40,7 @@ fn trap_20_expunges_wait_for_their_time() {
 
 /// RFC 2180, 4.4.1: a COPY of what another session has expunged copies nothing.
 #[test]
-fn a_copy_is_all_or_nothing() {
+fn trap_32_a_copy_is_all_or_nothing() {
     let running = Running::new();
     let mut one = running.login();
     one.fill("INBOX", 3);
@@ -64,7 +64,7 @@ fn a_copy_is_all_or_nothing() {
 
 /// RFC 6851, 3.3: a message is in one of the two mailboxes, whoever moves it.
 #[test]
-fn two_moves_of_the_same_messages() {
+fn trap_32_two_moves_of_the_same_messages() {
     let running = Running::new();
     let mut one = running.login();
     one.fill("INBOX", 40);
@@ -153,7 +153,7 @@ fn flags_are_told_to_others() {
 
 /// RFC 2177, and CLOSE and UNSELECT beside it (RFC 3501, 6.4.2; RFC 3691).
 #[test]
-fn idle_and_close() {
+fn trap_26_idle_and_close() {
     let running = Running::new();
     let mut one = running.login();
     one.fill("INBOX", 3);
@@ -177,7 +177,15 @@ fn idle_and_close() {
     assert!(idler.line().starts_with("+ "));
     idler.send("NOOP\r\n");
     assert!(idler.line().starts_with("j BAD "));
-    idler.ok("NOOP");
+    // Whatever comes instead of DONE costs one BAD; what follows is a command again.
+    for garbage in [&b"\0\xff\0"[..], b"DONE x", b"{5}", b"x {5+}", b"((((", &b"x".repeat(100_000)] {
+        idler.send("k IDLE\r\n");
+        assert!(idler.line().starts_with("+ "));
+        idler.send([garbage, b"\r\n"].concat());
+        let answer = idler.line();
+        assert!(answer.starts_with("k BAD "), "{answer}");
+        idler.ok("NOOP");
+    }
     // A mailbox that is deleted under a session ends it (RFC 2180, 3.3).
     one.ok("CREATE Gone");
     let mut lost = running.select("Gone");

@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A running server with one user, `ann`.
 pub struct Running {
     server: Server,
-    _store: Store,
+    store: Store,
 }
 
 impl Running {
@@ -21,7 +21,7 @@ impl Running {
         let store = Store::new(&["store.shards=2"], &["--plaintext-auth"]).expect("a directory can be made");
         store.add_users(&["ann@example.org".to_owned()], PASSWORD).expect("users can be added");
         let server = store.start().expect("the server starts");
-        Self { server, _store: store }
+        Self { server, store }
     }
 
     /// A connection that has been greeted.
@@ -43,6 +43,14 @@ impl Running {
         let mut client = self.login();
         client.ok(format!("SELECT {mailbox}"));
         client
+    }
+
+    /// Kills the server and starts it again on the same store.
+    pub fn restart(self) -> Self {
+        let Self { server, store } = self;
+        server.kill().expect("the server was there");
+        let server = store.start().expect("the server starts again");
+        Self { server, store }
     }
 
     /// Ends the server, which must not have met an error of its own.

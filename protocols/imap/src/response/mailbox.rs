@@ -173,14 +173,21 @@ pub fn write_flags(out: &mut Vec<u8>, flags: &str) {
     out.extend_from_slice(b")\r\n");
 }
 
-/// `"SEARCH" *(SP nz-number) [SP search-sort-mod-seq]`: `mod_seq` if the search had MODSEQ and found something
-/// (RFC 7162, 3.1.5).
-pub fn write_search(out: &mut Vec<u8>, found: impl IntoIterator<Item = u32>, mod_seq: Option<u64>) {
+/// `"SEARCH" *(SP nz-number) [SP search-sort-mod-seq]`, begun; any number of [`write_search_numbers`] follow, and
+/// [`write_search_end`].
+pub fn write_search_start(out: &mut Vec<u8>) {
     out.extend_from_slice(b"* SEARCH");
+}
+
+pub fn write_search_numbers(out: &mut Vec<u8>, found: impl IntoIterator<Item = u32>) {
     for n in found {
         out.push(b' ');
         write_number(out, u64::from(n));
     }
+}
+
+/// `mod_seq` if the search had MODSEQ and found something (RFC 7162, 3.1.5).
+pub fn write_search_end(out: &mut Vec<u8>, mod_seq: Option<u64>) {
     if let Some(mod_seq) = mod_seq {
         out.extend_from_slice(b" (MODSEQ ");
         write_number(out, mod_seq);
@@ -296,8 +303,15 @@ mod tests {
             written(|o| write_status(o, &MailboxName::from_utf8("a&b"), &items, false)),
             "* STATUS a&-b (MESSAGES 3 HIGHESTMODSEQ 9 MAILBOXID (x1))\r\n"
         );
-        assert_eq!(written(|o| write_search(o, [], None)), "* SEARCH\r\n");
-        assert_eq!(written(|o| write_search(o, [2, 5], Some(7))), "* SEARCH 2 5 (MODSEQ 7)\r\n");
+        let search = |pieces: &[&[u32]], mod_seq| {
+            written(|o| {
+                write_search_start(o);
+                pieces.iter().for_each(|piece| write_search_numbers(o, piece.iter().copied()));
+                write_search_end(o, mod_seq);
+            })
+        };
+        assert_eq!(search(&[], None), "* SEARCH\r\n");
+        assert_eq!(search(&[&[2], &[5, 7]], Some(7)), "* SEARCH 2 5 7 (MODSEQ 7)\r\n");
         let data = [SearchReturn::Count(0), SearchReturn::All(&[])];
         assert_eq!(written(|o| write_esearch(o, "A1", true, &data)), "* ESEARCH (TAG \"A1\") UID COUNT 0\r\n");
         let data = [SearchReturn::Min(2), SearchReturn::All(&[(2, 2), (4, 9)])];

@@ -277,7 +277,11 @@ impl Session {
                     _ => Ok(()),
                 }
             }
-            Event::Refused(refusal) => {
+            Event::Refused(mut refusal) => {
+                // A line that is no line ends the command that waited for one: the next is a command again.
+                if let Some(Owed::Done(tag) | Owed::Sasl(tag)) = self.owed.take() {
+                    refusal.tag = Some(tag.into_string());
+                }
                 refusal.write(&mut self.output);
                 self.count_bad(refusal.status)
             }
@@ -469,8 +473,8 @@ impl Session {
             Command::Status { mailbox, attributes } => self.status(&mailbox, &attributes).await,
             Command::Append(append) => self.append(append).await,
             Command::Idle => {
-                self.owed = Some(Owed::Done(tag.into()));
                 self.sync(true).await?;
+                self.owed = Some(Owed::Done(tag.into()));
                 posthaste_imap::response::write_continuation(&mut self.output, "Idling");
                 Ok(Answer::ok(""))
             }

@@ -15,13 +15,14 @@ use posthaste_engine::flags::{Flags, UidSet};
 use posthaste_engine::ids::{MailboxId, Uid};
 use posthaste_engine::index::{MailboxIndex, Message};
 use posthaste_engine::io::Runtime;
-use posthaste_imap::command::search::{Search, SearchKey};
-use posthaste_imap::response::{SearchReturn, write_esearch, write_search};
+use posthaste_imap::command::search::{Search, SearchKey, SearchReturnOptions};
+use posthaste_imap::response::{
+    SearchReturn, write_esearch, write_search_end, write_search_numbers, write_search_start,
+};
 use posthaste_imap::types::coalesce;
 use posthaste_mime::search::Place;
 use roaring::RoaringBitmap;
 
-use super::fetch::chunks;
 use super::{Answer, Failure, Outcome, Session, those_left};
 use crate::limits;
 use crate::node::{Shard, View};
@@ -49,14 +50,17 @@ impl Session {
         let tests_each = test.tests_each();
         let mut reader = Reader::new(&self.context, shard.clone(), mailbox, &test, resolved.strings);
         let (mut found, mut modseq) = (RoaringBitmap::new(), 0);
-        // Without tests of single messages there is nothing to be copied, and bitmaps are fast.
+        // A set is combined with others some hundred times as fast as messages are looked at one by one, and nothing is copied
+        // for it.
+        let by_sets = limits::SEARCH_STEP_TESTS * 128 / test.nodes();
         let size = match tests_each {
-            0 => u64::MAX,
-            tests => (limits::SEARCH_STEP_TESTS / tests).clamp(16, CHUNK_MESSAGES_MAX) as u64,
+            0 => by_sets as u64,
+            tests => (limits::SEARCH_STEP_TESTS / tests).min(by_sets).clamp(16, CHUNK_MESSAGES_MAX) as u64,
         };
-        for chunk in chunks(&UidSet(uids), size) {
-            let messages = if tests_each > 0 { messages_of(&shard, mailbox, &chunk).await? } else { Vec::new() };
-            let (mut yes, open) = test.decide(&chunk.0, &messages);
+        for chunk in pieces(&uids, size) {
+            let messages =
+                if tests_each > 0 { messages_of(&shard, mailbox, &UidSet(chunk.clone())).await? } else { Vec::new() };
+            let (mut yes, open) = test.decide(&chunk, &messages);
             for uid in open {
                 if reader.decide(&test, Uid(uid)).await? {
                     yes.insert(uid);
@@ -70,42 +74,81 @@ impl Session {
             // One user's search must not keep the others waiting.
             self.context.io.yield_now().await;
         }
+        let ends_only = |returns: SearchReturnOptions| (returns.min || returns.max) && !returns.all && !returns.count;
+        if let Some(returns) = search.returns.filter(|&returns| asks_modseq && ends_only(returns)) {
+            // RFC 7162, 3.1.10: the mod-sequence of what is returned, where that is not all.
+            let ends = [found.min().filter(|_| returns.min), found.max().filter(|_| returns.max)];
+            let modseq_of = |index: &MailboxIndex| {
+                let messages = ends.iter().flatten().filter_map(|&uid| index.message(Uid(uid)));
+                messages.map(|message| message.modseq.0).max().unwrap_or(0)
+            };
+            modseq = shard.look(mailbox, modseq_of).await?;
+        }
         let is_damaged = reader.is_damaged();
         let modseq = Some(modseq).filter(|&modseq| asks_modseq && modseq > 0);
-        self.write_found(tag, &search, &found, modseq)?;
+        self.write_found(tag, &search, found, modseq).await?;
         Ok(Answer::ok(if is_damaged { "Searched, but some that are damaged" } else { "Searched" }))
     }
 
-    fn write_found(
+    /// The answer, which may be long.
+    async fn write_found(
         &mut self,
         tag: &str,
         search: &Search,
-        found: &RoaringBitmap,
+        found: RoaringBitmap,
         modseq: Option<u64>,
     ) -> Result<(), Failure> {
-        let view = &self.selected()?.view;
-        let numbers: Vec<u32> = match search.uid {
-            true => found.iter().collect(),
-            false => found.iter().filter_map(|uid| view.sequence_of(Uid(uid))).collect(),
-        };
         let Some(returns) = search.returns else {
-            write_search(&mut self.output, numbers, modseq);
+            write_search_start(&mut self.output);
+            let mut uids = found.iter();
+            loop {
+                let view = &self.selected()?.view;
+                let chunk = uids.by_ref().take(CHUNK_MESSAGES_MAX).filter_map(|uid| number_of(view, search.uid, uid));
+                let numbers: Vec<u32> = chunk.collect();
+                if numbers.is_empty() {
+                    break;
+                }
+                write_search_numbers(&mut self.output, numbers);
+                self.flush_if_full().await?;
+                self.context.io.yield_now().await;
+            }
+            write_search_end(&mut self.output, modseq);
             return Ok(());
         };
-        let mut runs: Vec<(u32, u32)> = numbers.iter().map(|&number| (number, number)).collect();
-        coalesce(&mut runs);
+        let runs = if returns.all { self.runs_of(search.uid, &found).await? } else { Vec::new() };
+        let view = &self.selected()?.view;
+        let (first, last) = (found.min().filter(|_| returns.min), found.max().filter(|_| returns.max));
         let mut data = Vec::new();
-        data.extend(numbers.first().filter(|_| returns.min).map(|&number| SearchReturn::Min(number)));
-        data.extend(numbers.last().filter(|_| returns.max).map(|&number| SearchReturn::Max(number)));
+        data.extend(first.and_then(|uid| number_of(view, search.uid, uid)).map(SearchReturn::Min));
+        data.extend(last.and_then(|uid| number_of(view, search.uid, uid)).map(SearchReturn::Max));
         if returns.all && !runs.is_empty() {
             data.push(SearchReturn::All(&runs));
         }
         if returns.count {
-            data.push(SearchReturn::Count(numbers.len() as u32));
+            data.push(SearchReturn::Count(found.len() as u32));
         }
         data.extend(modseq.map(SearchReturn::ModSeq));
         write_esearch(&mut self.output, tag, search.uid, &data);
         Ok(())
+    }
+
+    /// What was found as runs of the numbers that the client speaks in.
+    async fn runs_of(&self, uid: bool, found: &RoaringBitmap) -> Result<Vec<(u32, u32)>, Failure> {
+        let mut runs: Vec<(u32, u32)> = Vec::new();
+        let mut uids = found.iter();
+        loop {
+            let view = &self.selected()?.view;
+            let chunk = uids.by_ref().take(CHUNK_MESSAGES_MAX).filter_map(|found| number_of(view, uid, found));
+            let mut new: Vec<(u32, u32)> = chunk.map(|number| (number, number)).collect();
+            if new.is_empty() {
+                return Ok(runs);
+            }
+            // Only the last run before can go on.
+            new.extend(runs.pop());
+            coalesce(&mut new);
+            runs.append(&mut new);
+            self.context.io.yield_now().await;
+        }
     }
 
     /// The test that a key means. The sets of flags are shared, and those of UIDs are as long as the command: so a search takes
@@ -212,8 +255,27 @@ impl Resolved {
     }
 }
 
+/// What a client that speaks in UIDs, or in sequence numbers, calls a message.
+fn number_of(view: &View, in_uids: bool, uid: u32) -> Option<u32> {
+    if in_uids { Some(uid) } else { view.sequence_of(Uid(uid)) }
+}
+
 fn no_saved_result() -> Failure {
     Answer::bad("There is no saved result").into()
+}
+
+/// The set in pieces of at most `size`, without looking at each of its members.
+fn pieces(uids: &RoaringBitmap, size: u64) -> impl Iterator<Item = RoaringBitmap> + '_ {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        // `size` is far below 2^32, as is any number of messages.
+        let last = u32::try_from(uids.len().min(from + size).checked_sub(from + 1)? + from).ok()?;
+        let range = uids.select(from as u32)?..=uids.select(last)?;
+        from = u64::from(last) + 1;
+        let mut piece = RoaringBitmap::new();
+        piece.insert_range(range);
+        Some(piece & uids)
+    })
 }
 
 async fn messages_of(shard: &Shard, mailbox: MailboxId, uids: &UidSet) -> Result<Vec<Message>, EngineError> {
@@ -234,5 +296,22 @@ fn mentions(key: &SearchKey, what: fn(&SearchKey) -> bool) -> bool {
         SearchKey::Or(keys) => mentions(&keys.0, what) || mentions(&keys.1, what),
         SearchKey::Not(key) => mentions(key, what),
         key => what(key),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_the_whole() {
+        let uids: RoaringBitmap = (1..100).chain(200..1000).chain([5_000_000, u32::MAX - 1]).collect();
+        for size in [1, 7, 99, 100, 1000, 1 << 40] {
+            let pieces: Vec<RoaringBitmap> = pieces(&uids, size).collect();
+            assert!(pieces.iter().all(|piece| !piece.is_empty() && piece.len() <= size), "{size}");
+            assert_eq!(pieces.len() as u64, uids.len().div_ceil(size));
+            assert_eq!(pieces.into_iter().fold(RoaringBitmap::new(), |all, piece| all | piece), uids);
+        }
+        assert_eq!(pieces(&RoaringBitmap::new(), 5).count(), 0);
     }
 }

@@ -100,6 +100,15 @@ impl Test {
         self.count(|test| matches!(test, Self::Each(_)))
     }
 
+    /// How many tests there are, of all kinds; at least 1.
+    pub fn nodes(&self) -> usize {
+        match self {
+            Self::And(tests) | Self::Or(tests) => 1 + tests.iter().map(Test::nodes).sum::<usize>(),
+            Self::Not(test) => 1 + test.nodes(),
+            _ => 1,
+        }
+    }
+
     pub fn asks_sent(&self) -> bool {
         self.count(|test| matches!(test, Self::Sent(..))) > 0
     }

@@ -14,7 +14,8 @@ use crate::drive::{self, Load, Seat};
 use crate::lmtp::{Client, Data, LmtpError, Outcome};
 use crate::observe::Watch;
 use crate::report::Report;
-use crate::stream::Address;
+use crate::stream::{Address, Connector};
+use crate::tls::TlsOptions;
 use crate::users::Users;
 
 /// Connections that could not be made one after another before one gives up.
@@ -25,6 +26,8 @@ pub struct Deliver {
     /// The server: HOST:PORT or unix:PATH
     #[arg(long, value_name = "ADDR")]
     lmtp: Address,
+    #[command(flatten)]
+    tls: TlsOptions,
     #[command(flatten)]
     users: Users,
     /// Recipients of each message; each takes the users in turn
@@ -53,7 +56,7 @@ pub struct Deliver {
 
 /// What the connections share.
 struct Plan {
-    address: Address,
+    connector: Connector,
     pipelining: bool,
     one_per_connection: bool,
     timeout: Duration,
@@ -81,7 +84,7 @@ impl Deliver {
             eprintln!("left out, because it has a CR without LF: {}", mail.name);
         }
         let plan = Arc::new(Plan {
-            address: self.lmtp.clone(),
+            connector: Connector::new(&self.lmtp, self.tls.client())?,
             pipelining: !self.no_pipelining,
             one_per_connection: self.one_per_connection,
             timeout: self.load.operation_timeout(),
@@ -92,6 +95,8 @@ impl Deliver {
         let mut parameters = BTreeMap::new();
         let source = self.corpus.as_ref().map_or("made up".to_owned(), |path| path.display().to_string());
         parameters.insert("server", self.lmtp.to_string().into());
+        parameters.insert("tls", self.tls.tls.into());
+        parameters.insert("tls_resume", self.tls.tls_resume.into());
         parameters.insert("users", self.users.pattern.as_str().into());
         parameters.insert("user_count", self.users.user_count.into());
         parameters.insert("recipients", self.recipients.into());
@@ -108,9 +113,10 @@ impl Deliver {
 }
 
 async fn connection(seat: Seat, plan: Arc<Plan>) {
+    let connector = plan.connector.of_own();
     let mut client = None;
     if !plan.one_per_connection {
-        client = connect(&seat, &plan).await;
+        client = connect(&seat, &plan, &connector).await;
     }
     seat.ready().await;
     let mut failures = 0;
@@ -119,7 +125,7 @@ async fn connection(seat: Seat, plan: Arc<Plan>) {
     {
         let start = Instant::now();
         if client.is_none() {
-            client = connect(&seat, &plan).await;
+            client = connect(&seat, &plan, &connector).await;
         }
         let Some(mut connected) = client.take() else {
             failures += 1;
@@ -149,8 +155,8 @@ async fn connection(seat: Seat, plan: Arc<Plan>) {
     }
 }
 
-async fn connect(seat: &Seat, plan: &Plan) -> Option<Client> {
-    let connected = limited(plan, Client::connect(&plan.address, plan.pipelining)).await;
+async fn connect(seat: &Seat, plan: &Plan, connector: &Connector) -> Option<Client> {
+    let connected = limited(plan, Client::connect(connector, plan.pipelining)).await;
     connected.inspect_err(|error| seat.count_error(format!("connecting: {}", error.kind()), || error.to_string())).ok()
 }
 

@@ -50,6 +50,11 @@ impl Load {
         Duration::from_secs_f64(self.timeout)
     }
 
+    /// Whether there is more to do after so many operations in so much time.
+    pub fn goes_on(&self, operations: u64, elapsed: Duration) -> bool {
+        self.messages.is_none_or(|limit| operations < limit) && self.duration().is_none_or(|limit| elapsed < limit)
+    }
+
     fn duration(&self) -> Option<Duration> {
         match (self.messages, self.seconds) {
             (Some(_), None) => None,
@@ -67,6 +72,8 @@ pub struct Tally {
     pub latency: Histogram<u64>,
     /// Microseconds of a second interval, if the workload has one.
     pub second: Histogram<u64>,
+    /// What else there is to count.
+    pub counts: BTreeMap<&'static str, u64>,
     pub errors: BTreeMap<String, u64>,
     /// The first error in full.
     pub first_error: Option<String>,
@@ -77,7 +84,15 @@ impl Default for Tally {
         let histogram =
             || Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("an hour in three digits is allowed");
         let (latency, second) = (histogram(), histogram());
-        Self { operations: 0, bytes: 0, latency, second, errors: BTreeMap::new(), first_error: None }
+        Self {
+            operations: 0,
+            bytes: 0,
+            latency,
+            second,
+            counts: BTreeMap::new(),
+            errors: BTreeMap::new(),
+            first_error: None,
+        }
     }
 }
 
@@ -88,10 +103,32 @@ impl Tally {
         for (to, from) in [(&mut self.latency, other.latency), (&mut self.second, other.second)] {
             to.add(from).expect("both have the same bounds");
         }
+        for (name, count) in other.counts {
+            *self.counts.entry(name).or_default() += count;
+        }
         for (kind, count) in other.errors {
             *self.errors.entry(kind).or_default() += count;
         }
         self.first_error = self.first_error.take().or(other.first_error);
+    }
+
+    /// Counts one operation.
+    pub fn count(&mut self, bytes: u64, latency: Duration) {
+        self.operations += 1;
+        self.bytes += bytes;
+        record(&mut self.latency, latency);
+    }
+
+    /// Counts an interval within an operation.
+    pub fn count_second(&mut self, latency: Duration) {
+        record(&mut self.second, latency);
+    }
+
+    pub fn count_error(&mut self, kind: String, message: impl FnOnce() -> String) {
+        *self.errors.entry(kind).or_default() += 1;
+        if self.first_error.is_none() {
+            self.first_error = Some(message());
+        }
     }
 
     pub fn error_count(&self) -> u64 {
@@ -146,15 +183,16 @@ impl Seat {
 
     /// Counts an interval within an operation.
     pub fn count_second(&self, latency: Duration) {
-        record(&mut self.tally.borrow_mut().second, latency);
+        self.tally.borrow_mut().count_second(latency);
+    }
+
+    /// Adds to what else there is to count.
+    pub fn count_also(&self, name: &'static str, count: u64) {
+        *self.tally.borrow_mut().counts.entry(name).or_default() += count;
     }
 
     pub fn count_error(&self, kind: String, message: impl FnOnce() -> String) {
-        let mut tally = self.tally.borrow_mut();
-        *tally.errors.entry(kind).or_default() += 1;
-        if tally.first_error.is_none() {
-            tally.first_error = Some(message());
-        }
+        self.tally.borrow_mut().count_error(kind, message);
         self.common.errors.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -215,7 +253,7 @@ pub fn run<F: Future<Output = ()> + 'static>(
     }
     let control = Builder::new_current_thread().build()?;
     control.block_on(common.ready.wait());
-    let before = watch.snapshot()?;
+    let before = watch.snapshot_before()?;
     let start = Instant::now();
     common.deadline.get_or_init(|| load.duration().map(|duration| start + duration));
     let progress = show_progress(load, &common, start)?;

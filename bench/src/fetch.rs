@@ -12,7 +12,8 @@ use crate::drive::{self, Load, Seat};
 use crate::imap::{Client, ImapError, check_fetch};
 use crate::observe::Watch;
 use crate::report::Report;
-use crate::stream::Address;
+use crate::stream::{Address, Connector};
+use crate::tls::TlsOptions;
 use crate::users::Users;
 
 #[derive(Clone, Debug, Args)]
@@ -20,6 +21,8 @@ pub struct Fetch {
     /// The server: HOST:PORT or unix:PATH
     #[arg(long, value_name = "ADDR")]
     imap: Address,
+    #[command(flatten)]
+    tls: TlsOptions,
     #[command(flatten)]
     users: Users,
     /// The password of all users
@@ -51,6 +54,7 @@ impl Fetch {
         let json = self.load.json;
         let mut parameters = BTreeMap::new();
         parameters.insert("server", self.imap.to_string().into());
+        parameters.insert("tls", self.tls.tls.into());
         parameters.insert("users", self.users.pattern.as_str().into());
         parameters.insert("user_count", self.users.user_count.into());
         parameters.insert("mailbox", self.mailbox.as_str().into());
@@ -59,17 +63,18 @@ impl Fetch {
         let mut load = self.load.clone();
         // The driver counts commands.
         load.messages = load.messages.map(|messages| messages.div_ceil(self.batch.into()));
+        let connector = Connector::new(&self.imap, self.tls.client())?;
         let (watch, plan) = (self.watch.clone(), Arc::new(self));
         let shared = Arc::clone(&plan);
-        let ran = drive::run(&load, &watch, move |seat| connection(seat, Arc::clone(&shared)))?;
+        let ran = drive::run(&load, &watch, move |seat| connection(seat, Arc::clone(&shared), connector.of_own()))?;
         Report::new("fetch", "messages fetched", None, &plan.load, parameters, ran).print(json)
     }
 }
 
-async fn connection(seat: Seat, plan: Arc<Fetch>) {
+async fn connection(seat: Seat, plan: Arc<Fetch>, connector: Connector) {
     let limit = plan.load.operation_timeout();
     // As many passwords may be slow to check as there are connections.
-    let opened = limited(limit * plan.load.connections as u32, open(seat.index, &plan)).await;
+    let opened = limited(limit * plan.load.connections as u32, open(seat.index, &plan, &connector)).await;
     seat.ready().await;
     let (mut client, exists) = match opened {
         Ok(opened) => opened,
@@ -94,8 +99,8 @@ async fn connection(seat: Seat, plan: Arc<Fetch>) {
     let _ = limited(limit, client.logout()).await;
 }
 
-async fn open(index: usize, plan: &Fetch) -> Result<(Client, u32), ImapError> {
-    let mut client = Client::connect(&plan.imap).await?;
+async fn open(index: usize, plan: &Fetch, connector: &Connector) -> Result<(Client, u32), ImapError> {
+    let mut client = Client::connect(connector).await?;
     client.login(&plan.users.name(index % plan.users.user_count.max(1)), &plan.password).await?;
     let exists = client.select(&plan.mailbox, true).await?;
     if exists == 0 {

@@ -13,28 +13,84 @@ use tokio::task::LocalSet;
 
 use crate::imap::{Client, ImapError};
 use crate::observe::{Machine, cpu_time, rss_anon_bytes};
-use crate::stream::Address;
+use crate::stream::{Address, Connector};
+use crate::tls::TlsOptions;
 use crate::users::Users;
 
+/// Which connections to hold in IDLE.
 #[derive(Clone, Debug, Args)]
-pub struct Idle {
+pub struct Idlers {
     /// The server: HOST:PORT or unix:PATH
     #[arg(long, value_name = "ADDR")]
-    imap: Address,
+    pub imap: Address,
     #[command(flatten)]
-    users: Users,
+    pub tls: TlsOptions,
+    #[command(flatten)]
+    pub users: Users,
     /// The password of all users
     #[arg(long, value_name = "PASSWORD")]
     password: String,
     /// The mailbox that each connection selects
     #[arg(long, value_name = "NAME", default_value = "INBOX")]
-    mailbox: String,
-    /// Connections; each takes the users in turn
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    connections: usize,
+    pub mailbox: String,
     /// Connections that log in at the same time
     #[arg(long, value_name = "N", default_value_t = 16)]
     logins: usize,
+}
+
+/// Connections in IDLE with the numbers of their messages, and why others are not.
+pub type Opened = (Vec<(Client, u32)>, Vec<ImapError>);
+
+impl Idlers {
+    /// Opens connections, which take the users in turn. Must run in a `LocalSet`.
+    ///
+    /// # Errors
+    /// What was asked for cannot be.
+    pub async fn open(self: Arc<Self>, connections: usize) -> Result<Opened, Box<dyn Error>> {
+        let connector = Connector::new(&self.imap, self.tls.client())?;
+        let bar = ProgressBar::new(connections as u64);
+        let style = ProgressStyle::with_template("{elapsed:>4} [{bar:30}] {pos} of {len} in IDLE")?;
+        bar.set_style(style.progress_chars("=> "));
+        let permits = Arc::new(Semaphore::new(self.logins.max(1)));
+        let opening: Vec<_> = (0..connections)
+            .map(|index| {
+                let (idlers, permits) = (Arc::clone(&self), Arc::clone(&permits));
+                let (connector, bar) = (connector.clone(), bar.clone());
+                tokio::task::spawn_local(async move {
+                    let _permit = permits.acquire().await.expect("the semaphore is not closed");
+                    let opened = idlers.open_one(&connector, index).await;
+                    bar.inc(1);
+                    opened
+                })
+            })
+            .collect();
+        let (mut clients, mut errors) = (Vec::with_capacity(connections), Vec::new());
+        for task in opening {
+            match task.await? {
+                Ok(opened) => clients.push(opened),
+                Err(error) => errors.push(error),
+            }
+        }
+        bar.finish_and_clear();
+        Ok((clients, errors))
+    }
+
+    async fn open_one(&self, connector: &Connector, index: usize) -> Result<(Client, u32), ImapError> {
+        let mut client = Client::connect(connector).await?;
+        client.login(&self.users.name(index % self.users.user_count.max(1)), &self.password).await?;
+        let exists = client.select(&self.mailbox, false).await?;
+        client.idle().await?;
+        Ok((client, exists))
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Idle {
+    #[command(flatten)]
+    idlers: Idlers,
+    /// Connections; each takes the users in turn
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    connections: usize,
     /// Measure so long with all in IDLE; the server's CPU in this time is reported
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     hold: f64,
@@ -53,49 +109,26 @@ impl Idle {
     /// It could not be run.
     pub fn run(self) -> Result<bool, Box<dyn Error>> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let plan = Arc::new(self);
-        LocalSet::new().block_on(&runtime, measure(plan))
+        LocalSet::new().block_on(&runtime, measure(self))
     }
 }
 
-async fn measure(plan: Arc<Idle>) -> Result<bool, Box<dyn Error>> {
+async fn measure(plan: Idle) -> Result<bool, Box<dyn Error>> {
     let pid = plan.server_pid;
     // One client comes and goes first, so that what the server makes once is not counted.
-    let mut client = open(&plan, 0).await.map_err(|error| format!("the first connection failed: {error}"))?.0;
+    let idlers = Arc::new(plan.idlers);
+    let (mut first, errors) = Arc::clone(&idlers).open(1).await?;
+    let Some((mut client, _)) = first.pop() else {
+        return Err(format!("the first connection failed: {}", errors[0]).into());
+    };
     client.done().await.and(client.logout().await).map_err(|error| error.to_string())?;
     let before = rss_anon_bytes(pid)?;
     let start = Instant::now();
     let cpu_before = cpu_time(pid)?;
-    let bar = ProgressBar::new(plan.connections as u64);
-    bar.set_style(
-        ProgressStyle::with_template("{elapsed:>4} [{bar:30}] {pos} of {len} in IDLE")?.progress_chars("=> "),
-    );
-    let permits = Arc::new(Semaphore::new(plan.logins.max(1)));
-    let opening: Vec<_> = (0..plan.connections)
-        .map(|index| {
-            let (plan, permits, bar) = (Arc::clone(&plan), Arc::clone(&permits), bar.clone());
-            tokio::task::spawn_local(async move {
-                let _permit = permits.acquire().await.expect("the semaphore is not closed");
-                let opened = open(&plan, index).await;
-                bar.inc(1);
-                opened
-            })
-        })
-        .collect();
-    let (mut clients, mut messages, mut errors, mut first_error) = (Vec::new(), 0, 0_u64, None);
-    for task in opening {
-        match task.await? {
-            Ok((client, exists)) => {
-                messages += u64::from(exists);
-                clients.push(client);
-            }
-            Err(error) => {
-                errors += 1;
-                first_error.get_or_insert(error.to_string());
-            }
-        }
-    }
-    bar.finish_and_clear();
+    let (clients, errors) = Arc::clone(&idlers).open(plan.connections).await?;
+    let messages: u64 = clients.iter().map(|(_, exists)| u64::from(*exists)).sum();
+    let first_error = errors.first().map(ToString::to_string);
+    let errors = errors.len();
     let opening_s = start.elapsed().as_secs_f64();
     let cpu_open = cpu_time(pid)?;
     tokio::time::sleep(Duration::from_secs_f64(plan.hold)).await;
@@ -111,6 +144,7 @@ async fn measure(plan: Arc<Idle>) -> Result<bool, Box<dyn Error>> {
             "command": std::env::args().collect::<Vec<_>>(),
             "machine": Machine::this(),
             "connections": clients.len(),
+            "tls": idlers.tls.tls,
             "messages_selected_each": messages as f64 / count,
             "rss_anon_bytes_before": before,
             "rss_anon_bytes_after": after,
@@ -130,12 +164,4 @@ async fn measure(plan: Arc<Idle>) -> Result<bool, Box<dyn Error>> {
         println!("          errors  {errors} {}", first_error.unwrap_or_default());
     }
     Ok(errors == 0)
-}
-
-async fn open(plan: &Idle, index: usize) -> Result<(Client, u32), ImapError> {
-    let mut client = Client::connect(&plan.imap).await?;
-    client.login(&plan.users.name(index % plan.users.user_count.max(1)), &plan.password).await?;
-    let exists = client.select(&plan.mailbox, false).await?;
-    client.idle().await?;
-    Ok((client, exists))
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 
-use crate::stream::{Address, Input, Stream};
+use crate::stream::{Connector, Input, Stream};
 
 /// One response with its literals, without its last line end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,8 +194,8 @@ impl Client {
     ///
     /// # Errors
     /// The connection, or what the server says.
-    pub async fn connect(address: &Address) -> Result<Self, ImapError> {
-        let stream = Stream::connect(address).await?;
+    pub async fn connect(connector: &Connector) -> Result<Self, ImapError> {
+        let stream = Stream::connect(connector).await?;
         let mut client =
             Self { stream, input: Input::default(), literals: Vec::new(), output: Vec::new(), next_tag: 1 };
         let greeting = client.response().await?;
@@ -305,7 +305,16 @@ impl Client {
         Ok(tag)
     }
 
-    async fn response(&mut self) -> Result<Response<'_>, ImapError> {
+    /// Whether its TLS session was resumed.
+    pub fn is_resumed(&self) -> bool {
+        self.stream.is_resumed()
+    }
+
+    /// Waits for the next response.
+    ///
+    /// # Errors
+    /// The connection, or what comes is no response.
+    pub async fn response(&mut self) -> Result<Response<'_>, ImapError> {
         let mut progress = 0;
         self.literals.clear();
         loop {

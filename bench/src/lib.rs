@@ -1,4 +1,4 @@
-//! A load generator for mail store servers: delivers over LMTP, reads over IMAP, and reports rates, latencies and what
+//! A load generator for mail store servers: delivers over LMTP, reads over IMAP and POP3, with TLS or without, and reports rates, latencies and what
 //! the server and the device spent. It knows nothing of one server.
 //!
 //! One file per workload; what they share is in `drive` (connections, clock, progress), `observe` (the server's process
@@ -8,11 +8,17 @@ pub mod corpus;
 pub mod deliver;
 pub mod drive;
 pub mod fetch;
+pub mod handshakes;
 pub mod idle;
 pub mod imap;
 pub mod lmtp;
+pub mod maildrop;
 pub mod observe;
+pub mod pop3;
+pub mod push;
 pub mod report;
+pub mod sessions;
 pub mod sink;
 pub mod stream;
+pub mod tls;
 pub mod users;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use crate::stream::{Address, Input, Stream};
+use crate::stream::{Connector, Input, Stream};
 
 /// A reply of all its lines (RFC 5321, 4.2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,8 +157,8 @@ impl Client {
     ///
     /// # Errors
     /// The connection, or what the server says.
-    pub async fn connect(address: &Address, pipelining: bool) -> Result<Self, LmtpError> {
-        let stream = Stream::connect(address).await?;
+    pub async fn connect(connector: &Connector, pipelining: bool) -> Result<Self, LmtpError> {
+        let stream = Stream::connect(connector).await?;
         let mut client = Self {
             stream,
             input: Input::default(),

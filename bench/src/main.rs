@@ -1,9 +1,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use posthaste_bench::{deliver, fetch, idle, sink, users};
+use posthaste_bench::{deliver, fetch, handshakes, idle, maildrop, push, sessions, sink, users};
 
-/// Loads a mail store server over LMTP and IMAP and reports what it did and what that cost
+/// Loads a mail store server over LMTP, IMAP and POP3 and reports what it did and what that cost
 #[derive(Debug, Parser)]
 #[command(name = "posthaste-bench", version)]
 struct Cli {
@@ -17,6 +17,14 @@ enum Workload {
     Deliver(deliver::Deliver),
     /// Fetch messages over IMAP, each connection one after another
     Fetch(fetch::Fetch),
+    /// Log in over IMAP, select, fetch the flags of all messages and log out, over a new connection each time
+    Sessions(sessions::Sessions),
+    /// Begin connections with TLS, wait for the greeting and close
+    Handshakes(handshakes::Handshakes),
+    /// Retrieve whole maildrops over POP3
+    Pop3(maildrop::Maildrop),
+    /// Deliver to connections in IDLE and report how long after the reply they hear of it
+    Push(push::Push),
     /// Hold IMAP connections in IDLE and report the server's memory per connection
     Idle(idle::Idle),
     /// Serve LMTP and throw the mail away, to find out what the load generator itself can do
@@ -29,6 +37,10 @@ fn main() -> ExitCode {
     let result = match Cli::parse().workload {
         Workload::Deliver(deliver) => deliver.run(),
         Workload::Fetch(fetch) => fetch.run(),
+        Workload::Sessions(sessions) => sessions.run(),
+        Workload::Handshakes(handshakes) => handshakes.run(),
+        Workload::Pop3(maildrop) => maildrop.run(),
+        Workload::Push(push) => push.run(),
         Workload::Idle(idle) => idle.run(),
         Workload::Sink(sink) => sink.run(),
         Workload::Users(users) => users.run(),

@@ -1,11 +1,14 @@
 //! What a run costs: CPU and memory of processes, and the block device, as the kernel counts them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::Value;
 
 /// The kernel counts CPU time in these units in /proc whatever its own clock (USER_HZ).
 const TICKS_PER_SECOND: u64 = 100;
@@ -84,6 +87,9 @@ pub struct Watch {
     /// The block device of the server's data, for example vda: report its flushes and writes
     #[arg(long, value_name = "NAME")]
     pub device: Option<String>,
+    /// A shell command that prints the server's own counters as JSON: report how they change
+    #[arg(long, value_name = "COMMAND")]
+    pub server_stats: Option<String>,
 }
 
 /// Counters at one moment.
@@ -93,18 +99,60 @@ pub struct Snapshot {
     client_cpu: Duration,
     device: Option<Device>,
     pub rss_anon_bytes: Option<u64>,
+    stats: BTreeMap<String, i64>,
 }
 
 impl Watch {
     /// # Errors
     /// The process or the device is not there.
     pub fn snapshot(&self) -> io::Result<Snapshot> {
+        let snapshot = self.snapshot_of_system()?;
+        Ok(Snapshot { stats: self.stats()?, ..snapshot })
+    }
+
+    /// Before what is watched: what it costs the server to tell its counters is not in the snapshot's difference to the next.
+    ///
+    /// # Errors
+    /// As [`Watch::snapshot`].
+    pub fn snapshot_before(&self) -> io::Result<Snapshot> {
+        let stats = self.stats()?;
+        Ok(Snapshot { stats, ..self.snapshot_of_system()? })
+    }
+
+    fn stats(&self) -> io::Result<BTreeMap<String, i64>> {
+        let Some(command) = &self.server_stats else { return Ok(BTreeMap::new()) };
+        let output = Command::new("sh").args(["-c", command]).output()?;
+        let failed = |what: &dyn std::fmt::Display| io::Error::other(format!("{command:?}: {what}"));
+        if !output.status.success() {
+            return Err(failed(&String::from_utf8_lossy(&output.stderr)));
+        }
+        let json = serde_json::from_slice(&output.stdout).map_err(|error| failed(&error))?;
+        let mut stats = BTreeMap::new();
+        add_numbers("", &json, &mut stats);
+        Ok(stats)
+    }
+
+    fn snapshot_of_system(&self) -> io::Result<Snapshot> {
         Ok(Snapshot {
+            stats: BTreeMap::new(),
             server_cpu: self.server_pid.map(cpu_time).transpose()?,
             client_cpu: cpu_time(std::process::id())?,
             device: self.device.as_deref().map(device).transpose()?,
             rss_anon_bytes: self.server_pid.map(rss_anon_bytes).transpose()?,
         })
+    }
+}
+
+/// Adds up the numbers by their names; those of the elements of a list together.
+fn add_numbers(name: &str, json: &Value, into: &mut BTreeMap<String, i64>) {
+    match json {
+        Value::Number(number) => *into.entry(name.to_owned()).or_default() += number.as_i64().unwrap_or(0),
+        Value::Array(elements) => elements.iter().for_each(|element| add_numbers(name, element, into)),
+        Value::Object(members) => {
+            let dot = if name.is_empty() { "" } else { "." };
+            members.iter().for_each(|(member, json)| add_numbers(&format!("{name}{dot}{member}"), json, into));
+        }
+        _ => {}
     }
 }
 
@@ -125,6 +173,9 @@ pub struct Cost {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_read_bytes: Option<u64>,
     pub client_cpu_s: f64,
+    /// How the server's own counters changed.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub server_stats: BTreeMap<String, i64>,
 }
 
 impl Cost {
@@ -138,6 +189,11 @@ impl Cost {
             device_writes: change(|device| device.writes),
             device_written_bytes: change(|device| device.written_bytes),
             device_read_bytes: change(|device| device.read_bytes),
+            server_stats: after
+                .stats
+                .iter()
+                .map(|(name, after)| (name.clone(), after - before.stats.get(name).unwrap_or(&0)))
+                .collect(),
             client_cpu_s: (after.client_cpu - before.client_cpu).as_secs_f64(),
         }
     }
@@ -185,8 +241,17 @@ mod tests {
     }
 
     #[test]
+    fn counters_are_added_up_by_name() {
+        let command = |text: &str| Watch { server_stats: Some(text.to_owned()), ..Watch::default() };
+        let stats = command(r#"echo '{"a": 1, "of": [{"b": 2, "c": "x"}, {"b": 3}], "d": null}'"#).stats().unwrap();
+        assert_eq!(stats, BTreeMap::from([("a".to_owned(), 1), ("of.b".to_owned(), 5)]));
+        assert!(command("echo no >&2; false").stats().unwrap_err().to_string().contains("no"));
+        assert!(command("echo {").stats().is_err());
+    }
+
+    #[test]
     fn this_process_can_be_watched() {
-        let watch = Watch { server_pid: Some(std::process::id()), device: None };
+        let watch = Watch { server_pid: Some(std::process::id()), ..Watch::default() };
         let before = watch.snapshot().unwrap();
         let cost = Cost::between(&before, &watch.snapshot().unwrap());
         assert!(cost.server_rss_anon_bytes.unwrap() > 0);

@@ -36,12 +36,16 @@ pub struct Report {
     /// A part of each operation: its name and latencies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub part: Option<(&'static str, Latency)>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub counts: BTreeMap<&'static str, u64>,
     pub errors: BTreeMap<String, u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_error: Option<String>,
     pub cost: Cost,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_cpu_us_per_operation: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_cpu_us_per_megabyte: Option<f64>,
     /// Cores that the server used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_cores: Option<f64>,
@@ -110,8 +114,13 @@ impl Report {
             latency_us: (&tally.latency).into(),
             part: part.map(|name| (name, (&tally.second).into())),
             first_error: tally.first_error,
+            counts: tally.counts,
             errors: tally.errors,
             server_cpu_us_per_operation: cost.server_cpu_s.map(|cpu| cpu * 1e6 / operations),
+            server_cpu_us_per_megabyte: cost
+                .server_cpu_s
+                .filter(|_| tally.bytes > 0)
+                .map(|cpu| cpu * 1e12 / tally.bytes as f64),
             server_cores: cost.server_cpu_s.map(|cpu| cpu / seconds),
             flushes_per_operation: cost.device_flushes.map(|flushes| flushes as f64 / operations),
             written_bytes_per_byte: cost.device_written_bytes.map(|bytes| bytes as f64 / tally.bytes.max(1) as f64),
@@ -145,8 +154,13 @@ impl Report {
         if let Some((name, latency)) = &self.part {
             row(name, show_latency(latency));
         }
+        for (name, count) in &self.counts {
+            row(name, count.to_string());
+        }
         if let (Some(cpu), Some(cores)) = (self.server_cpu_us_per_operation, self.server_cores) {
-            row("server CPU", format!("{cpu:.1} us each, {cores:.2} cores"));
+            let per_megabyte =
+                self.server_cpu_us_per_megabyte.map_or(String::new(), |cpu| format!(", {cpu:.0} us per MB"));
+            row("server CPU", format!("{cpu:.1} us each{per_megabyte}, {cores:.2} cores"));
         }
         if let Some(bytes) = self.cost.server_rss_anon_bytes {
             row("server memory", format!("{} RssAnon at the end", megabytes(bytes as f64)));
@@ -156,6 +170,9 @@ impl Report {
             row("device flushes", format!("{flushes:.3} each, {count} in all"));
             row("device writes", format!("{ratio:.3} bytes per byte, {} in all", megabytes(bytes as f64)));
             row("device reads", megabytes(self.cost.device_read_bytes.unwrap_or(0) as f64));
+        }
+        for (name, change) in self.cost.server_stats.iter().filter(|(_, change)| **change != 0) {
+            row("server stats", format!("{name} {change:+}"));
         }
         let bound = if self.client_bound { ": the client was the limit, use more --threads" } else { "" };
         row("client CPU", format!("{:.0} % of its threads{bound}", self.client_cpu_share * 100.0));

@@ -1,4 +1,4 @@
-//! Stream connections, TCP or Unix.
+//! Stream connections: TCP, Unix, or TLS over TCP.
 
 use std::fmt;
 use std::io;
@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+
+use crate::tls::{Tls, TlsStream};
 
 /// Where a server listens: `HOST:PORT` or `unix:PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,25 +40,60 @@ impl fmt::Display for Address {
     }
 }
 
+/// Where connections go, and how they begin.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    address: Address,
+    tls: Option<Tls>,
+}
+
+impl Connector {
+    /// # Errors
+    /// TLS is wanted on a Unix socket.
+    pub fn new(address: &Address, tls: Option<Tls>) -> Result<Self, String> {
+        match address {
+            Address::Unix(_) if tls.is_some() => Err("TLS needs an address of the form HOST:PORT".to_owned()),
+            _ => Ok(Self { address: address.clone(), tls }),
+        }
+    }
+
+    /// For a client that resumes only its own sessions. A server's tickets are used once each and few are kept, so that clients
+    /// that shared them would often find none.
+    pub fn of_own(&self) -> Self {
+        Self { address: self.address.clone(), tls: self.tls.as_ref().map(Tls::of_own) }
+    }
+}
+
 /// A connection.
 pub enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream>),
 }
 
 impl Stream {
+    /// Connects; with TLS it has shaken hands when this returns.
+    ///
     /// # Errors
-    /// As the system says.
-    pub async fn connect(address: &Address) -> io::Result<Self> {
-        match address {
+    /// As the system says; `InvalidData` if the other side does not speak TLS as it should.
+    pub async fn connect(connector: &Connector) -> io::Result<Self> {
+        match &connector.address {
             Address::Tcp(address) => {
                 let stream = TcpStream::connect(address.as_str()).await?;
                 // A command must not wait for the acknowledgement of the one before it.
                 stream.set_nodelay(true)?;
-                Ok(Self::Tcp(stream))
+                match &connector.tls {
+                    None => Ok(Self::Tcp(stream)),
+                    Some(tls) => Ok(Self::Tls(Box::new(TlsStream::connect(stream, tls, address).await?))),
+                }
             }
             Address::Unix(path) => Ok(Self::Unix(UnixStream::connect(path).await?)),
         }
+    }
+
+    /// Whether a TLS session was resumed.
+    pub fn is_resumed(&self) -> bool {
+        matches!(self, Self::Tls(stream) if stream.is_resumed())
     }
 
     /// # Errors
@@ -65,6 +102,7 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.write_all(bytes).await,
             Self::Unix(stream) => stream.write_all(bytes).await,
+            Self::Tls(stream) => stream.write_all(bytes).await,
         }
     }
 
@@ -77,8 +115,21 @@ impl Stream {
         let count = match self {
             Self::Tcp(stream) => stream.read_buf(buffer).await?,
             Self::Unix(stream) => stream.read_buf(buffer).await?,
+            Self::Tls(stream) => stream.read_buf(buffer).await?,
         };
         if count == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+
+    /// Says that nothing more will be sent.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub async fn close(mut self) -> io::Result<()> {
+        match &mut self {
+            Self::Tcp(stream) => stream.shutdown().await,
+            Self::Unix(stream) => stream.shutdown().await,
+            Self::Tls(stream) => stream.close().await,
+        }
     }
 }
 

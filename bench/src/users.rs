@@ -8,7 +8,7 @@ use clap::Args;
 /// Which users a run has.
 #[derive(Clone, Debug, Args)]
 pub struct Users {
-    /// Their names, with {n} for the number
+    /// Their names, with an n in braces for the number
     #[arg(long = "users", value_name = "PATTERN", default_value = "user{n}@example.org")]
     pub pattern: String,
     /// How many there are, numbered from 1

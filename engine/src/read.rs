@@ -167,6 +167,7 @@ impl<S: Storage> Shard<S> {
             let mut unpacker = self.0.unpacker.borrow_mut();
             reader.header(&mut unpacker, &mut out).map_err(damaged)?;
             if whole {
+                self.count(|stats| stats.body_frames_unpacked += 1);
                 reader.body(&mut unpacker, &mut out).map_err(damaged)?;
             }
         }
@@ -211,6 +212,7 @@ impl<S: Storage> Shard<S> {
         out: &mut Vec<u8>,
     ) -> Result<(), EngineError> {
         let bytes = self.read_segment(location.segment, location.offset(), location.len as usize).await?;
+        self.count(|stats| stats.body_frames_unpacked += 1);
         let mut unpacker = self.0.unpacker.borrow_mut();
         unpack_block(&bytes, lsn, &mut unpacker, out).map_err(|error| self.damaged(location, what, error))
     }

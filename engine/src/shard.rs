@@ -106,6 +106,8 @@ pub struct ShardStats {
     pub indexes_rebuilt: u64,
     pub record_reads: u64,
     pub record_read_bytes: u64,
+    /// Frames of bodies, and blocks of large messages, that were unpacked. What needs only headers and digests adds none.
+    pub body_frames_unpacked: u64,
     /// Messages and headers that the cache of decompressed messages had, and had not.
     pub message_cache_hits: u64,
     pub message_cache_misses: u64,

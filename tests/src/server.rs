@@ -1,5 +1,6 @@
 //! The real server as a process, for tests from end to end.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -95,7 +96,7 @@ impl Store {
         let log = self.directory.path().join("log");
         let failed = |error: std::io::Error| error.to_string();
         let mut command = self.command(["serve"])?;
-        for service in ["imap", "pop3", "lmtp"] {
+        for service in ["imap", "imaps", "pop3", "pop3s", "lmtp"] {
             command.arg("--listen").arg(format!("{service}=127.0.0.1:0"));
         }
         command.args(&self.serve).stdin(Stdio::null()).stdout(Stdio::piped());
@@ -110,15 +111,16 @@ impl Store {
             }
         };
         thread::Builder::new().name("server output".to_owned()).spawn(read).map_err(failed)?;
-        let mut server = Server { child, imap: None, pop3: None, lmtp: None, log };
+        let mut server = Server { child, addresses: BTreeMap::new(), log };
         loop {
             let Ok(line) = receiver.recv_timeout(READY_TIMEOUT) else {
                 return Err(format!("the server did not become ready: {}", server.log()));
             };
             match line.split(' ').collect::<Vec<_>>()[..] {
-                ["listening", "imap", address] => server.imap = address.parse().ok(),
-                ["listening", "pop3", address] => server.pop3 = address.parse().ok(),
-                ["listening", "lmtp", address] => server.lmtp = address.parse().ok(),
+                ["listening", service, address] => {
+                    let address = address.parse().map_err(|_| format!("the server printed {line:?}"))?;
+                    server.addresses.insert(service.to_owned(), address);
+                }
                 ["ready"] => return Ok(server),
                 _ => return Err(format!("the server printed {line:?}")),
             }
@@ -130,29 +132,36 @@ impl Store {
 #[derive(Debug)]
 pub struct Server {
     child: Child,
-    imap: Option<SocketAddr>,
-    pop3: Option<SocketAddr>,
-    lmtp: Option<SocketAddr>,
+    /// Of each service, by its name.
+    addresses: BTreeMap<String, SocketAddr>,
     log: PathBuf,
 }
 
 impl Server {
+    /// Where a service is.
+    ///
+    /// # Panics
+    /// If the server did not say it.
+    pub fn address(&self, service: &str) -> SocketAddr {
+        self.addresses[service]
+    }
+
     /// # Panics
     /// If the server did not say it.
     pub fn imap(&self) -> SocketAddr {
-        self.imap.expect("the server listens for IMAP")
+        self.address("imap")
     }
 
     /// # Panics
     /// If the server did not say it.
     pub fn pop3(&self) -> SocketAddr {
-        self.pop3.expect("the server listens for POP3")
+        self.address("pop3")
     }
 
     /// # Panics
     /// If the server did not say it.
     pub fn lmtp(&self) -> SocketAddr {
-        self.lmtp.expect("the server listens for LMTP")
+        self.address("lmtp")
     }
 
     pub fn pid(&self) -> u32 {

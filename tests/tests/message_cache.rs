@@ -107,6 +107,20 @@ fn a_message_read_before_is_the_same_and_reads_nothing() {
 }
 
 #[test]
+fn headers_and_digests_unpack_no_body() {
+    on_a_machine(0, async |store, _| {
+        store.deliver(5000).await;
+        store.deliver(3 << 20).await;
+        for part in [Part::Header, Part::Digest] {
+            assert_eq!(store.read(0, part).await.1, 2);
+            assert_eq!(store.shard.stats().body_frames_unpacked, 0, "{part:?}");
+        }
+        store.read(0, Part::Whole).await;
+        assert!(store.shard.stats().body_frames_unpacked > 2);
+    });
+}
+
+#[test]
 fn the_bound_is_held() {
     on_a_machine(64 << 10, async |store, _| {
         for _ in 0..20 {

@@ -192,13 +192,13 @@ fn print_stats(stats: &Stats, json: bool) -> std::io::Result<()> {
     }
     writeln!(
         out,
-        "shard     batches     records   log bytes     sealed checkpoints  index loads record reads   cache hits \
+        "shard     batches     records   log bytes     sealed checkpoints  index loads record reads  body frames   cache hits \
          cache misses cached bytes"
     )?;
     for shard in &stats.shards {
         writeln!(
             out,
-            "{:5} {:11} {:11} {:11} {:10} {:11} {:12} {:12} {:12} {:12} {:12}",
+            "{:5} {:11} {:11} {:11} {:10} {:11} {:12} {:12} {:12} {:12} {:12} {:12}",
             shard.shard,
             shard.batches,
             shard.records,
@@ -207,6 +207,7 @@ fn print_stats(stats: &Stats, json: bool) -> std::io::Result<()> {
             shard.checkpoints,
             shard.index_loads,
             shard.record_reads,
+            shard.body_frames_unpacked,
             shard.message_cache_hits,
             shard.message_cache_misses,
             shard.message_cache_bytes

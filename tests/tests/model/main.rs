@@ -105,6 +105,7 @@ fn sum(a: ShardStats, b: ShardStats) -> ShardStats {
         indexes_rebuilt: a.indexes_rebuilt + b.indexes_rebuilt,
         record_reads: a.record_reads + b.record_reads,
         record_read_bytes: a.record_read_bytes + b.record_read_bytes,
+        body_frames_unpacked: a.body_frames_unpacked + b.body_frames_unpacked,
         message_cache_hits: a.message_cache_hits + b.message_cache_hits,
         message_cache_misses: a.message_cache_misses + b.message_cache_misses,
         message_cache_bytes: a.message_cache_bytes + b.message_cache_bytes,

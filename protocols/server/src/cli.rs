@@ -7,7 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::Io;
 use crate::listen::Listen;
 
-/// A mail store server: takes mail in by LMTP and SMTP, keeps it in a log-structured store, and gives it out by IMAP.
+/// A mail store server: takes mail in by LMTP and SMTP, keeps it in a log-structured store, and gives it out by IMAP
+/// and POP3.
 ///
 /// A first run:
 ///

@@ -137,7 +137,9 @@ impl Inbound {
         let at_rest = self.session.is_idle();
         if at_rest {
             self.output.shrink_to(512);
+            // Of a message that was refused or given up: its room is free, and no commit gathers for it.
             self.reservation = None;
+            self.expected.clear();
         }
         self.connection.input(&mut self.input, timeout, at_rest).await
     }

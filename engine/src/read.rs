@@ -13,6 +13,7 @@ use crate::format::record::{RECORD_HEADER_BYTES, RecordHeader, kind};
 use crate::ids::{Location, MailboxId, Position, Uid};
 use crate::index::{MailboxIndex, Message};
 use crate::message_cache::WholeMessage;
+use crate::reading::Shape;
 use crate::shard::Shard;
 use crate::storage::Storage;
 
@@ -34,6 +35,13 @@ pub struct MessageBytes {
     pub header: Bytes,
     pub body: Bytes,
     pub digest: Bytes,
+}
+
+impl MessageBytes {
+    pub fn shape(&self) -> Shape {
+        let [prefix, header, body] = [&self.prefix, &self.header, &self.body].map(|octets| octets.len() as u64);
+        Shape { prefix, header, body }
+    }
 }
 
 /// A message with its flags.

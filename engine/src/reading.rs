@@ -1,6 +1,7 @@
 //! Messages for those who send them in one go: the sizes of a whole mailbox, and the octets of a message piece by piece.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -16,7 +17,7 @@ use crate::shard::Shard;
 use crate::storage::Storage;
 
 /// Larger messages are not read at once. The cache does not keep them either.
-const WHOLE_OCTETS_MAX: u64 = 1 << 20;
+pub const WHOLE_OCTETS_MAX: u64 = 1 << 20;
 /// Messages of an index that are visited before others have their turn: about 100 us.
 const SLICE: usize = 8192;
 
@@ -39,6 +40,26 @@ pub struct Reading<S: Storage> {
     /// Octets of the header, and of all, that have not been read.
     header_left: usize,
     left: u64,
+    shape: Shape,
+    /// Octets before the first piece that is ready.
+    at: u64,
+    wanted: Range<u64>,
+}
+
+/// How many octets a message has of what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shape {
+    /// Before the header, for this recipient only.
+    pub prefix: u64,
+    /// The header with the empty line that ends it, without the prefix.
+    pub header: u64,
+    pub body: u64,
+}
+
+impl Shape {
+    pub fn octets(&self) -> u64 {
+        self.prefix + self.header + self.body
+    }
 }
 
 impl<S: Storage> Shard<S> {
@@ -84,9 +105,13 @@ impl<S: Storage> Shard<S> {
             blocks: Vec::new().into_iter(),
             header_left: 0,
             left: 0,
+            shape: Shape::default(),
+            at: 0,
+            wanted: 0..u64::MAX,
         };
         if message.size <= WHOLE_OCTETS_MAX {
             let whole = self.read_message(message, mailbox, Part::Whole).await?;
+            reading.shape = whole.shape();
             reading.ready = [Piece::Header(whole.prefix), Piece::Header(whole.header), Piece::Body(whole.body)].into();
             return Ok(reading);
         }
@@ -94,9 +119,11 @@ impl<S: Storage> Shard<S> {
         let record = self.read_segment(segment, message.location.offset(), len as usize).await?;
         let start = self.unpack_start(&record, message);
         let (prefix, start, reader) = start.map_err(|error| self.damaged(message.location, &reading.what, error))?;
+        let (header, rest) = (u64::from(reader.head.header_octets), reader.head.rest_octets);
+        reading.shape = Shape { prefix: prefix.len() as u64, header, body: rest - header };
         reading.ready.push_back(Piece::Header(prefix.into()));
-        reading.header_left = reader.head.header_octets as usize;
-        reading.left = reader.head.rest_octets;
+        reading.header_left = header as usize;
+        reading.left = rest;
         reading.blocks = reader.head.blocks.into_iter();
         reading.add(start.into())?;
         Ok(reading)
@@ -127,16 +154,38 @@ impl<S: Storage> Shard<S> {
 }
 
 impl<S: Storage> Reading<S> {
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Gives only these octets of the message, of which the prefix is the first. Blocks that have none of them are not read.
+    pub fn only(self, octets: Range<u64>) -> Self {
+        Self { wanted: octets, ..self }
+    }
+
     /// The next piece, verified; `None` at the end. The pieces together are the message.
     ///
     /// # Errors
     /// [`EngineError::Damaged`] also after pieces have been given: then the message is not whole.
     pub async fn next(&mut self) -> Result<Option<Piece>, EngineError> {
         loop {
+            if self.at >= self.wanted.end {
+                return Ok(None);
+            }
             if let Some(piece) = self.ready.pop_front() {
-                return Ok(Some(piece));
+                if let Some(piece) = self.cut(piece) {
+                    return Ok(Some(piece));
+                }
+                continue;
             }
             let Some(block) = self.blocks.next() else { break };
+            let len = u64::from(block.raw_len);
+            if self.at + len <= self.wanted.start {
+                self.at += len;
+                self.left = self.left.checked_sub(len).ok_or_else(|| self.wrong_length(len))?;
+                self.header_left = self.header_left.saturating_sub(len as usize);
+                continue;
+            }
             let mut octets = Vec::with_capacity(block.raw_len as usize);
             self.shard.read_block(block.location, block.lsn, &self.what, &mut octets).await?;
             self.add(octets.into())?;
@@ -145,6 +194,19 @@ impl<S: Storage> Reading<S> {
             return Err(self.wrong_length(0));
         }
         Ok(None)
+    }
+
+    /// What is wanted of a piece, if there is any of it.
+    fn cut(&mut self, piece: Piece) -> Option<Piece> {
+        let (octets, make): (_, fn(Bytes) -> Piece) = match piece {
+            Piece::Header(octets) => (octets, Piece::Header),
+            Piece::Body(octets) => (octets, Piece::Body),
+        };
+        let (start, end) = (self.at, self.at + octets.len() as u64);
+        self.at = end;
+        let from = self.wanted.start.clamp(start, end) - start;
+        let to = self.wanted.end.clamp(start, end) - start;
+        (from < to).then(|| make(octets.slice(from as usize..to as usize)))
     }
 
     /// Takes what was read, which belongs to the header first.

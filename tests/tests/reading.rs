@@ -122,6 +122,41 @@ fn a_message_comes_in_pieces_of_bounded_size() {
     });
 }
 
+/// A client that fetches a large attachment in parts pays for each part.
+#[test]
+fn a_range_reads_only_the_blocks_that_have_it() {
+    simulate(async |sim| {
+        let store = open(sim.io()).await;
+        let (small, large) = (message(100, 5000, "."), message(3 << 20, 4 << 20, "."));
+        let prefix = b"A: prefix\r\n";
+        store.deliver(prefix, &small).await;
+        store.deliver(prefix, &large).await;
+        let infos = store.shard.messages(store.inbox, UidSet::range(1..=2)).await.unwrap();
+        for (info, message) in infos.iter().zip([small, large]) {
+            let whole = [&prefix[..], &message].concat();
+            let len = whole.len() as u64;
+            let block = 256 << 10;
+            let starts = [0, 1, 10, 11, 12, 100, block, len / 2, len.saturating_sub(block), len - 1, len, len + 1];
+            for start in starts {
+                for octets in [0, 1, 11, 1000, block, len] {
+                    let reads = store.shard.stats().record_reads;
+                    let reading = store.shard.open_message(&info.message, store.inbox).await.unwrap();
+                    assert_eq!(reading.shape().octets(), len);
+                    let mut reading = reading.only(start..start + octets);
+                    let mut found = Vec::new();
+                    while let Some(Piece::Header(piece) | Piece::Body(piece)) = reading.next().await.unwrap() {
+                        found.extend_from_slice(&piece);
+                    }
+                    let wanted = &whole[start.min(len) as usize..(start + octets).min(len) as usize];
+                    assert!(found == wanted, "{octets} octets from {start} of {len}");
+                    let reads = store.shard.stats().record_reads - reads;
+                    assert!(reads <= 3 + wanted.len() as u64 / block, "{reads} reads for {}", wanted.len());
+                }
+            }
+        }
+    });
+}
+
 /// Trap 48: sizes are known without reading, with the line end that a message lacks.
 #[test]
 fn trap_48_sizes_outlive_whatever_happens() {

@@ -24,7 +24,8 @@ pub struct Limits {
     pub append_bytes_max: u64,
     /// All literals of one command together.
     pub command_bytes_max: u64,
-    /// Literals larger than this are the caller's decision: see [`Event::Literal`].
+    /// A literal with which those of its command are larger than this together is the caller's decision: see
+    /// [`Event::Literal`].
     pub ask_above_bytes: u64,
     /// A non-synchronizing literal that is refused is read and dropped up to this size; a larger one ends the connection.
     pub drop_bytes_max: u64,
@@ -54,7 +55,7 @@ impl Limits {
             literals_max: 256,
             literal_bytes_max: 64 * 1024,
             append_bytes_max,
-            command_bytes_max: append_bytes_max.saturating_mul(2),
+            command_bytes_max: append_bytes_max.saturating_add(64 * 1024),
             ask_above_bytes: 64 * 1024,
             drop_bytes_max: append_bytes_max.saturating_mul(4),
             literal_minus: false,
@@ -87,10 +88,11 @@ pub enum Event {
     /// All input was taken. Send the output, then read more.
     NeedInput,
     Command(Frame),
-    /// A literal above [`Limits::ask_above_bytes`], and within the other limits, is announced: answer with
-    /// [`Framer::accept_literal`] or [`Framer::refuse_literal`].
+    /// A literal is announced that is within the other limits, and with which the command's go over
+    /// [`Limits::ask_above_bytes`]: answer with [`Framer::accept_literal`] or [`Framer::refuse_literal`].
     Literal {
-        bytes: u64,
+        /// Of all literals of the command so far and of this one.
+        command_bytes: u64,
     },
     /// Answer with this; the bad command is dropped.
     Refused(Refusal),
@@ -303,8 +305,9 @@ impl Framer {
             return Some(self.refuse(announced, refusal));
         }
         self.state = State::Asked(announced);
-        if bytes > self.limits.ask_above_bytes {
-            return Some(Event::Literal { bytes });
+        let command_bytes = self.literal_bytes + bytes;
+        if command_bytes > self.limits.ask_above_bytes {
+            return Some(Event::Literal { command_bytes });
         }
         self.accept_literal(output);
         None

@@ -56,8 +56,10 @@ pub const FETCH_CHUNK: u64 = 256;
 pub const SEARCH_STEP_OCTETS: usize = 32 * 1024;
 /// Tests of messages by what the index knows before others have their turn: as long.
 pub const SEARCH_STEP_TESTS: usize = 16 * 1024;
-/// A SEARCH that reads larger messages takes room for them as a delivery does.
-pub const SEARCH_UNRESERVED_BYTES: u64 = 256 * 1024;
+/// What reads more than this into memory, such as a SEARCH in a large message, takes room for it as a delivery does.
+pub const READ_UNRESERVED_BYTES: u64 = 256 * 1024;
+/// Messages that are remembered to be damaged, per worker, so that a client is told before it is promised octets of them.
+pub const DAMAGED_REMEMBERED: usize = 10_000;
 /// Larger messages are compressed off the worker.
 pub const OFFLOAD_BYTES: usize = 256 * 1024;
 

@@ -3,14 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use posthaste_engine::format::frame::Packer;
-use posthaste_engine::ids::AccountId;
+use posthaste_engine::ids::{AccountId, MessageId};
 use posthaste_engine::io::real::{IoKind, RealIo};
 use posthaste_engine::node::{Cluster as EngineCluster, Worker as EngineWorker};
 use posthaste_engine::shard::Shard as EngineShard;
@@ -179,8 +179,7 @@ impl Node {
     /// # Errors
     /// Which limit it would exceed.
     pub fn admit(self: &Arc<Self>, peer: Option<IpAddr>) -> Result<Admission, &'static str> {
-        // A load balancer or a local MTA is on the loopback address, and is many clients.
-        let counted = peer.filter(|address| !address.is_loopback());
+        let counted = peer.and_then(counted_as);
         let open = self.connections.fetch_add(1, Ordering::Relaxed);
         let mut admission = Admission { node: Arc::clone(self), peer: None, user: Cell::new(None) };
         if open >= self.config.limits.connections {
@@ -200,6 +199,19 @@ impl Node {
         let mut reservation = Reservation { node: Arc::clone(self), bytes: 0 };
         reservation.grow_to(bytes).then_some(reservation)
     }
+}
+
+/// What a client's address counts as: an IPv6 network of 64 bits is one client (RFC 6177, 2), who has all its addresses. `None`
+/// for those of this machine: a load balancer or a mail transfer agent is many clients.
+fn counted_as(address: IpAddr) -> Option<IpAddr> {
+    const HOST_BITS: u128 = u64::MAX as u128;
+    let counted = match address.to_canonical() {
+        IpAddr::V6(address) if !address.is_loopback() => {
+            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !HOST_BITS))
+        }
+        address => address,
+    };
+    (!counted.is_loopback()).then_some(counted)
 }
 
 /// Counts one more, unless there are `limit` already.
@@ -305,6 +317,8 @@ pub struct Context {
     pub buffers_held: Cell<usize>,
     /// Accounts of this worker's shards whose maildrop a POP3 session has.
     pub maildrops_locked: RefCell<HashSet<AccountId>>,
+    /// Large messages whose damage was met when a part of them had been sent.
+    damaged: RefCell<HashSet<MessageId>>,
     connections: RefCell<Connections>,
 }
 
@@ -329,6 +343,7 @@ impl Context {
             buffers: RefCell::default(),
             buffers_held: Cell::new(0),
             maildrops_locked: RefCell::default(),
+            damaged: RefCell::default(),
             connections: RefCell::default(),
         });
         CONTEXT.set(Some(Rc::clone(&context)));
@@ -346,6 +361,19 @@ impl Context {
 
     pub fn packer() -> Packer {
         Packer::new(COMPRESSION_LEVEL)
+    }
+
+    /// Remembers that a message cannot be read to its end, so that the next client is told so before it is promised its octets.
+    pub fn note_damaged(&self, message: MessageId) {
+        let mut damaged = self.damaged.borrow_mut();
+        if damaged.len() < limits::DAMAGED_REMEMBERED {
+            damaged.insert(message);
+        }
+    }
+
+    pub fn is_damaged(&self, message: MessageId) -> bool {
+        let damaged = self.damaged.borrow();
+        !damaged.is_empty() && damaged.contains(&message)
     }
 
     /// An empty buffer with room for a receive.
@@ -395,5 +423,36 @@ impl Context {
     /// The connections that are open now.
     pub fn connections(&self) -> Vec<Rc<Connection>> {
         self.connections.borrow().places.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_addresses_count_as() {
+        let counted =
+            |address: &str| counted_as(address.parse().expect("an address")).map(|counted| counted.to_string());
+        let is = |network: &str| Some(network.to_owned());
+        for own in ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"] {
+            assert_eq!(counted(own), None, "{own}");
+        }
+        assert_eq!(counted("192.0.2.1"), is("192.0.2.1"));
+        assert_eq!(counted("::ffff:192.0.2.1"), is("192.0.2.1"));
+        assert_eq!(counted("2001:db8:1:2:3:4:5:6"), is("2001:db8:1:2::"));
+        assert_eq!(counted("2001:db8:1:2:ffff::"), is("2001:db8:1:2::"));
+        assert_eq!(counted("2001:db8:1:3::1"), is("2001:db8:1:3::"));
+    }
+
+    #[test]
+    fn counts_go_up_to_the_limit_and_back() {
+        let counts = Mutex::default();
+        assert!(count(&counts, "a", 2) && count(&counts, "a", 2));
+        assert!(!count(&counts, "a", 2) && count(&counts, "b", 2));
+        uncount(&counts, &"a");
+        assert!(count(&counts, "a", 2) && !count(&counts, "a", 2));
+        ["a", "a", "b"].iter().for_each(|key| uncount(&counts, key));
+        assert!(counts.into_inner().expect("nobody panicked").is_empty(), "nothing is kept of who has gone");
     }
 }

@@ -18,7 +18,7 @@ fn take(limits: Limits, expect: Expect, pieces: &[&[u8]]) -> (Vec<String>, Vec<u
             input.drain(..taken);
             match event {
                 Event::NeedInput => break,
-                Event::Literal { bytes } if bytes % 3 == 0 => match framer.refuse_literal(None, "not now") {
+                Event::Literal { command_bytes } if command_bytes % 3 == 0 => match framer.refuse_literal(None, "not now") {
                     Event::Refused(refusal) => refusal.write(&mut output),
                     Event::Fatal(refusal) => {
                         refusal.write(&mut output);

@@ -39,7 +39,7 @@ fn drive(limits: Limits, chunks: &[&[u8]]) -> (Vec<String>, String) {
             input.drain(..taken);
             match event {
                 Event::NeedInput => break,
-                Event::Literal { bytes: 666 } => events.push(text(&framer.refuse_literal(None, "no"))),
+                Event::Literal { command_bytes: 666 } => events.push(text(&framer.refuse_literal(None, "no"))),
                 Event::Literal { .. } => framer.accept_literal(&mut output),
                 Event::AnswerOwed => panic!("answered"),
                 event => events.push(text(&event)),

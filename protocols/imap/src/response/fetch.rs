@@ -1,6 +1,6 @@
 //! FETCH responses (RFC 3501, 7.4.2).
 
-use super::text::{write_astring, write_literal, write_number, write_string};
+use super::text::{write_astring, write_literal, write_literal_start, write_number, write_string};
 use crate::command::fetch::{BodySection, Section, SectionText};
 use crate::types::DateTime;
 
@@ -19,6 +19,19 @@ pub struct FetchWriter<'o> {
     first: bool,
 }
 
+/// A response that has begun and is to go on.
+#[derive(Debug)]
+#[must_use = "a response ends with `finish`"]
+pub struct Paused {
+    first: bool,
+}
+
+impl Paused {
+    pub fn go_on(self, out: &mut Vec<u8>) -> FetchWriter<'_> {
+        FetchWriter { out, first: self.first }
+    }
+}
+
 impl<'o> FetchWriter<'o> {
     pub fn new(out: &'o mut Vec<u8>, sequence_number: u32) -> Self {
         out.extend_from_slice(b"* ");
@@ -29,6 +42,16 @@ impl<'o> FetchWriter<'o> {
 
     pub fn finish(self) {
         self.out.extend_from_slice(b")\r\n");
+    }
+
+    /// Octets that wait to be sent.
+    pub fn written(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Gives the output back between two items, so that it can be sent.
+    pub fn pause(self) -> Paused {
+        Paused { first: self.first }
     }
 
     /// Begins an item; the caller appends its value to what it gets.
@@ -78,9 +101,10 @@ impl<'o> FetchWriter<'o> {
         out.push(b')');
     }
 
-    /// RFC822, RFC822.HEADER and RFC822.TEXT.
-    pub fn rfc822(&mut self, name: &str, bytes: &[u8]) {
-        write_literal(self.item(name), bytes);
+    /// RFC822, RFC822.HEADER and RFC822.TEXT: announces a literal of `len` octets, as
+    /// [`FetchWriter::body_section_streamed`].
+    pub fn rfc822_streamed(&mut self, name: &str, len: u64) {
+        write_literal_start(self.item(name), len);
     }
 
     /// `"BODY" section ["<" number ">"] SP nstring`. `bytes` is what the section and its partial cut out.
@@ -96,12 +120,15 @@ impl<'o> FetchWriter<'o> {
     }
 
     /// Announces a literal of `len` octets which the caller appends, before anything else, in whatever pieces it has.
-    pub fn body_section_streamed(&mut self, section: &BodySection, len: u64) -> &mut Vec<u8> {
+    pub fn body_section_streamed(&mut self, section: &BodySection, len: u64) {
         self.body_section_name(section);
-        self.out.push(b'{');
-        write_number(self.out, len);
-        self.out.extend_from_slice(b"}\r\n");
-        self.out
+        write_literal_start(self.out, len);
+    }
+
+    /// Appends octets of a literal that was announced.
+    pub fn append(&mut self, pieces: &[&[u8]]) {
+        self.out.reserve(pieces.iter().map(|piece| piece.len()).sum::<usize>() + 64);
+        pieces.iter().for_each(|piece| self.out.extend_from_slice(piece));
     }
 
     fn body_section_name(&mut self, section: &BodySection) {
@@ -201,7 +228,7 @@ mod tests {
             section: Section { part: vec![3], text: SectionText::Whole },
             partial: None,
         });
-        fetch.rfc822("RFC822.HEADER", b"");
+        fetch.rfc822_streamed("RFC822.HEADER", 0);
         fetch.finish();
         assert_eq!(
             String::from_utf8(out).unwrap(),

@@ -8,7 +8,7 @@ mod mailbox;
 mod structure;
 mod text;
 
-pub use fetch::{FetchWriter, write_internal_date};
+pub use fetch::{FetchWriter, Paused, write_internal_date};
 pub use mailbox::{
     ListAttribute, NamespaceEntry, SearchReturn, StatusItem, write_esearch, write_flags, write_list, write_lsub,
     write_namespace, write_search_end, write_search_numbers, write_search_start, write_status, write_vanished,

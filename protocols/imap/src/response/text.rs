@@ -46,10 +46,15 @@ pub fn write_string(out: &mut Vec<u8>, bytes: &[u8]) {
 /// was announced; clients that fetch such a message read on by the count.
 pub fn write_literal(out: &mut Vec<u8>, bytes: &[u8]) {
     out.reserve(bytes.len() + 24);
-    out.push(b'{');
-    write_number(out, bytes.len() as u64);
-    out.extend_from_slice(b"}\r\n");
+    write_literal_start(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
+}
+
+/// What comes before the octets of a literal.
+pub(super) fn write_literal_start(out: &mut Vec<u8>, len: u64) {
+    out.push(b'{');
+    write_number(out, len);
+    out.extend_from_slice(b"}\r\n");
 }
 
 /// `nstring = string / nil`

@@ -1,31 +1,34 @@
 //! FETCH (RFC 3501, 6.4.5; RFC 7162, 3.1.4).
 //!
 //! Responses stream: some hundred messages are asked of the engine at a time, and the output is sent whenever 64 KB have
-//! come together. Where fetching a body sets \Seen, the body goes out at once; the FLAGS response and the tagged OK wait
+//! come together. Of a message over 1 MB only what is asked for is read, and a block of it at a time is in memory. Where fetching a body sets \Seen, the body goes out at once; the FLAGS response and the tagged OK wait
 //! until the flag is durable.
 
 use std::ops::Range;
 
 use posthaste_engine::changes::FlagOp;
 use posthaste_engine::deliver::FlagName;
-use posthaste_engine::error::EngineError;
 use posthaste_engine::flags::{Flags, UidSet};
 use posthaste_engine::ids::MailboxId;
 use posthaste_engine::index::Message;
 use posthaste_engine::io::Runtime;
-use posthaste_engine::io::real::RealIo;
 use posthaste_engine::read::{MessageBytes, MessageInfo, Part};
-use posthaste_imap::command::fetch::{BodySection, Fetch, FetchItem, SectionText};
-use posthaste_imap::response::{Code, FetchWriter, write_body, write_body_structure, write_envelope, write_nstring};
+use posthaste_engine::reading::{Piece, Shape, WHOLE_OCTETS_MAX};
+use posthaste_imap::command::fetch::{Fetch, FetchItem, SectionText};
+use posthaste_imap::response::{
+    Code, FetchWriter, Paused, write_body, write_body_structure, write_envelope, write_nstring,
+};
 use posthaste_imap::section::{Extent, extent, header_fields, partial_range};
 use posthaste_imap::types::DateTime;
 use posthaste_mime::digest::DigestBytes;
 use posthaste_mime::{ArchivedDigest, Digest};
 use roaring::RoaringBitmap;
 
-use super::{Answer, Failure, Outcome, Session, refusal};
+use super::select::Selected;
+use super::{Answer, Failure, Outcome, Session, damaged};
+use crate::connection::End;
 use crate::limits;
-use crate::node::{Counters, Shard};
+use crate::node::{Context, Counters, Reservation, Shard};
 
 /// The set in pieces of at most `size`.
 pub(super) fn chunks(uids: &UidSet, size: u64) -> impl Iterator<Item = UidSet> + '_ {
@@ -75,53 +78,122 @@ impl Needs {
     }
 }
 
-/// The digest of a message. One that was stored without, with a reduced one, or with one of another version, gets it now.
+/// The digest of a message. One that was stored without, with one that leaves parts out, or with one of another version, gets
+/// it now. `whole` is the message, if it has been read.
 pub(super) async fn digest_of(
-    io: &RealIo,
+    context: &Context,
     shard: &Shard,
     mailbox: MailboxId,
     message: &Message,
-) -> Result<Option<DigestBytes>, EngineError> {
-    let needs = Needs { part: None, digest: true };
-    Ok(read(io, shard, mailbox, message, needs).await?.1)
-}
-
-/// Reads what is needed. A message that was stored without a digest, with one that leaves parts out, or with one of another
-/// version, gets it now.
-async fn read(
-    io: &RealIo,
-    shard: &Shard,
-    mailbox: MailboxId,
-    message: &Message,
-    needs: Needs,
-) -> Result<(MessageBytes, Option<DigestBytes>), EngineError> {
-    let bytes = match needs.part {
-        Some(part) => shard.read_message(message, mailbox, part).await?,
-        None => MessageBytes::default(),
-    };
-    if !needs.digest {
-        return Ok((bytes, None));
-    }
+    whole: Option<&MessageBytes>,
+) -> Result<Option<DigestBytes>, Failure> {
     let stored = shard.read_message(message, mailbox, Part::Digest).await?.digest;
     if let Ok(digest) = DigestBytes::from_storage(&stored)
         && !digest.digest().is_none_or(|digest| digest.overflow)
     {
-        return Ok((bytes, Some(digest)));
+        return Ok(Some(digest));
     }
-    let (header, body) = match needs.part {
-        Some(Part::Whole) => (bytes.header.clone(), bytes.body.clone()),
-        _ => {
-            let whole = shard.read_message(message, mailbox, Part::Whole).await?;
-            (whole.header, whole.body)
-        }
+    let _room = room_to_read(context, message.size)?;
+    let whole = match whole {
+        Some(whole) => whole.clone(),
+        None => shard.read_message(message, mailbox, Part::Whole).await?,
     };
     let make = move || {
-        let (small, whole) = Digest::of(&[&header[..], &body].concat()).archives();
+        let (small, whole) = Digest::of(&[&whole.header[..], &whole.body].concat()).archives();
         DigestBytes::from_aligned(whole.unwrap_or(small)).ok()
     };
     let is_large = message.size > limits::OFFLOAD_BYTES as u64;
-    let digest = if is_large { io.offload(make).await } else { make() };
-    Ok((bytes, digest))
+    Ok(if is_large { context.io.offload(make).await } else { make() })
+}
+
+/// Takes room for octets that are read into memory, where they are many.
+pub(super) fn room_to_read(context: &Context, octets: u64) -> Result<Option<Reservation>, Answer> {
+    if octets <= limits::READ_UNRESERVED_BYTES {
+        return Ok(None);
+    }
+    let busy = || Answer::no(Some(Code::Unavailable), "Too many messages in progress, try again later");
+    context.node.reserve(octets).map(Some).ok_or_else(busy)
+}
+
+/// Which octets of a message an item is made of. They count from the prefix on.
+enum Wanted<'i> {
+    /// There is no such part.
+    Nil,
+    Octets(Range<u64>),
+    /// Those that a field list leaves of the header in these octets.
+    Fields {
+        header: Range<u64>,
+        names: &'i [String],
+        not: bool,
+    },
+}
+
+/// Where the text of an item is. `None` if it is no text of the message.
+fn wanted<'i>(item: &'i FetchItem, shape: Shape, digest: Option<&ArchivedDigest>) -> Option<Wanted<'i>> {
+    let header_end = shape.prefix + shape.header;
+    let section = match item {
+        FetchItem::Rfc822 => return Some(Wanted::Octets(0..shape.octets())),
+        FetchItem::Rfc822Header => return Some(Wanted::Octets(0..header_end)),
+        FetchItem::Rfc822Text => return Some(Wanted::Octets(header_end..shape.octets())),
+        FetchItem::BodySection(section) => &section.section,
+        _ => return None,
+    };
+    let fields = |header| match &section.text {
+        SectionText::HeaderFields { not, names } => Wanted::Fields { header, names, not: *not },
+        _ => Wanted::Nil,
+    };
+    if !section.part.is_empty() {
+        // Offsets in the digest are those of the message without its trace fields.
+        let from_start = |octets: Range<u64>| octets.start + shape.prefix..octets.end + shape.prefix;
+        return Some(match digest.and_then(|digest| extent(section, digest)) {
+            None => Wanted::Nil,
+            Some(Extent::Octets(octets)) => Wanted::Octets(from_start(octets)),
+            Some(Extent::HeaderFields(octets)) => fields(from_start(octets)),
+        });
+    }
+    Some(match section.text {
+        SectionText::Whole => Wanted::Octets(0..shape.octets()),
+        SectionText::Header => Wanted::Octets(0..header_end),
+        SectionText::Text => Wanted::Octets(header_end..shape.octets()),
+        SectionText::HeaderFields { .. } => fields(0..header_end),
+        SectionText::Mime => Wanted::Nil,
+    })
+}
+
+/// What a partial leaves of octets.
+fn narrow(octets: &Range<u64>, item: &FetchItem) -> Range<u64> {
+    let partial = if let FetchItem::BodySection(section) = item { section.partial } else { None };
+    let range = partial_range(partial, octets.end.saturating_sub(octets.start));
+    octets.start + range.start..octets.start + range.end
+}
+
+/// Announces the text of an item, which the caller appends.
+fn announce(fetch: &mut FetchWriter<'_>, item: &FetchItem, len: u64) {
+    match item {
+        FetchItem::Rfc822 => fetch.rfc822_streamed("RFC822", len),
+        FetchItem::Rfc822Header => fetch.rfc822_streamed("RFC822.HEADER", len),
+        FetchItem::Rfc822Text => fetch.rfc822_streamed("RFC822.TEXT", len),
+        FetchItem::BodySection(section) if len == 0 => fetch.body_section(section, b""),
+        FetchItem::BodySection(section) => fetch.body_section_streamed(section, len),
+        _ => {}
+    }
+}
+
+/// Where the octets of a message come from.
+enum Source {
+    /// All that the items need.
+    Loaded(MessageBytes),
+    /// The store, in pieces.
+    Pieces(Shape),
+}
+
+impl Source {
+    fn shape(&self) -> Shape {
+        match self {
+            Self::Loaded(bytes) => bytes.shape(),
+            Self::Pieces(shape) => *shape,
+        }
+    }
 }
 
 /// What a range of the joined pieces holds of each.
@@ -133,16 +205,6 @@ fn cut<const N: usize>(pieces: [&[u8]; N], range: Range<u64>) -> [&[u8]; N] {
         at = end;
         &piece[from as usize..(to as usize).max(from as usize)]
     })
-}
-
-fn write_pieces<const N: usize>(fetch: &mut FetchWriter<'_>, section: &BodySection, pieces: &[&[u8]; N]) {
-    let len = pieces.iter().map(|piece| piece.len() as u64).sum();
-    let range = partial_range(section.partial, len);
-    if range.is_empty() {
-        return fetch.body_section(section, b"");
-    }
-    let out = fetch.body_section_streamed(section, range.end - range.start);
-    cut(*pieces, range).iter().for_each(|piece| out.extend_from_slice(piece));
 }
 
 /// NIL where there is no digest, which is after damage only.
@@ -168,7 +230,7 @@ impl Session {
         let selected = self.selected()?;
         let (shard, mailbox) = (selected.view.shard().clone(), selected.view.mailbox());
         let sets_seen = !selected.read_only && fetch.items.iter().any(FetchItem::sets_seen);
-        let (mut found, mut newly_seen, mut damaged) = (0, UidSet::default(), None);
+        let (mut found, mut newly_seen, mut unreadable) = (0, UidSet::default(), None);
         for chunk in chunks(&uids, limits::FETCH_CHUNK) {
             for info in shard.messages(mailbox, chunk).await? {
                 found += 1;
@@ -176,20 +238,20 @@ impl Session {
                     continue;
                 }
                 self.learn_keywords(info.flags).await?;
-                let (bytes, digest) = match read(&self.context.io, &shard, mailbox, &info.message, needs).await {
+                let (source, digest) = match self.read(&shard, mailbox, &info.message, needs).await {
                     Ok(read) => read,
                     // Damage costs the messages that it touches, not the others.
-                    Err(error @ EngineError::Damaged(_)) => {
-                        damaged = Some(refusal(&error));
+                    Err(Failure::Answer(answer)) if answer.code == Some(Code::Corruption) => {
+                        unreadable = Some(answer);
                         continue;
                     }
-                    Err(error) => return Err(error.into()),
+                    Err(failure) => return Err(failure),
                 };
                 let marks = sets_seen && !info.flags.contains(Flags::SEEN);
                 if marks {
                     newly_seen.insert(info.message.uid);
                 }
-                self.write_message(&fetch.items, &info, &bytes, digest.as_ref(), marks)?;
+                self.write_message(&fetch.items, &info, &source, digest.as_ref(), marks).await?;
                 self.flush_if_full().await?;
             }
         }
@@ -201,7 +263,7 @@ impl Session {
             shard.store_flags(mailbox, newly_seen, FlagOp::Add, vec![FlagName::Seen], None).await?;
             // The FLAGS responses are those of the changes that the command ends with.
         }
-        if let Some(answer) = damaged {
+        if let Some(answer) = unreadable {
             return Ok(answer);
         }
         if found < uids.len() {
@@ -210,79 +272,184 @@ impl Session {
         Ok(Answer::ok("Fetched"))
     }
 
+    /// Reads what the items need.
+    async fn read(
+        &self,
+        shard: &Shard,
+        mailbox: MailboxId,
+        message: &Message,
+        needs: Needs,
+    ) -> Result<(Source, Option<DigestBytes>), Failure> {
+        if needs.part == Some(Part::Whole) && self.context.is_damaged(message.id) {
+            return Err(damaged().into());
+        }
+        let source = match needs.part {
+            None => Source::Loaded(MessageBytes::default()),
+            Some(_) if message.size > WHOLE_OCTETS_MAX => {
+                Source::Pieces(shard.open_message(message, mailbox).await?.shape())
+            }
+            Some(part) => Source::Loaded(shard.read_message(message, mailbox, part).await?),
+        };
+        if !needs.digest {
+            return Ok((source, None));
+        }
+        let whole = match &source {
+            Source::Loaded(bytes) if needs.part == Some(Part::Whole) => Some(bytes),
+            _ => None,
+        };
+        let digest = digest_of(&self.context, shard, mailbox, message, whole).await?;
+        Ok((source, digest))
+    }
+
     /// One FETCH response. With `marks`, \Seen is about to be set: flags come later.
-    fn write_message(
+    async fn write_message(
         &mut self,
         items: &[FetchItem],
         info: &MessageInfo,
-        bytes: &MessageBytes,
+        source: &Source,
         digest: Option<&DigestBytes>,
         marks: bool,
     ) -> Result<(), Failure> {
         let Some(selected) = self.selected.as_deref() else { return Ok(()) };
-        let message = &info.message;
-        let Some(sequence) = selected.view.sequence_of(message.uid) else { return Ok(()) };
+        let Some(sequence) = selected.view.sequence_of(info.message.uid) else { return Ok(()) };
         let digest = digest.and_then(DigestBytes::digest);
+        let shape = source.shape();
         let mut fetch = FetchWriter::new(&mut self.output, sequence);
         let mut empty = true;
         for item in items {
             empty &= marks && matches!(item, FetchItem::Flags | FetchItem::ModSeq);
-            match item {
-                FetchItem::Flags | FetchItem::ModSeq if marks => {}
-                FetchItem::Flags => fetch.flags(&selected.flags_text(message.uid, info.flags)),
-                FetchItem::ModSeq => fetch.mod_seq(message.modseq.0),
-                FetchItem::Uid => fetch.uid(message.uid.0),
-                FetchItem::InternalDate => fetch.internal_date(DateTime {
-                    unix_seconds: message.internal_date,
-                    offset_minutes: message.zone_minutes,
-                }),
-                FetchItem::Rfc822Size => fetch.rfc822_size(message.size),
-                FetchItem::EmailId => fetch.email_id(&message.id.to_string()),
-                FetchItem::ThreadId => fetch.item("THREADID").extend_from_slice(b"NIL"),
-                FetchItem::Rfc822 => {
-                    fetch.rfc822("RFC822", &[&bytes.prefix[..], &bytes.header, &bytes.body].concat());
+            match wanted(item, shape, digest) {
+                None => {
+                    let Some(selected) = self.selected.as_deref() else { return Ok(()) };
+                    write_item(&mut fetch, item, selected, info, digest, marks);
                 }
-                FetchItem::Rfc822Header => {
-                    fetch.rfc822("RFC822.HEADER", &[&bytes.prefix[..], &bytes.header].concat());
+                Some(Wanted::Nil) => {
+                    if let FetchItem::BodySection(section) = item {
+                        fetch.body_section_nil(section);
+                    }
                 }
-                FetchItem::Rfc822Text => fetch.rfc822("RFC822.TEXT", &bytes.body),
-                FetchItem::BodySection(section) if !section.section.part.is_empty() => {
-                    // Offsets in the digest are those of the message without its trace fields.
-                    let pieces: [&[u8]; 2] = [&bytes.header, &bytes.body];
-                    match digest.and_then(|digest| extent(&section.section, digest)) {
-                        None => fetch.body_section_nil(section),
-                        Some(Extent::Octets(octets)) => write_pieces(&mut fetch, section, &cut(pieces, octets)),
-                        Some(Extent::HeaderFields(octets)) => {
-                            let header = cut(pieces, octets).concat();
-                            let SectionText::HeaderFields { not, names } = &section.section.text else { continue };
-                            write_pieces(&mut fetch, section, &[&header_fields(&header, names, *not)]);
+                Some(text) => match source {
+                    Source::Loaded(bytes) => {
+                        write_loaded(&mut fetch, item, text, bytes);
+                        // Nothing forbids to ask for the same text a hundred times.
+                        if fetch.written() >= limits::OUTPUT_BYTES {
+                            let paused = fetch.pause();
+                            self.flush().await?;
+                            fetch = paused.go_on(&mut self.output);
                         }
                     }
-                }
-                FetchItem::BodySection(section) => match &section.section.text {
-                    SectionText::Whole => {
-                        write_pieces(&mut fetch, section, &[&bytes.prefix, &bytes.header, &bytes.body]);
+                    Source::Pieces(_) => {
+                        let paused = fetch.pause();
+                        let paused = Box::pin(self.stream_text(item, &info.message, text, paused)).await?;
+                        fetch = paused.go_on(&mut self.output);
                     }
-                    SectionText::Header => write_pieces(&mut fetch, section, &[&bytes.prefix, &bytes.header]),
-                    SectionText::Text => write_pieces(&mut fetch, section, &[&bytes.body]),
-                    SectionText::HeaderFields { not, names } => {
-                        let header = [&bytes.prefix[..], &bytes.header].concat();
-                        write_pieces(&mut fetch, section, &[&header_fields(&header, names, *not)]);
-                    }
-                    SectionText::Mime => fetch.body_section_nil(section),
                 },
-                FetchItem::Envelope => write_from(digest, fetch.item("ENVELOPE"), write_envelope),
-                FetchItem::Body => write_from(digest, fetch.item("BODY"), write_body),
-                FetchItem::BodyStructure => write_from(digest, fetch.item("BODYSTRUCTURE"), write_body_structure),
-                FetchItem::Preview { .. } => {
-                    let out = fetch.item("PREVIEW");
-                    write_nstring(out, digest.map(|digest| digest.preview().as_bytes()));
-                }
             }
         }
         debug_assert!(!empty, "an item that marks is never left out");
         fetch.finish();
         Ok(())
+    }
+
+    /// Writes the text of an item out of a large message.
+    async fn stream_text(
+        &mut self,
+        item: &FetchItem,
+        message: &Message,
+        text: Wanted<'_>,
+        paused: Paused,
+    ) -> Result<Paused, Failure> {
+        let Some(selected) = self.selected.as_deref() else { return Ok(paused) };
+        let (shard, mailbox) = (selected.view.shard().clone(), selected.view.mailbox());
+        let (octets, found) = match text {
+            Wanted::Nil => return Ok(paused),
+            Wanted::Octets(octets) => (octets, None),
+            Wanted::Fields { header, names, not } => {
+                let _room = room_to_read(&self.context, header.end - header.start)?;
+                let mut reading = shard.open_message(message, mailbox).await?.only(header);
+                let mut header = Vec::new();
+                while let Some(Piece::Header(piece) | Piece::Body(piece)) = reading.next().await? {
+                    header.extend_from_slice(&piece);
+                }
+                let fields = header_fields(&header, names, not);
+                (0..fields.len() as u64, Some(fields))
+            }
+        };
+        let octets = narrow(&octets, item);
+        let mut fetch = paused.go_on(&mut self.output);
+        announce(&mut fetch, item, octets.end - octets.start);
+        let paused = fetch.pause();
+        if let Some(fields) = found {
+            self.output.extend_from_slice(&fields[octets.start as usize..octets.end as usize]);
+            return Ok(paused);
+        }
+        let mut reading = shard.open_message(message, mailbox).await?.only(octets);
+        loop {
+            match reading.next().await {
+                Ok(Some(Piece::Header(piece) | Piece::Body(piece))) => {
+                    self.output.extend_from_slice(&piece);
+                    self.flush_if_full().await?;
+                }
+                Ok(None) => return Ok(paused),
+                Err(error) => {
+                    // The client has been promised more octets, and nothing else can be said. Next time it is known beforehand.
+                    tracing::error!(%error, "a connection ends within a message");
+                    self.context.note_damaged(message.id);
+                    return Err(End::Closed.into());
+                }
+            }
+        }
+    }
+}
+
+/// Writes an item that is no text of the message.
+fn write_item(
+    fetch: &mut FetchWriter<'_>,
+    item: &FetchItem,
+    selected: &Selected,
+    info: &MessageInfo,
+    digest: Option<&ArchivedDigest>,
+    marks: bool,
+) {
+    let message = &info.message;
+    match item {
+        FetchItem::Flags | FetchItem::ModSeq if marks => {}
+        FetchItem::Flags => fetch.flags(&selected.flags_text(message.uid, info.flags)),
+        FetchItem::ModSeq => fetch.mod_seq(message.modseq.0),
+        FetchItem::Uid => fetch.uid(message.uid.0),
+        FetchItem::InternalDate => {
+            fetch.internal_date(DateTime { unix_seconds: message.internal_date, offset_minutes: message.zone_minutes })
+        }
+        FetchItem::Rfc822Size => fetch.rfc822_size(message.size),
+        FetchItem::EmailId => fetch.email_id(&message.id.to_string()),
+        FetchItem::ThreadId => fetch.item("THREADID").extend_from_slice(b"NIL"),
+        FetchItem::Envelope => write_from(digest, fetch.item("ENVELOPE"), write_envelope),
+        FetchItem::Body => write_from(digest, fetch.item("BODY"), write_body),
+        FetchItem::BodyStructure => write_from(digest, fetch.item("BODYSTRUCTURE"), write_body_structure),
+        FetchItem::Preview { .. } => {
+            let out = fetch.item("PREVIEW");
+            write_nstring(out, digest.map(|digest| digest.preview().as_bytes()));
+        }
+        FetchItem::Rfc822 | FetchItem::Rfc822Header | FetchItem::Rfc822Text | FetchItem::BodySection(_) => {}
+    }
+}
+
+/// Writes the text of an item out of a message in memory.
+fn write_loaded(fetch: &mut FetchWriter<'_>, item: &FetchItem, text: Wanted<'_>, bytes: &MessageBytes) {
+    let pieces: [&[u8]; 3] = [&bytes.prefix, &bytes.header, &bytes.body];
+    match text {
+        Wanted::Nil => {}
+        Wanted::Octets(octets) => {
+            let octets = narrow(&octets, item);
+            announce(fetch, item, octets.end - octets.start);
+            fetch.append(&cut(pieces, octets));
+        }
+        Wanted::Fields { header, names, not } => {
+            let fields = header_fields(&cut(pieces, header).concat(), names, not);
+            let octets = narrow(&(0..fields.len() as u64), item);
+            announce(fetch, item, octets.end - octets.start);
+            fetch.append(&[&fields[octets.start as usize..octets.end as usize]]);
+        }
     }
 }
 

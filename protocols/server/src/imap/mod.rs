@@ -163,13 +163,17 @@ fn refusal(error: &EngineError) -> Answer {
         EngineError::Full => Answer::no(Some(Code::OverQuota), "The store is full: expunge, or try again later"),
         EngineError::Damaged(damage) => {
             tracing::error!(%damage, "a session met damage");
-            Answer::no(Some(Code::Corruption), "This is damaged in the store; the server's log names it")
+            damaged()
         }
         error => {
             tracing::error!(%error, "a session met an error of the store");
             Answer::no(Some(Code::Unavailable), "The store cannot do this now, try again later")
         }
     }
+}
+
+fn damaged() -> Answer {
+    Answer::no(Some(Code::Corruption), "This is damaged in the store; the server's log names it")
 }
 
 /// Those of `mine`, UIDs that a session knows of, that nobody has expunged.
@@ -258,12 +262,19 @@ impl Session {
             Event::NeedInput => self.receive().await,
             // In a future of its own, so that waiting sessions do not have room for the largest command.
             Event::Command(frame) => Box::pin(self.take_frame(frame)).await,
-            Event::Literal { bytes } => {
-                self.reservation = self.context.node.reserve(bytes);
-                if self.reservation.is_some() {
+            Event::Literal { command_bytes } => {
+                let has_room = match &mut self.reservation {
+                    Some(reservation) => reservation.grow_to(command_bytes),
+                    None => {
+                        self.reservation = self.context.node.reserve(command_bytes);
+                        self.reservation.is_some()
+                    }
+                };
+                if has_room {
                     self.framer.accept_literal(&mut self.output);
                     return Ok(());
                 }
+                self.reservation = None;
                 let text = "Too many messages in progress, try again later";
                 match self.framer.refuse_literal(Some(Code::Unavailable), text) {
                     Event::Fatal(refusal) => {
@@ -283,6 +294,7 @@ impl Session {
                     refusal.tag = Some(tag.into_string());
                 }
                 refusal.write(&mut self.output);
+                self.reservation = None;
                 self.count_bad(refusal.status)
             }
             Event::Fatal(refusal) => {
@@ -384,6 +396,8 @@ impl Session {
     }
 
     async fn take_frame(&mut self, frame: Frame) -> Result<(), Stop> {
+        // Given back however the command ends.
+        let _room = self.reservation.take();
         let (tag, outcome) = match self.owed.take() {
             Some(Owed::Done(tag)) => {
                 let done = frame.text.eq_ignore_ascii_case(b"DONE");
@@ -406,7 +420,6 @@ impl Session {
                 }
             },
         };
-        self.reservation = None;
         match outcome {
             // The answer comes when the client has sent what it owes.
             Ok(_) if self.owed.is_some() => Ok(()),

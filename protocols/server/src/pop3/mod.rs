@@ -327,14 +327,17 @@ fn refusal_for(error: &EngineError) -> Refusal {
         EngineError::Full => Refusal::coded(Code::SysTemp, "The store is full, try again later"),
         EngineError::Damaged(damage) => {
             tracing::error!(%damage, "a session met damage");
-            let text = "This is damaged in the store: tell the operator, whose log names it";
-            Refusal::coded(Code::SysPerm, text)
+            damaged()
         }
         error => {
             tracing::error!(%error, "a session met an error of the store");
             Refusal::coded(Code::SysTemp, "The store cannot do this now, try again later")
         }
     }
+}
+
+fn damaged() -> Refusal {
+    Refusal::coded(Code::SysPerm, "This is damaged in the store: tell the operator, whose log names it")
 }
 
 #[cfg(test)]

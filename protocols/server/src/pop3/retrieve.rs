@@ -6,10 +6,10 @@ use posthaste_engine::flags::UidSet;
 use posthaste_engine::ids::Uid;
 use posthaste_engine::index::Message;
 use posthaste_engine::read::Part;
-use posthaste_engine::reading::Piece;
+use posthaste_engine::reading::{Piece, WHOLE_OCTETS_MAX};
 use posthaste_pop3::{Code, Refusal, Retrieve};
 
-use super::{Pop3, Stop, refusal_for};
+use super::{Pop3, Stop, damaged, refusal_for};
 use crate::limits;
 use crate::node::Counters;
 
@@ -27,9 +27,13 @@ impl Pop3 {
             }
         };
         Counters::add(&self.context.node.counters.messages_fetched, 1);
+        if self.context.is_damaged(message.id) {
+            self.session.refuse(&damaged(), &mut self.output);
+            return Ok(());
+        }
         match wanted.lines {
-            Some(0) => self.send_header(&message).await,
-            _ => self.send_message(&message).await,
+            Some(0) if message.size <= WHOLE_OCTETS_MAX => self.send_header(&message).await,
+            _ => self.send_message(&message, wanted.lines == Some(0)).await,
         }
     }
 
@@ -55,7 +59,7 @@ impl Pop3 {
         Ok(())
     }
 
-    async fn send_message(&mut self, message: &Message) -> Result<(), Stop> {
+    async fn send_message(&mut self, message: &Message, only_header: bool) -> Result<(), Stop> {
         let Some(user) = &self.user else { return Ok(()) };
         let mut reading = match user.shard.open_message(message, user.inbox).await {
             Ok(reading) => reading,
@@ -64,6 +68,10 @@ impl Pop3 {
                 return Ok(());
             }
         };
+        if only_header {
+            let shape = reading.shape();
+            reading = reading.only(0..shape.prefix + shape.header);
+        }
         self.session.begin_message(&mut self.output);
         loop {
             match reading.next().await {
@@ -74,8 +82,10 @@ impl Pop3 {
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    // The client has a part of it: without an end, it does not take that for the whole.
+                    // The client has a part of it: without an end, it does not take that for the whole. Next time it is known
+                    // beforehand.
                     let _ = refusal_for(&error);
+                    self.context.note_damaged(message.id);
                     let refusal = Refusal::coded(Code::SysTemp, "The message breaks off");
                     self.session.close(&refusal, &mut self.output);
                     return Err(Stop::Broken);

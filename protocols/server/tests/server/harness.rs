@@ -418,6 +418,13 @@ impl Client {
         self.command(command).pop().expect("a tagged response")
     }
 
+    /// How many octets come before the end of the connection.
+    pub fn octets_to_end(&mut self) -> usize {
+        let mut octets = Vec::new();
+        self.stream.read_to_end(&mut octets).expect("the end");
+        octets.len()
+    }
+
     /// Whether the server has ended the connection.
     pub fn ended(&mut self) -> bool {
         self.stream.fill_buf().expect("the end").is_empty()

@@ -86,3 +86,287 @@ fn a_client_that_takes_nothing_is_closed() {
     }
     server.stop();
 }
+
+/// Trap 16: before the login nothing is long, and what is too long costs one BAD.
+#[test]
+fn trap_16_commands_before_the_login() {
+    let store = Store::with(&[ANN]);
+    let server = store.serve();
+    let mut client = server.imap();
+    assert!(client.answer(&format!("LOGIN {ANN} {}", "x".repeat(9_000))).starts_with("BAD Command line too long"));
+    client.send("a LOGIN {1025}\r\n");
+    assert_eq!(client.line(), "a BAD Literal too large");
+    client.send(&format!("b LOGIN {{2000+}}\r\n{} x\r\n", "y".repeat(2000)));
+    assert_eq!(client.line(), "b BAD Literal too large");
+    client.send(&format!("c ID ({})\r\n", "{1+}\r\na ".repeat(5)));
+    assert_eq!(client.line(), "c BAD Too many literals in one command");
+    client.send(&format!("d ID ({} {{1024}}\r\n", format!("{{1024+}}\r\n{} ", "a".repeat(1024)).repeat(3)));
+    assert!(client.line().starts_with("+ "), "4 KB in all");
+    client.send(&format!("{})\r\n", "a".repeat(1024)));
+    assert!(client.line().starts_with("d BAD "));
+    client.send("e APPEND INBOX {10}\r\n");
+    assert_eq!(client.line(), "e NO [TOOBIG] Literal too large");
+    client.ok(&format!("LOGIN {ANN} {PASSWORD}"));
+    // What is too large to be read in vain ends the connection.
+    let mut client = server.imap();
+    client.send("f LOGIN {70000+}\r\n");
+    assert!(client.line().starts_with("* BYE [TOOBIG]"));
+    assert!(client.ended());
+    server.stop();
+}
+
+#[test]
+fn trap_16_commands_after_the_login() {
+    let store = Store::with(&[ANN]).set("limits.message_bytes=65536");
+    let server = store.serve();
+    let mut client = server.inbox(ANN);
+    assert!(client.answer(&format!("SEARCH SUBJECT {}", "x".repeat(66_000))).starts_with("BAD Command line too long"));
+    client.send("a SEARCH SUBJECT {65537}\r\n");
+    assert_eq!(client.line(), "a BAD Literal too large");
+    client.send(&format!("b SEARCH{}\r\n", " SUBJECT {1+}\r\na".repeat(257)));
+    assert_eq!(client.line(), "b BAD Too many literals in one command");
+    // Each is small enough, but not all of them.
+    client.send(&format!("c SEARCH{}\r\n", format!(" SUBJECT {{50000+}}\r\n{}", "a".repeat(50_000)).repeat(3)));
+    assert_eq!(client.line(), "c BAD Literal too large");
+    // A message that is too large, announced and sent at once: the connection lives on either way.
+    client.send("d APPEND INBOX {65537}\r\n");
+    assert_eq!(client.line(), "d NO [TOOBIG] Literal too large");
+    client.send(&format!("e APPEND INBOX {{65537+}}\r\n{}\r\n", "x".repeat(65_537)));
+    assert_eq!(client.line(), "e NO [TOOBIG] Literal too large");
+    client.send(&format!("f APPEND INBOX {{65536+}}\r\n{}\r\n", "x".repeat(65_536)));
+    assert!(client.until("f").pop().expect("an answer").starts_with("f OK "));
+    client.send("g APPEND INBOX {999999+}\r\n");
+    assert!(client.line().starts_with("* BYE [TOOBIG]"));
+    assert!(client.ended());
+    server.stop();
+}
+
+/// The octets that clients have on their way are one account, of messages and of whatever else is long; who gives up gives back.
+#[test]
+fn octets_on_their_way() {
+    let store = Store::with(&[ANN, BOB]).set("limits.in_flight_bytes=1048576");
+    let server = store.serve();
+    let begin = |octets: usize| {
+        let mut client = server.inbox(ANN);
+        client.send(&format!("a APPEND INBOX {{{octets}}}\r\n"));
+        let answer = client.line();
+        (client, answer)
+    };
+    let (mut first, answer) = begin(700_000);
+    assert!(answer.starts_with("+ "), "{answer}");
+    // Neither another message, nor many strings of a SEARCH, have room beside it.
+    let (mut second, answer) = begin(700_000);
+    assert_eq!(answer, "a NO [UNAVAILABLE] Too many messages in progress, try again later");
+    let string = format!(" SUBJECT {{60000+}}\r\n{}", "a".repeat(60_000));
+    second.send(&format!("b SEARCH{}\r\n", string.repeat(7)));
+    assert_eq!(second.line(), "b NO [UNAVAILABLE] Too many messages in progress, try again later");
+    second.send(&format!("c SEARCH{}\r\n", string.repeat(2)));
+    assert!(second.until("c").pop().expect("an answer").starts_with("c OK "));
+    assert_eq!(server.login(BOB).ok("STATUS INBOX (MESSAGES)"), ["* STATUS INBOX (MESSAGES 0)"], "nobody else notices");
+    // It ends, and its room is free; so is that of a command that was wrong, and of a client that has gone.
+    first.send(&format!("{}\r\n", "x".repeat(700_000)));
+    assert!(first.until("a").pop().expect("an answer").starts_with("a OK "));
+    let in_flight = || {
+        let stats: serde_json::Value = serde_json::from_str(&store.done(&["stats", "--json"])).expect("JSON");
+        stats["server"]["in_flight_bytes"].as_u64().expect("a number")
+    };
+    second.send(&format!("d NONSENSE {{400000}}\r\n"));
+    assert_eq!(second.line(), "d BAD Literal too large");
+    second.send(&format!("e SEARCH{} NONSENSE\r\n", string.repeat(10)));
+    assert!(second.until("e").pop().expect("an answer").starts_with("e BAD "));
+    second.ok("NOOP");
+    assert_eq!(in_flight(), 0);
+    let (gone, answer) = begin(700_000);
+    assert!(answer.starts_with("+ "), "{answer}");
+    assert_eq!(in_flight(), 700_000);
+    drop(gone);
+    let begun = Instant::now();
+    while in_flight() > 0 {
+        assert!(begun.elapsed() < SOON);
+    }
+    server.stop();
+}
+
+/// A client that says nothing is told so and closed, on every protocol, also in the middle of something.
+#[test]
+fn silent_clients_are_closed() {
+    let store = Store::with(&[ANN]);
+    let store = ["imap", "pop3", "lmtp", "smtp"]
+        .iter()
+        .fold(store, |store, service| store.set(&format!("{service}.idle_timeout_s=1")));
+    let server = store.serve();
+    let silent = |mut client: Client, goodbye: &str| {
+        let line = client.line();
+        assert!(line.starts_with(goodbye), "{line}");
+        assert!(client.ended());
+    };
+    let mut idling = server.inbox(ANN);
+    idling.send("a IDLE\r\n");
+    assert!(idling.line().starts_with("+ "));
+    let mut appending = server.inbox(ANN);
+    appending.send("a APPEND INBOX {10}\r\n");
+    assert!(appending.line().starts_with("+ "));
+    appending.send("x");
+    silent(idling, "* BYE [UNAVAILABLE] Idle for too long");
+    silent(appending, "* BYE [UNAVAILABLE] Idle for too long");
+    silent(server.inbox(ANN), "* BYE [UNAVAILABLE] Idle for too long");
+    let mut pop3 = Client::new(server.port("pop3"));
+    assert!(pop3.line().starts_with("+OK"));
+    pop3.send(&format!("USER {ANN}\r\nPASS {PASSWORD}\r\n"));
+    assert!(pop3.line().starts_with("+OK") && pop3.line().starts_with("+OK"));
+    // RFC 1939, 3: no answer to what was not asked.
+    assert!(pop3.ended() || pop3.line().is_empty());
+    silent(server.lmtp(), "421 4.4.2 Timeout");
+    let mut within = server.smtp();
+    within.send(&format!("MAIL FROM:<a@b>\r\nRCPT TO:<{ANN}>\r\nDATA\r\nSubject: x\r\n"));
+    for code in ["250 ", "250 ", "354 "] {
+        assert!(within.reply().starts_with(code));
+    }
+    silent(within, "421 4.4.2 Timeout");
+    server.stop();
+}
+
+#[test]
+fn lines_recipients_and_mistakes_of_mail_that_comes_in() {
+    let store = Store::with(&[ANN]).set("lmtp.recipients=100").set("smtp.recipients=100");
+    let server = store.serve();
+    for (service, hello) in [("lmtp", "LHLO x"), ("smtp", "EHLO x")] {
+        let mut client = Client::new(server.port(service));
+        client.send(&format!("{hello}\r\n"));
+        (0..2).for_each(|_| _ = client.reply());
+        client.send(&format!("NOOP {}\r\nNOOP\r\n", "x".repeat(100_000)));
+        assert_eq!(client.reply(), "500 5.5.2 Line too long", "{service}");
+        assert!(client.reply().starts_with("250 "));
+        client.send(&format!("MAIL FROM:<{}@example.org>\r\n", "a".repeat(300)));
+        let reply = client.reply();
+        assert!(reply.starts_with("501 5.1."), "{service}: {reply}");
+        client.send("MAIL FROM:<>\r\n");
+        client.send(&format!("RCPT TO:<{ANN}>\r\n").repeat(101));
+        assert!(client.reply().starts_with("250 "));
+        for _ in 0..100 {
+            assert!(client.reply().starts_with("250 "), "{service}");
+        }
+        let answer = client.reply();
+        assert!(answer.starts_with("452 4.5.3"), "{service}: RFC 5321, 4.5.3.1.10: {answer}");
+        client.send("RSET\r\n");
+        assert!(client.reply().starts_with("250 "));
+        client.send(&"NONSENSE\r\n".repeat(20));
+        let last = (0..20).map(|_| client.reply()).find(|reply| reply.starts_with("421 "));
+        assert!(last.is_some(), "{service}");
+        assert!(client.ended());
+    }
+    server.stop();
+}
+
+/// The limit of descriptors is raised as far as it goes, and there are no more connections than it allows.
+#[test]
+fn descriptors() {
+    let store = Store::with(&[ANN]);
+    let mut shell = std::process::Command::new("sh");
+    let server = store.command(&["serve", "--listen", "imap=127.0.0.1:0", "--workers", "1"]);
+    shell.args(["-c", "ulimit -Sn 100; ulimit -Hn 700; exec \"$0\" \"$@\""]).arg(server.get_program());
+    shell.args(server.get_args()).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = shell.spawn().expect("sh runs");
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().expect("piped")));
+    let listening = lines.next().expect("a line").expect("text");
+    let port = listening.rsplit(':').next().expect("a port").parse().expect("a number");
+    assert_eq!(lines.next().expect("a line").expect("text"), "ready");
+    let mut clients: Vec<Client> = (0..189).map(|_| Client::new(port)).collect();
+    let greetings: Vec<String> = clients.iter_mut().map(Client::line).collect();
+    let (welcome, refused) = greetings.split_at(188);
+    assert!(welcome.iter().all(|line| line.starts_with("* OK ")), "{greetings:?}");
+    assert!(refused[0].starts_with("* BYE [UNAVAILABLE] Too many connections"), "{refused:?}");
+    assert!(store.done(&["stats"]).contains("188"));
+    child.kill().expect("it runs");
+    let said = crate::harness::text(&child.wait_with_output().expect("it ends").stderr);
+    assert!(said.contains("the descriptor limit allows fewer connections than configured"), "{said}");
+}
+
+/// A text that is asked for a hundred times, and a large message: none of them is gathered before it is sent.
+#[test]
+fn what_is_asked_for_is_sent_in_pieces() {
+    let store = Store::with(&[ANN]);
+    let server = store.serve();
+    let line = "x".repeat(900);
+    let body: String = (0..20_000).map(|number| format!("{number:08}{line}\r\n")).collect();
+    server.deliver(&[ANN], &format!("Subject: 18 megabytes\r\nX: y\r\n\r\n{body}"));
+    server.deliver(&[ANN], &format!("Subject: one\r\n\r\n{}", &body[..900_000]));
+    let memory = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.id())).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("a line");
+        line.split_whitespace().nth(1).expect("a number").parse::<u64>().expect("a number") * 1024
+    };
+    let mut client = server.inbox(ANN);
+    let before = memory();
+    let whole = client.ok("FETCH 1 BODY.PEEK[]");
+    assert!(whole[0].contains(&body), "byte for byte");
+    let text = client.ok("FETCH 1 (BODY.PEEK[TEXT]<9000000.3000000> BODY.PEEK[HEADER.FIELDS (X)] UID)");
+    assert!(text[0].contains(&body[9_000_000..12_000_000]) && text[0].ends_with("{8}\r\nX: y\r\n\r\n UID 1)"));
+    let header = client.ok("FETCH 1 (BODY.PEEK[HEADER] RFC822.SIZE)");
+    assert!(header[0].contains("Subject: 18 megabytes\r\nX: y\r\n\r\n RFC822.SIZE"), "{}", header[0].len());
+    // 300 MB in one response.
+    let many = client.ok(&format!("FETCH 2 ({})", vec!["BODY.PEEK[]"; 300].join(" ")));
+    assert!(many[0].len() > 300 * 900_000);
+    let grown = memory().saturating_sub(before);
+    assert!(grown < 32 << 20, "{grown} octets");
+    server.stop();
+}
+
+/// Damage that is met when a part of a message is on its way ends the connection. The next time it costs only that message.
+#[test]
+fn damage_within_a_large_message() {
+    use std::os::unix::fs::FileExt;
+    let store = Store::with(&[ANN]);
+    let server = store.serve();
+    // Nothing that compression could hide a mark in.
+    let mut state = 1_u64;
+    let mut noise = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(b'!' + ((state >> 33) % 94) as u8)
+    };
+    let body: String = (0..40_000).map(|_| (0..70).map(|_| noise()).collect::<String>() + "\r\n").collect();
+    server.deliver(&[ANN], "Subject: first\r\n\r\nx");
+    server.deliver(&[ANN], &format!("Subject: large\r\n\r\n{}", body.replace("\r\n.", "\r\n!")));
+    server.deliver(&[ANN], "Subject: third\r\n\r\nx");
+    server.stop();
+    let mut segments = Vec::new();
+    let mut directories = vec![store.data()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).expect("it can be read") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.metadata().expect("a file").len() > 2 << 20 {
+                segments.push(path);
+            }
+        }
+    }
+    // In the middle of what has been written: in one of the later blocks.
+    for path in segments {
+        let bytes = std::fs::read(&path).expect("it can be read");
+        let end = bytes.iter().rposition(|&octet| octet != 0).unwrap_or(0);
+        if end > 2 << 20 {
+            let file = std::fs::OpenOptions::new().write(true).open(&path).expect("it can be written");
+            file.write_all_at(&[bytes[end / 2] ^ 1], end as u64 / 2).expect("it is written");
+        }
+    }
+    let server = store.serve();
+    let mut client = server.inbox(ANN);
+    client.send("a FETCH 1:* BODY.PEEK[]\r\n");
+    let received = client.octets_to_end();
+    assert!((100_000..2_700_000).contains(&received), "{received} octets");
+    let mut client = server.inbox(ANN);
+    let mut responses = client.command("FETCH 1:* BODY.PEEK[]");
+    assert!(responses.pop().expect("an answer").contains("NO [CORRUPTION] "));
+    let found: Vec<&str> = responses.iter().map(|response| &response[..10]).collect();
+    assert_eq!(found, ["* 1 FETCH ", "* 3 FETCH "]);
+    let header = client.ok("FETCH 2 (ENVELOPE FLAGS BODY.PEEK[HEADER.FIELDS (SUBJECT)])");
+    assert!(header[0].contains("\"large\"") && header[0].contains("Subject: large\r\n"), "{header:?}");
+    let mut pop3 = Client::new(server.port("pop3"));
+    pop3.send(&format!("USER {ANN}\r\nPASS {PASSWORD}\r\nRETR 2\r\nRETR 3\r\n"));
+    for expected in ["+OK", "+OK", "+OK", "-ERR [SYS/PERM]", "+OK"] {
+        let line = pop3.line();
+        assert!(line.starts_with(expected), "{line}");
+    }
+    server.stop();
+}

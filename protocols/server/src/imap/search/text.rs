@@ -12,8 +12,8 @@ use posthaste_mime::date::SentDate;
 use posthaste_mime::digest::DigestBytes;
 use posthaste_mime::search::{Place, Progress, Query, Scan, Stretches};
 
-use super::super::fetch::digest_of;
-use super::super::{Answer, Failure, refusal};
+use super::super::fetch::{digest_of, room_to_read};
+use super::super::{Failure, refusal};
 use super::tree::{Known, Test};
 use crate::limits;
 use crate::node::{Context, Shard};
@@ -99,7 +99,7 @@ impl Reader {
         let scan = Scan::new(&self.query);
         let mut open = Open { message, sent: None, header_done: false, body_done: false, query: &self.query, scan };
         if self.asks_sent {
-            let digest = digest_of(&self.context.io, &self.shard, self.mailbox, &message).await.map_err(damage)?;
+            let digest = digest_of(&self.context, &self.shard, self.mailbox, &message, None).await?;
             open.sent = Some(digest.as_ref().and_then(DigestBytes::digest).and_then(|digest| digest.sent_date()));
             self.spend(spent, 4096).await;
             if let Some(passes) = test.of(&open) {
@@ -113,12 +113,7 @@ impl Reader {
                 return Ok(passes);
             }
         }
-        let _room = match message.size {
-            0..=limits::SEARCH_UNRESERVED_BYTES => None,
-            size => Some(self.context.node.reserve(size).ok_or_else(|| {
-                Answer::no(Some(Code::Unavailable), "Too many messages in progress, try again later")
-            })?),
-        };
+        let _room = room_to_read(&self.context, message.size)?;
         let bytes = self.shard.read_message(&message, self.mailbox, Part::Whole).await.map_err(damage)?;
         self.spend(spent, message.size as usize).await;
         if !open.header_done {
@@ -156,7 +151,7 @@ impl Reader {
         if bytes.header.len() + bytes.body.len() <= limits::SEARCH_STEP_OCTETS {
             return Ok(Stretches::of_message(&[&bytes.header[..], &bytes.body].concat()));
         }
-        let digest = digest_of(&self.context.io, &self.shard, self.mailbox, message).await.map_err(damage)?;
+        let digest = digest_of(&self.context, &self.shard, self.mailbox, message, None).await?;
         let stretches = digest.as_ref().and_then(DigestBytes::digest).and_then(Stretches::of_digest);
         Ok(stretches.unwrap_or_default())
     }

@@ -1,4 +1,4 @@
-//! Messages that were read shortly before, decompressed and verified.
+//! Messages that were read shortly before, decompressed and verified: whole, or the header or the digest of each.
 //!
 //! One entry serves all recipients of a message: it holds what they share once, and the prefix of each. Whether a message
 //! is still to be seen is for the index to say before anybody asks here; what lies in a record never changes, and a record
@@ -24,28 +24,43 @@ const ENTRY_BYTES: usize = 160;
 /// For the size of the history that says what was evicted too early.
 const MESSAGE_BYTES_USUAL: usize = 8 << 10;
 
-/// A message as it lies in its record.
-pub(crate) struct WholeMessage {
+/// A message, or a part of one, as it lies in its record.
+pub(crate) struct StoredPart {
     location: Location,
-    /// The prefixes in the order of the placements, header, body.
+    part: Part,
+    /// The prefixes in the order of the placements, header, body; or the digest.
     bytes: Bytes,
     prefix_ends: Box<[u32]>,
     header_octets: u32,
 }
 
-impl WholeMessage {
+impl StoredPart {
+    pub(crate) fn digest(location: Location, bytes: Bytes) -> Self {
+        Self { location, part: Part::Digest, bytes, prefix_ends: Box::default(), header_octets: 0 }
+    }
+
+    /// A message, or what comes before its body.
     /// `prefixes` has the lengths of what `bytes` begins with, by placement.
-    pub(crate) fn new(location: Location, bytes: Bytes, prefixes: impl Iterator<Item = usize>, header: usize) -> Self {
+    pub(crate) fn new(
+        location: Location,
+        part: Part,
+        bytes: Bytes,
+        prefixes: impl Iterator<Item = usize>,
+        header: usize,
+    ) -> Self {
         let mut end = 0;
         let ends = prefixes.map(|octets| {
             end += octets;
             end as u32
         });
-        Self { location, bytes, prefix_ends: ends.collect(), header_octets: header as u32 }
+        Self { location, part, bytes, prefix_ends: ends.collect(), header_octets: header as u32 }
     }
 
     /// What the recipient of a placement sees.
     pub(crate) fn of_placement(&self, placement: u16, part: Part) -> MessageBytes {
+        if part == Part::Digest {
+            return MessageBytes { digest: self.bytes.clone(), ..MessageBytes::default() };
+        }
         let end_of = |number: usize| self.prefix_ends.get(number).map_or(0, |&end| end as usize);
         let number = usize::from(placement);
         let (start, end) = (number.checked_sub(1).map_or(0, end_of), end_of(number));
@@ -62,14 +77,14 @@ impl WholeMessage {
 
 struct WeighBytes;
 
-impl Weighter<MessageId, WholeMessage> for WeighBytes {
-    fn weight(&self, _: &MessageId, message: &WholeMessage) -> u64 {
+impl Weighter<(MessageId, Part), StoredPart> for WeighBytes {
+    fn weight(&self, _: &(MessageId, Part), message: &StoredPart) -> u64 {
         (ENTRY_BYTES + message.bytes.len() + message.prefix_ends.len() * size_of::<u32>()) as u64
     }
 }
 
 /// Hashed without a secret: nobody outside chooses the ids, and the same run evicts the same.
-type Messages = Cache<MessageId, WholeMessage, WeighBytes, BuildHasherDefault<DefaultHasher>>;
+type Messages = Cache<(MessageId, Part), StoredPart, WeighBytes, BuildHasherDefault<DefaultHasher>>;
 
 /// The cache of one shard.
 pub(crate) struct MessageCache {
@@ -88,26 +103,29 @@ impl MessageCache {
         Self { messages, hits: 0, misses: 0 }
     }
 
-    /// The message, if it was read from the same record before.
+    /// The message or its part, if it was read from the same record before.
     pub(crate) fn find(&mut self, message: &Message, part: Part) -> Option<MessageBytes> {
-        let cached = self.messages.as_ref()?.get(&message.id).filter(|cached| cached.location == message.location);
+        let messages = self.messages.as_ref()?;
+        let get = |kept| messages.get(&(message.id, kept)).filter(|cached| cached.location == message.location);
+        let cached = get(part).or_else(|| if part == Part::Header { get(Part::Whole) } else { None });
         let found = cached.map(|cached| cached.of_placement(message.prefix_of, part));
         *(if found.is_some() { &mut self.hits } else { &mut self.misses }) += 1;
         found
     }
 
-    /// Whether a message would be kept with the prefixes of all its placements.
-    pub(crate) fn takes(&self, head: &MessageHead) -> bool {
+    /// Whether a message, or its header, would be kept with the prefixes of all its placements.
+    pub(crate) fn takes(&self, head: &MessageHead, part: Part) -> bool {
         let Some(messages) = &self.messages else { return false };
         let prefixes: usize = head.placements.iter().map(|placement| placement.prefix.len()).sum();
-        let octets = head.rest_octets.saturating_add(prefixes as u64);
+        let shared = if part == Part::Whole { head.rest_octets } else { head.header_octets.into() };
+        let octets = shared.saturating_add(prefixes as u64);
         octets <= (MESSAGE_BYTES_MAX as u64).min(messages.capacity())
     }
 
     /// Keeps a message that has been verified.
-    pub(crate) fn keep(&mut self, id: MessageId, message: WholeMessage) {
+    pub(crate) fn keep(&mut self, id: MessageId, message: StoredPart) {
         if let Some(messages) = &mut self.messages {
-            messages.insert(id, message);
+            messages.insert((id, message.part), message);
         }
     }
 
@@ -130,9 +148,30 @@ mod tests {
         Message { id: id(number), prefix_of, uid: Uid(1), ..Message::default() }
     }
 
-    fn whole(octets: usize) -> WholeMessage {
+    fn whole(octets: usize) -> StoredPart {
         let bytes = [&b"onetwo!"[..], b"head", &vec![b'b'; octets]].concat();
-        WholeMessage::new(Location::default(), bytes.into(), [3, 0, 4].into_iter(), 4)
+        StoredPart::new(Location::default(), Part::Whole, bytes.into(), [3, 0, 4].into_iter(), 4)
+    }
+
+    #[test]
+    fn parts_are_kept_beside_each_other() {
+        let mut cache = MessageCache::new(1 << 20);
+        let header = |placement: usize| [&b"one"[..], b"", b"two!"][placement];
+        let bytes = Bytes::from_static(b"onetwo!head");
+        cache.keep(id(1), StoredPart::new(Location::default(), Part::Header, bytes, [3, 0, 4].into_iter(), 4));
+        assert_eq!(cache.find(&message(1, 0), Part::Whole), None, "a header is not the message");
+        assert_eq!(cache.find(&message(1, 0), Part::Digest), None);
+        cache.keep(id(1), StoredPart::digest(Location::default(), Bytes::from_static(b"digest")));
+        for placement in 0..3 {
+            let found = cache.find(&message(1, placement), Part::Header).expect("it was kept");
+            assert_eq!((&found.prefix[..], &found.header[..]), (header(placement.into()), &b"head"[..]));
+            assert!(found.body.is_empty());
+            assert_eq!(&cache.find(&message(1, placement), Part::Digest).expect("it was kept").digest[..], b"digest");
+        }
+        let moved = Message { location: Location { offset_units: 1, ..Location::default() }, ..message(1, 0) };
+        assert_eq!(cache.find(&moved, Part::Digest), None);
+        cache.keep(id(2), whole(5));
+        assert_eq!(cache.find(&message(2, 0), Part::Digest), None, "a message is not its digest");
     }
 
     #[test]

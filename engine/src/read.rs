@@ -12,13 +12,13 @@ use crate::format::message::MessageReader;
 use crate::format::record::{RECORD_HEADER_BYTES, RecordHeader, kind};
 use crate::ids::{Location, MailboxId, Position, Uid};
 use crate::index::{MailboxIndex, Message};
-use crate::message_cache::WholeMessage;
+use crate::message_cache::StoredPart;
 use crate::reading::Shape;
 use crate::shard::Shard;
 use crate::storage::Storage;
 
 /// What to read of a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Part {
     /// Prefix and header; the body is not touched, but for a block of it where the header is larger than its frame.
     Header,
@@ -123,14 +123,12 @@ impl<S: Storage> Shard<S> {
         mailbox: MailboxId,
         part: Part,
     ) -> Result<MessageBytes, EngineError> {
-        if part != Part::Digest
-            && let Some(found) = self.0.messages.borrow_mut().find(message, part)
-        {
+        if let Some(found) = self.0.messages.borrow_mut().find(message, part) {
             return Ok(found);
         }
         let location = message.location;
-        let what = format!("mailbox {mailbox} UID {}", message.uid);
-        let damaged = |error| self.damaged(location, &what, error);
+        let what = || format!("mailbox {mailbox} UID {}", message.uid);
+        let damaged = |error| self.damaged(location, &what(), error);
         let whole = part == Part::Whole;
         let len = if whole { location.len } else { message.head_bytes.min(location.len) };
         let bytes = self.read_segment(location.segment, location.offset(), len as usize).await?;
@@ -160,16 +158,19 @@ impl<S: Storage> Shard<S> {
         let mut out = Vec::new();
         if part == Part::Digest {
             reader.digest(&mut self.0.unpacker.borrow_mut(), &mut out).map_err(damaged)?;
-            return Ok(MessageBytes { digest: out.into(), ..MessageBytes::default() });
+            let digest = Bytes::from(out);
+            self.0.messages.borrow_mut().keep(message.id, StoredPart::digest(location, digest.clone()));
+            return Ok(MessageBytes { digest, ..MessageBytes::default() });
         }
-        let is_kept = whole && self.0.messages.borrow().takes(head);
+        let is_kept = self.0.messages.borrow().takes(head, part);
         // What is not kept has the one prefix that was asked for.
         let prefixes = head.placements.iter().enumerate().map(|(number, placement)| {
             let wanted = is_kept || number == usize::from(message.prefix_of);
             if wanted { &placement.prefix[..] } else { &[] }
         });
         let prefixes_octets: usize = prefixes.clone().map(<[u8]>::len).sum();
-        out.reserve_exact(prefixes_octets + if is_kept { head.rest_octets as usize } else { 0 });
+        let shared = if whole { head.rest_octets } else { head.header_octets.into() };
+        out.reserve_exact(prefixes_octets + if is_kept { shared as usize } else { 0 });
         prefixes.clone().for_each(|prefix| out.extend_from_slice(prefix));
         {
             let mut unpacker = self.0.unpacker.borrow_mut();
@@ -194,7 +195,7 @@ impl<S: Storage> Shard<S> {
                 // A block takes some 200 us. What is in the page cache is read without a pause.
                 self.0.storage.yield_now().await;
             }
-            self.read_block(block.location, block.lsn, &what, &mut out).await?;
+            self.read_block(block.location, block.lsn, &what(), &mut out).await?;
         }
         let available = (out.len() - prefixes_octets) as u64;
         if available < wanted || (whole && available > wanted) {
@@ -203,7 +204,7 @@ impl<S: Storage> Shard<S> {
         if !whole {
             out.truncate(prefixes_octets + header_octets);
         }
-        let read = WholeMessage::new(location, out.into(), prefixes.map(<[u8]>::len), header_octets);
+        let read = StoredPart::new(location, part, out.into(), prefixes.map(<[u8]>::len), header_octets);
         let bytes = read.of_placement(message.prefix_of, part);
         if is_kept {
             self.0.messages.borrow_mut().keep(message.id, read);

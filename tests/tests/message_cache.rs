@@ -107,6 +107,25 @@ fn a_message_read_before_is_the_same_and_reads_nothing() {
 }
 
 #[test]
+fn headers_and_digests_are_kept_for_all_recipients() {
+    on_a_machine(1 << 20, async |store, _| {
+        store.deliver(5000).await;
+        for part in [Part::Header, Part::Digest] {
+            let (first, reads) = store.read(0, part).await;
+            assert_eq!(reads, 1, "{part:?}");
+            assert_eq!(store.read(0, part).await, (first.clone(), 0));
+            let (others, reads) = store.read(2, part).await;
+            assert_eq!((reads, &others[0].header, &others[0].digest), (0, &first[0].header, &first[0].digest));
+            let prefix = if part == Part::Header { "Delivered-To: c@example.org\r\n" } else { "" };
+            assert_eq!(others[0].prefix, prefix);
+        }
+        assert_eq!(store.shard.stats().body_frames_unpacked, 0);
+        let (whole, reads) = store.read(1, Part::Whole).await;
+        assert_eq!((reads, whole[0].body.len()), (1, 4992), "what is kept of a message is not taken for all of it");
+    });
+}
+
+#[test]
 fn headers_and_digests_unpack_no_body() {
     on_a_machine(0, async |store, _| {
         store.deliver(5000).await;

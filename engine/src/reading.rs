@@ -147,7 +147,9 @@ impl<S: Storage> Shard<S> {
         let mut start = Vec::new();
         let mut unpacker = self.0.unpacker.borrow_mut();
         reader.header(&mut unpacker, &mut start)?;
-        self.count(|stats| stats.body_frames_unpacked += 1);
+        if reader.head.body.raw_len > 0 {
+            self.count(|stats| stats.body_frames_unpacked += 1);
+        }
         reader.body(&mut unpacker, &mut start)?;
         Ok((prefix, start, reader))
     }

@@ -65,10 +65,7 @@ fn having(index: &MailboxIndex, tip: &Tip, bit: u8, uids: &RoaringBitmap) -> Roa
 fn existing(index: &MailboxIndex, tip: &Tip, uids: &UidSet) -> RoaringBitmap {
     let mut existing = RoaringBitmap::new();
     for (first, last) in uids.runs() {
-        let start = index.position(Uid(first)).unwrap_or_else(|at| at);
-        let run = index.messages.uids_from(start).take_while(|&uid| uid <= last);
-        // Runs ascend, and so do UIDs.
-        existing.extend(run);
+        index.messages.visit_runs(first, last, |first, last| _ = existing.insert_range(first..=last));
     }
     existing -= &tip.expunged;
     existing

@@ -142,7 +142,14 @@ impl MailboxIndex {
 
     /// All UIDs.
     pub fn uids(&self) -> UidSet {
-        UidSet(RoaringBitmap::from_sorted_iter(self.messages.uids()).expect("UIDs ascend"))
+        UidSet(self.uids_between(0, u32::MAX))
+    }
+
+    /// Those from `first` to `last`.
+    pub fn uids_between(&self, first: u32, last: u32) -> RoaringBitmap {
+        let mut uids = RoaringBitmap::new();
+        self.messages.visit_runs(first, last, |first, last| _ = uids.insert_range(first..=last));
+        uids
     }
 
     /// The number of a keyword; keywords are compared without regard to ASCII case (RFC 3501, 9: `flag-keyword`).

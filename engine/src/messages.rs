@@ -265,6 +265,64 @@ impl Messages {
         self.each_from(at, packed, |row| (row[UID] as u32, ModSeq(row[MODSEQ])))
     }
 
+    /// The UIDs of the messages before a position whose mod-sequence is after `since`, and is not `but`, with it.
+    pub fn modified(
+        &self,
+        before: usize,
+        since: ModSeq,
+        but: Option<ModSeq>,
+    ) -> impl Iterator<Item = (u32, ModSeq)> + '_ {
+        let is_wanted = move |modseq: ModSeq| modseq > since && Some(modseq) != but;
+        let blocks = self.blocks.iter().zip(&self.starts).take_while(move |&(_, &start)| (start as usize) < before);
+        // A change of all messages leaves blocks that need one look each.
+        let blocks = blocks.filter(move |(block, _)| block.width(MODSEQ) > 0 || is_wanted(block.modseq(0)));
+        let packed = blocks.flat_map(move |(block, &start)| {
+            let rows = block.rows.min(before - start as usize);
+            (0..rows).map(|number| (block.uid(number), block.modseq(number)))
+        });
+        let open = self.open.iter().take(before.saturating_sub(self.open_start()));
+        packed
+            .chain(open.map(|row| (row[UID] as u32, ModSeq(row[MODSEQ]))))
+            .filter(move |&(_, modseq)| is_wanted(modseq))
+    }
+
+    /// Calls `visit` with both ends of each run of UIDs without a gap from `first` to `last`, ascending. Runs may be adjacent.
+    pub fn visit_runs(&self, first: u32, last: u32, mut visit: impl FnMut(u32, u32)) {
+        let mut at = self.position(Uid(first)).unwrap_or_else(|at| at);
+        let open_start = self.open_start();
+        let mut run: Option<(u32, u32)> = None;
+        let mut add = |from: u32, to: u32| match &mut run {
+            Some((_, end)) if end.checked_add(1) == Some(from) => *end = to,
+            run => {
+                if let Some((from, to)) = run.replace((from, to)) {
+                    visit(from, to);
+                }
+            }
+        };
+        while at < open_start {
+            let (number, within) = self.place(at);
+            let block = &self.blocks[number];
+            let (from, to) = (block.uid(within), block.uid(block.rows - 1));
+            if from > last {
+                break;
+            }
+            if (to - from) as usize == block.rows - 1 - within {
+                add(from, to.min(last));
+            } else {
+                (within..block.rows)
+                    .map(|row| block.uid(row))
+                    .take_while(|&uid| uid <= last)
+                    .for_each(|uid| add(uid, uid));
+            }
+            at += block.rows - within;
+        }
+        let rows = self.open.get(at.saturating_sub(open_start)..).unwrap_or_default();
+        rows.iter().map(|row| row[UID] as u32).take_while(|&uid| uid <= last).for_each(|uid| add(uid, uid));
+        if let Some((from, to)) = run {
+            visit(from, to);
+        }
+    }
+
     /// The UIDs with the sizes of their messages from a position on.
     pub fn uids_and_sizes_from(&self, at: usize) -> impl Iterator<Item = (u32, u64)> + '_ {
         let packed = |block: &Block, number| (block.uid(number), block.size(number));
@@ -465,6 +523,10 @@ mod tests {
         assert!(messages.uids().eq(expected.keys().copied()));
         let modseqs = expected.values().map(|message| (message.uid.0, message.modseq));
         assert!(messages.uids_and_modseqs_from(0).eq(modseqs));
+        let mut runs = Vec::new();
+        messages.visit_runs(0, u32::MAX, |first, last| runs.push((first, last)));
+        assert!(runs.windows(2).all(|runs| runs[0].1 + 1 < runs[1].0), "each run is as long as can be");
+        assert!(runs.iter().flat_map(|&(first, last)| first..=last).eq(expected.keys().copied()));
         let sizes = expected.values().map(|message| (message.uid.0, message.size));
         assert!(messages.uids_and_sizes_from(0).eq(sizes));
         for (at, (&uid, message)) in expected.iter().enumerate() {
@@ -477,6 +539,18 @@ mod tests {
         for at in [0, 1, 127, 128, 129, expected.len() / 2, expected.len(), expected.len() + 1] {
             assert!(messages.iter_from(at).eq(expected.values().copied().skip(at)), "from {at}");
             assert!(messages.uids_from(at).eq(expected.keys().copied().skip(at)), "from {at}");
+            let Some((first, anchor)) = expected.iter().nth(at) else { continue };
+            for last in [first.saturating_sub(1), *first, first + 200, u32::MAX] {
+                let mut between = Vec::new();
+                messages.visit_runs(*first, last, |from, to| between.extend(from..=to));
+                let wanted = expected.keys().copied().filter(|uid| (*first..=last).contains(uid));
+                assert!(between.into_iter().eq(wanted), "from {first} to {last}");
+            }
+            for (since, but) in [(ModSeq(0), None), (anchor.modseq, None), (ModSeq(1), Some(anchor.modseq))] {
+                let modified = expected.values().take(at).map(|message| (message.uid.0, message.modseq));
+                let modified = modified.filter(|&(_, modseq)| modseq > since && Some(modseq) != but);
+                assert!(messages.modified(at, since, but).eq(modified), "before {at} since {since:?} but {but:?}");
+            }
         }
         assert_eq!(*messages, expected.values().copied().collect());
     }

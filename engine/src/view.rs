@@ -122,7 +122,7 @@ pub struct View<S: Storage> {
     recent: Runs,
     claims_recent: bool,
     first_unseen: Option<u32>,
-    /// The session's last change that it knows of without being told, and the messages of which nothing else is new.
+    /// The session's last change that it knows of without being told, and the messages of which something else is new.
     own: (ModSeq, UidSet),
 }
 
@@ -278,7 +278,7 @@ impl<S: Storage> View<S> {
         let shard = &self.shard;
         let stored = shard.store_flags_knowing(self.mailbox, uids, op, flags, unchanged_since, self.modseq).await?;
         if let Some(modseq) = stored.modseq {
-            self.own = (modseq, UidSet(&stored.changed.0 - &stored.news.0));
+            self.own = (modseq, stored.news.clone());
         }
         Ok(stored)
     }
@@ -332,10 +332,11 @@ impl<S: Storage> View<S> {
             let start = index.position(Uid(known_below)).unwrap_or_else(|at| at);
             let arrived = || index.messages.uids_and_modseqs_from(start).map(|(_, modseq)| modseq);
             if modseq > old_modseq && !all_from_arrivals(arrived(), old_modseq, modseq) {
-                let (own_modseq, own_uids) = std::mem::take(&mut self.own);
-                for (uid, modseq) in index.messages.uids_and_modseqs_from(0).take(start) {
-                    let is_own = modseq == own_modseq && own_uids.contains(Uid(uid));
-                    if modseq <= old_modseq || is_own {
+                let (own_modseq, news) = std::mem::take(&mut self.own);
+                // Each change has a mod-sequence of its own: what has this one was changed by this session last.
+                let known = news.is_empty().then_some(own_modseq);
+                for (uid, modseq) in index.messages.modified(start, old_modseq, known) {
+                    if modseq == own_modseq && !news.contains(Uid(uid)) {
                         continue;
                     }
                     if let Some(sequence) = self.uids.sequence_of(uid) {

@@ -7,7 +7,7 @@ use crate::error::{EngineError, Refusal};
 use crate::flags::{Flags, KEYWORDS_MAX};
 use crate::format::checksum;
 use crate::format::frame::{BLOCK_RAW_BYTES, FrameInfo, HEADER_RAW_BYTES, Packer};
-use crate::format::message::{BlockReference, MessageHead, PREFIX_BYTES_MAX, Placement};
+use crate::format::message::{BlockReference, MessageHead, PLACEMENTS_MAX, PREFIX_BYTES_MAX, Placement};
 use crate::format::record::{Keyword, Record};
 use crate::ids::{AccountId, Lsn, MailboxId, ModSeq, Uid};
 use crate::index::MESSAGES_MAX;
@@ -397,9 +397,10 @@ fn groups_of(targets: Vec<Target>) -> Vec<Vec<Target>> {
         if has_keyword(&target.flags) {
             indexes += 1;
         }
-        if indexes > INDEXES_KEPT {
+        let is_full = groups.last().is_some_and(|group| group.len() >= PLACEMENTS_MAX);
+        if indexes > INDEXES_KEPT || is_full {
             groups.push(Vec::new());
-            indexes = 1;
+            indexes = usize::from(has_keyword(&target.flags));
         }
         if let Some(group) = groups.last_mut() {
             group.push(target);
@@ -410,4 +411,27 @@ fn groups_of(targets: Vec<Target>) -> Vec<Vec<Target>> {
 
 fn has_keyword(flags: &[FlagName]) -> bool {
     flags.iter().any(|flag| matches!(flag, FlagName::Keyword(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An index names a placement of a record by 16 bits.
+    #[test]
+    fn a_record_has_no_more_placements_than_can_be_named() {
+        let target = |number| Target {
+            account: AccountId(number),
+            mailbox: TargetMailbox::Inbox,
+            prefix: Vec::new(),
+            flags: Vec::new(),
+            internal_date: None,
+        };
+        let groups = groups_of((0..70_000).map(target).collect());
+        let sizes: Vec<usize> = groups.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [PLACEMENTS_MAX, PLACEMENTS_MAX, 70_000 - 2 * PLACEMENTS_MAX]);
+        assert!(u16::try_from(PLACEMENTS_MAX).is_ok());
+        let accounts = groups.iter().flatten().map(|target| target.account.0);
+        assert!(accounts.eq(0..70_000), "in order");
+    }
 }

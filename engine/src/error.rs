@@ -27,6 +27,8 @@ pub enum Refusal {
     TooManyMessages { messages: u64, limit: u64 },
     #[error("the mailbox is full: it has as many messages as the limit of {0} allows")]
     MailboxFull(u32),
+    #[error("the account has {0} mailboxes, as many as it may have")]
+    TooManyMailboxes(usize),
     #[error("no more than {0} subscriptions: remove some")]
     TooManySubscriptions(usize),
     #[error("the mailbox has used up its UIDs: create another")]

@@ -22,6 +22,8 @@ pub const SEPARATOR: char = '/';
 pub const NAME_BYTES_MAX: usize = 1000;
 /// Names that an account can be subscribed to.
 pub const SUBSCRIPTIONS_MAX: usize = 10_000;
+/// Mailboxes of an account, whose names a LIST goes through.
+pub const MAILBOXES_MAX: usize = 10_000;
 /// Levels of a mailbox name.
 pub const NAME_LEVELS_MAX: usize = 50;
 
@@ -149,6 +151,9 @@ impl<S: Storage> Shard<S> {
             let above = name.match_indices(SEPARATOR).map(|(at, _)| &name[..at]).filter(|level| !exists(level));
             let mut levels: Vec<(&str, u16)> = above.map(|level| (level, 0)).collect();
             levels.push((&name, special_use));
+            if existing.map_or(0, |mailboxes| mailboxes.len()) + levels.len() > MAILBOXES_MAX {
+                return Err(Refusal::TooManyMailboxes(MAILBOXES_MAX).into());
+            }
             let first_uid_validity = self.uid_validity_next(&state, account);
             let mailbox = self.push_creations(&mut log, account, &levels, first_uid_validity);
             (mailbox, self.ticket(&mut log))

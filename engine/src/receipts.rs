@@ -66,6 +66,14 @@ impl<S: Storage> Shard<S> {
         self.write_receipts(keys.iter().map(|&key| (key, expires_ms)).collect()).await
     }
 
+    /// Forgets receipts that have served. A crash before the next checkpoint brings them back, until they expire.
+    pub fn forget_received(&self, keys: &[ReceiptKey]) {
+        let mut state = self.0.state.borrow_mut();
+        for key in keys {
+            state.receipts.0.remove(key);
+        }
+    }
+
     /// Writes the receipts that still count into the log once more, so that a checkpoint whose replay begins before them need
     /// not keep what is older.
     pub(crate) async fn carry_receipts_over(&self) -> Result<(), EngineError> {

@@ -10,6 +10,9 @@ use crate::ids::{Location, Lsn, MailboxId, MessageId, ModSeq, Uid};
 /// The prefix of one placement (trace headers of one recipient) is at most this long.
 pub const PREFIX_BYTES_MAX: usize = 8 << 10;
 
+/// Placements of one record. An index names them by 16 bits.
+pub const PLACEMENTS_MAX: usize = 32_768;
+
 /// A message in a mailbox.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Placement {
@@ -188,7 +191,13 @@ impl MessageHead {
         let mut crc = Input(&sealed[4..8]);
         let expected = u32::take(&mut crc).map_err(|source| FormatError::Decode { what: WHAT, source })?;
         verify_checksum(WHAT, expected, &sealed[HEAD_SEAL_BYTES..])?;
-        Self::decode(&sealed[HEAD_SEAL_BYTES..]).map_err(|source| FormatError::Decode { what: WHAT, source })
+        let head =
+            Self::decode(&sealed[HEAD_SEAL_BYTES..]).map_err(|source| FormatError::Decode { what: WHAT, source })?;
+        if head.placements.len() > PLACEMENTS_MAX {
+            let detail = format!("{} placements", head.placements.len());
+            return Err(FormatError::Misplaced { what: WHAT, detail });
+        }
+        Ok(head)
     }
 
     /// Stored bytes of the frames in the record, in their order there.

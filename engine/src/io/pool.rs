@@ -117,6 +117,8 @@ impl Queue {
 pub(super) struct Shared {
     /// CPU-heavy jobs, at low priority: as many threads as cores.
     pub(super) offload: Pool,
+    /// The same for passwords, which strangers can ask for as often as they like.
+    pub(super) passwords: Pool,
     /// Operations on names and lengths: rare, and too slow (a journal commit) for a worker.
     pub(super) metadata: Pool,
 }
@@ -130,6 +132,7 @@ pub(super) fn shared() -> io::Result<&'static Shared> {
     let cores = std::thread::available_parallelism()?.get();
     let shared = Shared {
         offload: Pool::new("offload", cores, Priority::Low)?,
+        passwords: Pool::new("passwords", cores, Priority::Low)?,
         metadata: Pool::new("metadata", 2, Priority::Normal)?,
     };
     // Another thread may have been faster; its pools stay, and ours end.

@@ -80,6 +80,15 @@ struct Worker {
 }
 
 impl RealIo {
+    /// [`Runtime::offload`] for the checking of passwords, on threads of its own: what strangers make the server compute must not hold
+    /// up anything else.
+    pub fn offload_password<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> impl Future<Output = T> {
+        self.0.shared.passwords.run(job)
+    }
+
     /// `IoKind::Uring` or `IoKind::Epoll`.
     #[must_use]
     pub fn kind(&self) -> IoKind {

@@ -190,6 +190,7 @@ impl Framer {
                 State::Literal { missing } => {
                     let taken = rest.len().min(usize::try_from(missing).unwrap_or(usize::MAX));
                     if let Some(literal) = self.frame.literals.last_mut() {
+                        make_room(&mut literal.bytes, taken, missing);
                         literal.bytes.extend_from_slice(&rest[..taken]);
                         literal.has_nul |= memchr(0, &rest[..taken]).is_some();
                     }
@@ -234,7 +235,7 @@ impl Framer {
     pub fn accept_literal(&mut self, output: &mut Vec<u8>) {
         let State::Asked(announced) = self.state else { return };
         // The size is the client's claim. It is believed as far as a modest first allocation.
-        const FIRST_ALLOCATION_BYTES_MAX: u64 = 256 * 1024;
+        const FIRST_ALLOCATION_BYTES_MAX: u64 = 64 * 1024;
         let bytes = Vec::with_capacity(announced.bytes.min(FIRST_ALLOCATION_BYTES_MAX) as usize);
         self.frame.literals.push(Literal { bytes, is_literal8: announced.is_literal8, has_nul: false });
         self.literal_bytes += announced.bytes;
@@ -250,6 +251,28 @@ impl Framer {
         let State::Asked(announced) = self.state else { return Event::AnswerOwed };
         let refusal = Refusal { tag: self.tag(), status: Status::No, code, text: text.into() };
         self.refuse(announced, refusal)
+    }
+
+    /// Gives up a literal that is coming in, and its command: it is answered with NO, `code` and `text`, and what is still to come
+    /// of it is read and dropped. Gives the response, or a fatal one where that is too much. Between [`Event::NeedInput`] and the
+    /// next step.
+    pub fn abandon_literal(&mut self, code: Option<Code<'static>>, text: &'static str) -> Event {
+        let refusal = Refusal { tag: self.tag(), status: Status::No, code, text: text.into() };
+        let state = self.state;
+        match state {
+            State::Literal { missing } => {
+                self.reset();
+                // Whether it waited for a continuation or not, it has been told to send.
+                let announced = Announced { bytes: missing, synchronizing: false, is_literal8: false };
+                self.drop_what_follows(Some(announced)).unwrap_or(Event::Refused(refusal))
+            }
+            State::Line if !self.frame.literals.is_empty() => {
+                self.reset();
+                self.state = State::DropLine;
+                Event::Refused(refusal)
+            }
+            _ => Event::NeedInput,
+        }
     }
 
     /// Takes a line, or the beginning of one.
@@ -357,6 +380,16 @@ impl Framer {
     fn is_append(&self) -> bool {
         let mut words = self.frame.text.split(|&b| b == b' ');
         words.nth(1).is_some_and(|word| word.eq_ignore_ascii_case(b"APPEND"))
+    }
+}
+
+/// Grows by an eighth, not to the double: what is held counts, and must fit where the literal does.
+fn make_room(bytes: &mut Vec<u8>, more: usize, missing: u64) {
+    const STEP_BYTES: usize = 64 * 1024;
+    let (len, capacity) = (bytes.len(), bytes.capacity());
+    if capacity - len < more {
+        let missing = usize::try_from(missing).unwrap_or(usize::MAX);
+        bytes.reserve_exact(more.max(len / 8).max(STEP_BYTES).min(missing).max(more));
     }
 }
 

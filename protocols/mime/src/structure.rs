@@ -13,6 +13,8 @@ use crate::words::push_percent_decoded;
 pub const DEPTH_MAX: usize = 100;
 /// Further parts are text of the last one.
 pub const PARTS_MAX: usize = 10_000;
+/// A multipart with a longer boundary is a leaf. RFC 2046, 5.1.1 allows 70; each line of the body may have to be compared with it.
+pub const BOUNDARY_BYTES_MAX: usize = 256;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -199,9 +201,17 @@ fn kind_of(message: &[u8], fields: &FieldIndex, in_digest: bool) -> (Kind, Vec<u
         }
     });
     match boundary {
-        Some(boundary) if !boundary.is_empty() => (Kind::Multipart, boundary, subtype.eq_ignore_ascii_case(b"digest")),
+        Some(boundary) if is_boundary(&boundary) => {
+            (Kind::Multipart, boundary, subtype.eq_ignore_ascii_case(b"digest"))
+        }
         _ => leaf,
     }
+}
+
+/// What is part of a line, and not too long. One that held line ends could match from line to line.
+fn is_boundary(boundary: &[u8]) -> bool {
+    (1..=BOUNDARY_BYTES_MAX).contains(&boundary.len())
+        && !boundary.iter().any(|octet| matches!(octet, b'\r' | b'\n' | 0))
 }
 
 /// `extended-value = charset "'" language "'" *( ext-octet / attribute-char )` (RFC 2231, 7). A boundary is ASCII, so the
@@ -379,6 +389,26 @@ mod tests {
         let parts = scan(many.as_bytes());
         check(many.as_bytes(), &parts);
         assert_eq!(parts.len(), PARTS_MAX);
+    }
+
+    /// Trap 33: a boundary that matches nearly to its end at every line, by line ends of its own or by its length.
+    #[test]
+    fn trap_33_boundaries_that_take_long_to_tell_apart() {
+        let start = std::time::Instant::now();
+        let over_lines = format!(
+            "Content-Type: multipart/mixed; boundary*=x''{}x\r\n\r\n{}",
+            "%0D%0A--".repeat(200_000),
+            "--\r\n".repeat(500_000)
+        );
+        assert_eq!(scan(over_lines.as_bytes()).len(), 1);
+        let long = "a".repeat(500_000);
+        let too_long = format!("Content-Type: multipart/mixed; boundary={long}\r\n\r\n--{long}\r\n\r\nx");
+        assert_eq!(scan(too_long.as_bytes()).len(), 1);
+        let longest = "a".repeat(BOUNDARY_BYTES_MAX);
+        let lines = format!("--{}\r\n", &longest[1..]).repeat(20_000);
+        let message = format!("Content-Type: multipart/mixed; boundary={longest}\r\n\r\n{lines}--{longest}\r\n\r\nx");
+        assert_eq!(scan(message.as_bytes()).len(), 2);
+        assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
     }
 
     /// Trap 34: a multipart within itself, by the same boundary, ends.

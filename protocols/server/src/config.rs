@@ -271,6 +271,11 @@ pub enum ConfigError {
     Level { name: String, above: String },
     #[error("delivery.postmaster names an account: {0}")]
     Postmaster(crate::accounts::NameError),
+    #[error(
+        "limits.in_flight_bytes is {in_flight}, and must be at least limits.message_bytes and 64 KB, {needed}: else the largest message \
+         could never come in"
+    )]
+    InFlight { in_flight: u64, needed: u64 },
     #[error("the configuration key {key} is {value}, but must be {range}")]
     Range { key: &'static str, value: u64, range: &'static str },
 }
@@ -405,6 +410,10 @@ impl Config {
             {
                 return Err(ConfigError::Range { key, value, range: text });
             }
+        }
+        let (in_flight, needed) = (self.limits.in_flight_bytes, self.limits.message_bytes + (64 << 10));
+        if in_flight < needed {
+            return Err(ConfigError::InFlight { in_flight, needed });
         }
         Ok(())
     }

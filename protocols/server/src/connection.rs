@@ -27,14 +27,24 @@ pub enum End {
     Stopping,
 }
 
+/// How long a client may take for what is sent to it.
+#[derive(Clone, Copy)]
+enum Patience {
+    /// So long for each piece that it takes.
+    WhileTaken(Duration),
+    /// Until then, on the worker's clock.
+    InAll(Duration),
+}
+
 pub struct Connection {
     socket: Socket,
     context: Rc<Context>,
     identity: Identity,
     tls: RefCell<Option<Tls>>,
     is_tls: Cell<bool>,
-    /// When it came to this worker, on the worker's clock.
+    /// When it came to this worker, on the worker's clock, and how old it was then.
     begun: Duration,
+    age: Duration,
     _listed: Listed,
     /// It waits for a new command: it can be closed without harm.
     at_rest: Cell<bool>,
@@ -55,6 +65,7 @@ pub struct Moving {
     fd: OwnedFd,
     identity: Identity,
     tls: Option<Tls>,
+    age: Duration,
 }
 
 impl Connection {
@@ -62,7 +73,7 @@ impl Connection {
     /// The descriptor cannot be waited for.
     pub fn new(context: &Rc<Context>, fd: OwnedFd, admission: Admission, peer: Option<IpAddr>) -> io::Result<Rc<Self>> {
         let identity = Identity { admission, peer, id: context.node.next_connection() };
-        Self::arrive(context, Moving { fd, identity, tls: None })
+        Self::arrive(context, Moving { fd, identity, tls: None, age: Duration::ZERO })
     }
 
     /// Takes a connection that comes from another worker.
@@ -70,7 +81,7 @@ impl Connection {
     /// # Errors
     /// The descriptor cannot be waited for.
     pub fn arrive(context: &Rc<Context>, moving: Moving) -> io::Result<Rc<Self>> {
-        let Moving { fd, identity, tls } = moving;
+        let Moving { fd, identity, tls, age } = moving;
         let socket = context.io.socket(fd)?;
         Ok(Rc::new_cyclic(|connection| Self {
             socket,
@@ -79,6 +90,7 @@ impl Connection {
             is_tls: Cell::new(tls.is_some()),
             tls: RefCell::new(tls),
             begun: context.io.now(),
+            age,
             _listed: Listed { number: context.register(connection.clone()), context: Rc::clone(context) },
             at_rest: Cell::new(false),
             cut: Cell::new(false),
@@ -88,9 +100,10 @@ impl Connection {
     /// Takes the connection off this worker. `None` if it ended meanwhile, or others hold on to it.
     pub async fn depart(self: Rc<Self>) -> Option<Moving> {
         let connection = Rc::into_inner(self)?;
+        let age = connection.age();
         let Self { socket, identity, tls, .. } = connection;
         let fd = socket.into_fd().await.ok()?;
-        Some(Moving { fd, identity, tls: tls.into_inner() })
+        Some(Moving { fd, identity, tls: tls.into_inner(), age })
     }
 
     pub fn peer(&self) -> Option<IpAddr> {
@@ -119,12 +132,21 @@ impl Connection {
         self.identity.admission.admit_user(account)
     }
 
+    /// Takes it off the connections of its account.
+    pub fn dismiss_user(&self) {
+        self.identity.admission.dismiss_user();
+    }
+
+    fn age(&self) -> Duration {
+        self.age + self.context.io.now().saturating_sub(self.begun)
+    }
+
     /// What is left of `limit` since the connection came: the time of the last wait of those who do not get done.
     ///
     /// # Errors
     /// Nothing is left. A client that always says something at once would never be found to be late by waiting for it.
     pub fn time_left(&self, limit: Duration) -> Result<Duration, End> {
-        let left = limit.saturating_sub(self.context.io.now() - self.begun);
+        let left = limit.saturating_sub(self.age());
         if left.is_zero() { Err(End::TimedOut) } else { Ok(left) }
     }
 
@@ -172,7 +194,7 @@ impl Connection {
             // Alerts as well as the next step.
             buffer.clear();
             tls.write_to(&mut buffer);
-            let sent = self.send_raw(&mut buffer, left).await;
+            let sent = self.send_raw(&mut buffer, Patience::InAll(begun + limits::TLS_HANDSHAKE)).await;
             match progress {
                 Ok(false) if sent.is_ok() => {}
                 Ok(true) => break sent,
@@ -200,7 +222,15 @@ impl Connection {
 
     /// Waits for input and receives it. A client at rest keeps its buffer only while few do; the others wait without one.
     pub async fn input(&self, buffer: &mut Vec<u8>, timeout: Duration, at_rest: bool) -> Result<(), End> {
-        while !self.input_once(buffer, timeout, at_rest).await? {}
+        let begun = self.context.io.now();
+        let mut left = timeout;
+        while !self.input_once(buffer, left, at_rest).await? {
+            // Parts of a TLS record are no words.
+            left = timeout.saturating_sub(self.context.io.now() - begun);
+            if left.is_zero() {
+                return Err(End::TimedOut);
+            }
+        }
         Ok(())
     }
 
@@ -270,7 +300,7 @@ impl Connection {
         self.context.give_buffer(ciphertext);
         received?;
         if !answer.is_empty() {
-            self.send_raw(&mut answer, timeout).await?;
+            self.send_raw(&mut answer, Patience::WhileTaken(timeout)).await?;
         }
         match result {
             _ if buffer.len() > before => Ok(true),
@@ -288,27 +318,33 @@ impl Connection {
     /// # Errors
     /// The client has gone, or takes nothing.
     pub async fn send(&self, buffer: &mut Vec<u8>) -> Result<(), End> {
-        self.send_within(buffer, Duration::from_secs(self.context.node.config.limits.send_timeout_s)).await
+        let timeout = Duration::from_secs(self.context.node.config.limits.send_timeout_s);
+        self.send_within(buffer, Patience::WhileTaken(timeout)).await
     }
 
-    async fn send_within(&self, buffer: &mut Vec<u8>, timeout: Duration) -> Result<(), End> {
+    /// As [`Connection::send`], within so much time in all.
+    pub async fn send_by(&self, buffer: &mut Vec<u8>, timeout: Duration) -> Result<(), End> {
+        self.send_within(buffer, Patience::InAll(self.context.io.now() + timeout)).await
+    }
+
+    async fn send_within(&self, buffer: &mut Vec<u8>, patience: Patience) -> Result<(), End> {
         if buffer.is_empty() {
             return Ok(());
         }
         if self.is_tls() {
-            return Box::pin(self.send_tls(buffer, timeout)).await;
+            return Box::pin(self.send_tls(buffer, patience)).await;
         }
-        self.send_raw(buffer, timeout).await
+        self.send_raw(buffer, patience).await
     }
 
-    async fn send_tls(&self, buffer: &mut Vec<u8>, timeout: Duration) -> Result<(), End> {
+    async fn send_tls(&self, buffer: &mut Vec<u8>, patience: Patience) -> Result<(), End> {
         let mut ciphertext = self.context.take_buffer();
         let mut result = Ok(());
         for piece in buffer.chunks(limits::OUTPUT_BYTES) {
             if let Some(tls) = self.tls.borrow_mut().as_mut() {
                 tls.encrypt(piece, &mut ciphertext);
             }
-            result = self.send_raw(&mut ciphertext, timeout).await;
+            result = self.send_raw(&mut ciphertext, patience).await;
             if result.is_err() {
                 break;
             }
@@ -318,8 +354,15 @@ impl Connection {
         result
     }
 
-    async fn send_raw(&self, buffer: &mut Vec<u8>, timeout: Duration) -> Result<(), End> {
-        let (result, mut returned) = self.socket.send_all_patiently(std::mem::take(buffer), timeout).await;
+    async fn send_raw(&self, buffer: &mut Vec<u8>, patience: Patience) -> Result<(), End> {
+        let octets = std::mem::take(buffer);
+        let (result, mut returned) = match patience {
+            Patience::WhileTaken(timeout) => self.socket.send_all_patiently(octets, timeout).await,
+            Patience::InAll(end) => {
+                self.socket.set_deadline(end.saturating_sub(self.context.io.now()));
+                self.socket.send_all(octets).await
+            }
+        };
         returned.clear();
         *buffer = returned;
         result.map_err(|_| End::Closed)
@@ -328,22 +371,26 @@ impl Connection {
     /// Says the last words, and closes. A client that has sent more than was read would lose them to the reset that closing
     /// causes then, so for a moment its input is read and dropped.
     pub async fn finish(&self, mut output: Vec<u8>) {
-        const PATIENCE: Duration = Duration::from_secs(2);
+        let begun = self.context.io.now();
+        let left = || limits::FAREWELL.saturating_sub(self.context.io.now() - begun);
         const DROPPED_BYTES_MAX: usize = 1 << 20;
-        let mut sent = self.send_within(&mut output, PATIENCE).await;
+        let mut sent = self.send_by(&mut output, left()).await;
         let mut farewell = Vec::new();
         if let Some(tls) = self.tls.borrow_mut().as_mut() {
             tls.close(&mut farewell);
         }
         if sent.is_ok() && !farewell.is_empty() {
-            sent = self.send_raw(&mut farewell, PATIENCE).await;
+            sent = self.send_raw(&mut farewell, Patience::InAll(begun + limits::FAREWELL)).await;
         }
         if sent.is_err() || self.socket.shutdown(Shutdown::Write).is_err() {
             return;
         }
         let mut buffer = self.context.take_buffer();
         let mut dropped = 0;
-        while dropped < DROPPED_BYTES_MAX && self.receive_raw(&mut buffer, PATIENCE, true).await.is_ok() {
+        while dropped < DROPPED_BYTES_MAX
+            && !left().is_zero()
+            && self.receive_raw(&mut buffer, left(), true).await.is_ok()
+        {
             dropped += buffer.len();
             buffer.clear();
         }

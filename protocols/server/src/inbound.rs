@@ -7,6 +7,7 @@
 //! SMTP has one answer for all recipients. If only some of them have the message, the client has to repeat it; the shards that
 //! have it keep receipts, and swallow the repetition.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use posthaste_engine::deliver::{Prepared, Target, TargetMailbox};
 use posthaste_engine::error::{EngineError, Refusal};
 use posthaste_engine::format::frame::{FRAME_RAW_BYTES_MAX, Packer};
 use posthaste_engine::format::record::AccountRecord;
-use posthaste_engine::ids::ShardId;
+use posthaste_engine::ids::{AccountId, ShardId};
 use posthaste_engine::io::Runtime;
 use posthaste_engine::receipts::ReceiptKey;
 use posthaste_engine::shard::ExpectedDelivery;
@@ -52,6 +53,8 @@ struct Inbound {
     expected: Vec<ExpectedDelivery<Storage>>,
     /// Room for the message that is coming in.
     reservation: Option<Reservation>,
+    /// When that message began to come.
+    data_begun: Duration,
 }
 
 impl Inbound {
@@ -72,6 +75,7 @@ impl Inbound {
             shards: Vec::new(),
             expected: Vec::new(),
             reservation: None,
+            data_begun: Duration::ZERO,
         }
     }
 
@@ -133,6 +137,9 @@ impl Inbound {
             self.reservation = None;
             self.expected.clear();
         }
+        if self.reservation.is_some() && self.context.io.now().saturating_sub(self.data_begun) > limits::TRANSFER {
+            return Err(End::TimedOut);
+        }
         self.connection.send(&mut self.output).await?;
         let at_rest = self.session.is_idle();
         if at_rest {
@@ -193,10 +200,13 @@ impl Inbound {
 
     /// The answer to DATA: takes the message if there is room for it.
     fn begin_data(&mut self, bytes: u64) {
-        self.reservation = self.context.node.reserve(bytes);
+        // Nobody takes room by announcing: it is taken as the message comes.
+        let node = &self.context.node;
+        self.reservation = node.reserve(0).filter(|_| node.has_room(bytes));
         if self.reservation.is_none() {
             return self.session.refuse(&Reply::busy(), &mut self.output);
         }
+        self.data_begun = self.context.io.now();
         // Shards of other workers see their deliveries coming in batches anyway.
         let worker = &self.context.worker;
         self.expected =
@@ -257,6 +267,7 @@ impl Inbound {
         // By shard: the targets, and of each recipient which of them it is. Someone named twice gets one copy.
         let mut groups: Vec<Group> = Vec::new();
         let mut places = Vec::with_capacity(recipients.len());
+        let mut known_targets: HashMap<AccountId, usize> = HashMap::new();
         for recipient in &recipients {
             let account = &recipient.account;
             let known = groups.iter().position(|group| group.shard == account.shard);
@@ -265,8 +276,11 @@ impl Inbound {
                 groups.len() - 1
             });
             let Group { targets, receipts, .. } = &mut groups[group];
-            let known = if recipients.len() == 1 { None } else { position_of(targets, account) };
+            let known = if recipients.len() == 1 { None } else { known_targets.get(&account.account).copied() };
             let target = known.unwrap_or_else(|| {
+                if recipients.len() > 1 {
+                    known_targets.insert(account.account, targets.len());
+                }
                 let mut prefix = Vec::with_capacity(320);
                 write_return_path(&mut prefix, sender.as_ref());
                 write_received(&mut prefix, &Received { recipient: Some(&recipient.mailbox), ..trace });
@@ -305,8 +319,9 @@ impl Inbound {
             }
         });
         let results: Vec<Vec<Result<(), EngineError>>> = join_all(deliveries).await;
-        if content.is_some() && results.iter().flatten().any(Result::is_err) {
-            remember_received(&context, receipts, &results).await;
+        if content.is_some() {
+            let all_have_it = results.iter().flatten().all(Result::is_ok);
+            settle_receipts(&context, receipts, &results, all_have_it).await;
         }
         let answers = places.into_iter().map(|(group, target)| match &results[group][target] {
             Ok(()) => {
@@ -352,18 +367,33 @@ async fn deliver_to(
     }
     let mut each = known.iter();
     targets.retain(|_| !each.next().copied().unwrap_or(false));
+    if targets.is_empty() {
+        return known.into_iter().map(|_| Ok(())).collect();
+    }
     let mut delivered = shard.deliver(prepared, targets).await.into_iter();
     let result = |known| if known { Ok(()) } else { delivered.next().map_or(Ok(()), |result| result.map(drop)) };
     known.into_iter().map(result).collect()
 }
 
-/// Not everybody could be served: those who were must not get the message again when its client repeats it.
-async fn remember_received(
+/// If not everybody could be served, those who were must not get the message again when its client repeats it. Once all have it, the
+/// next of the same content is another message.
+async fn settle_receipts(
     context: &Context,
     receipts: Vec<(ShardId, Vec<ReceiptKey>)>,
     results: &[Vec<Result<(), EngineError>>],
+    all_have_it: bool,
 ) {
     let worker = &context.worker;
+    if all_have_it {
+        if context.node.has_receipts.load(Ordering::Relaxed) {
+            let settled = receipts
+                .into_iter()
+                .map(|(shard, keys)| worker.call(shard, move |shard| async move { shard.forget_received(&keys) }));
+            // A shard that stops forgets nothing, which costs nothing but a receipt.
+            join_all(settled).await;
+        }
+        return;
+    }
     let remembering = receipts.into_iter().zip(results).map(|((shard, keys), results)| async move {
         let done = keys.into_iter().zip(results).filter_map(|(key, result)| result.is_ok().then_some(key));
         let done: Vec<ReceiptKey> = done.collect();
@@ -391,12 +421,17 @@ fn content_hash(sender: Option<&Mailbox>, body: &[u8]) -> u128 {
     u128::from_le_bytes(hash)
 }
 
-/// The answer of SMTP: temporary if the message has to come again for anybody.
+/// The answer of SMTP: final only if it holds for all recipients. Whoever cannot be served for good is refused at RCPT when the message
+/// comes again, and the client knows whom it concerns.
 fn one_for_all(replies: &[Reply]) -> Reply {
     let mut failed = replies.iter().filter(|reply| !reply.is_positive());
-    match failed.clone().find(|reply| reply.code() < 500).or_else(|| failed.next()) {
+    match failed.next() {
         None => Reply::stored(),
-        Some(reply) if replies.len() == 1 || reply.code() >= 500 => reply.clone(),
+        Some(reply)
+            if replies.iter().all(|other| other.code() == reply.code() || other.code().min(reply.code()) >= 500) =>
+        {
+            reply.clone()
+        }
         Some(_) => Reply::new(451, 3, 0, "Not all recipients could be served, try again later"),
     }
 }
@@ -417,10 +452,6 @@ fn hops(message: &[u8]) -> usize {
             None => return hops,
         }
     }
-}
-
-fn position_of(targets: &[Target], account: &AccountRecord) -> Option<usize> {
-    targets.iter().position(|target| target.account == account.account)
 }
 
 /// Parses and compresses a message: here, or elsewhere if it is large.
@@ -487,7 +518,8 @@ mod tests {
         assert_eq!(code(&[Reply::stored(), Reply::stored()]), 250);
         assert_eq!(code(&[Reply::stored(), Reply::busy()]), 451);
         assert_eq!(code(&[Reply::over_quota(), Reply::busy()]), 451);
-        assert_eq!(code(&[Reply::stored(), Reply::over_quota()]), 552, "what will never pass is not asked for again");
+        assert_eq!(code(&[Reply::stored(), Reply::over_quota()]), 451, "at RCPT it will be known whom it concerns");
+        assert_eq!(code(&[Reply::over_quota(), Reply::no_such_user()]), 552);
         assert_eq!(code(&[Reply::busy()]), 452);
     }
 

@@ -39,6 +39,16 @@ pub const BAD_COMMANDS_MAX: u8 = 50;
 pub const POP3_ERRORS_MAX: u32 = 50;
 /// Failed logins after which a connection is closed.
 pub const LOGIN_FAILURES_MAX: u8 = 5;
+/// Recipients without an account after which an SMTP connection is closed.
+pub const RECIPIENTS_REFUSED_MAX: u32 = 100;
+/// The longest that a message may take to come in. Slower than 15 KB a second, the largest does not get through.
+pub const TRANSFER: Duration = Duration::from_secs(3600);
+/// How long the last words of a connection may take, with what the client still has to say.
+pub const FAREWELL: Duration = Duration::from_secs(5);
+/// Passwords of one address that are checked at a time; its others wait, and those of other addresses do not.
+pub const PASSWORDS_AT_ONCE: usize = 2;
+/// Passwords that wait to be checked; past this, a login is refused for now.
+pub const PASSWORDS_WAITING: usize = 1_000;
 /// Bad LMTP commands after which a connection is closed.
 pub const LMTP_ERRORS_MAX: u32 = 20;
 
@@ -56,6 +66,10 @@ pub const FETCH_CHUNK: u64 = 256;
 pub const SEARCH_STEP_OCTETS: usize = 32 * 1024;
 /// Tests of messages by what the index knows before others have their turn: as long.
 pub const SEARCH_STEP_TESTS: usize = 16 * 1024;
+/// Octets of names times octets of patterns that a LIST compares before others have their turn: some 200 us.
+pub const LIST_STEP_COMPARISONS: usize = 512 * 1024;
+/// Octets of headers that a FETCH looks through for fields before others have their turn: some 200 us.
+pub const FIELDS_STEP_OCTETS: usize = 512 * 1024;
 /// What reads more than this into memory, such as a SEARCH in a large message, takes room for it as a delivery does.
 pub const READ_UNRESERVED_BYTES: u64 = 256 * 1024;
 /// Messages that are remembered to be damaged, per worker, so that a client is told before it is promised octets of them.

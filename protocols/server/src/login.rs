@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use posthaste_engine::format::record::AccountRecord;
-use posthaste_engine::io::Runtime;
 
 use crate::accounts;
 use crate::connection::Connection;
@@ -36,12 +35,15 @@ pub async fn log_in(
         .as_ref()
         .is_some_and(|account| node.passwords.is_remembered(account.account.0, &account.password, &password));
     let right = remembered || {
+        let Some(_turn) = node.password_turn(connection.peer()).await else {
+            return LogIn::Refused("Too many logins at once, try again later");
+        };
         let (node, account) = (Arc::clone(&node), account.clone());
         let verify = move || {
             let known = account.as_ref().map(|account| (account.account.0, account.password.as_str()));
             node.passwords.verify(known, &password)
         };
-        context.io.offload(verify).await
+        context.io.offload_password(verify).await
     };
     let (session, peer) = (connection.id(), connection.peer());
     match account.filter(|_| right) {

@@ -16,7 +16,7 @@ use posthaste_engine::node::{Cluster as EngineCluster, Worker as EngineWorker};
 use posthaste_engine::shard::Shard as EngineShard;
 use posthaste_engine::storage::local::Local;
 use posthaste_engine::view::View as EngineView;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::config::Config;
 use crate::connection::Connection;
@@ -90,6 +90,9 @@ pub struct Node {
     addresses: Mutex<HashMap<IpAddr, usize>>,
     /// Connections of each account that has logged in.
     users: Mutex<HashMap<u64, usize>>,
+    /// Passwords that are checked or wait for it, and whose turn it is by address.
+    passwords_waiting: AtomicUsize,
+    password_turns: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
     in_flight_bytes: AtomicU64,
     transactions: AtomicU64,
     connections_ever: AtomicU64,
@@ -107,6 +110,7 @@ impl Node {
         let smtp = posthaste_smtp::Config {
             protocol: posthaste_smtp::Protocol::Smtp,
             recipients_max: config.smtp.recipients,
+            recipients_refused_max: Some(limits::RECIPIENTS_REFUSED_MAX),
             ..lmtp.clone()
         };
         let pop3 = posthaste_pop3::Config {
@@ -130,6 +134,8 @@ impl Node {
             connections: AtomicUsize::new(0),
             addresses: Mutex::default(),
             users: Mutex::default(),
+            passwords_waiting: AtomicUsize::new(0),
+            password_turns: Mutex::default(),
             in_flight_bytes: AtomicU64::new(0),
             transactions: AtomicU64::new(0),
             connections_ever: AtomicU64::new(0),
@@ -194,6 +200,30 @@ impl Node {
         Ok(admission)
     }
 
+    /// Waits for the turn to have a password checked: an address that guesses keeps only itself waiting. Clients of this machine
+    /// are many, and do not wait for each other. `None` if too many wait.
+    pub async fn password_turn(self: &Arc<Self>, peer: Option<IpAddr>) -> Option<PasswordTurn> {
+        let mut turn = PasswordTurn { node: Arc::clone(self), address: None, permit: None };
+        if self.passwords_waiting.fetch_add(1, Ordering::Relaxed) >= limits::PASSWORDS_WAITING {
+            return None;
+        }
+        if let Some(address) = peer.and_then(counted_as) {
+            let turns = {
+                let mut turns = self.password_turns.lock().unwrap_or_else(PoisonError::into_inner);
+                let of_address = turns.entry(address);
+                Arc::clone(of_address.or_insert_with(|| Arc::new(Semaphore::new(limits::PASSWORDS_AT_ONCE))))
+            };
+            turn.address = Some(address);
+            turn.permit = turns.acquire_owned().await.ok();
+        }
+        Some(turn)
+    }
+
+    /// Whether there is room for so much now. It is not taken.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.in_flight_bytes().saturating_add(bytes) <= self.config.limits.in_flight_bytes
+    }
+
     /// Takes room for a client's message; `None` if there is none now.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
         let mut reservation = Reservation { node: Arc::clone(self), bytes: 0 };
@@ -248,14 +278,24 @@ impl Admission {
     /// # Errors
     /// Which limit it would exceed.
     pub fn admit_user(&self, account: u64) -> Result<(), &'static str> {
-        if self.user.get().is_some() {
+        if self.user.get() == Some(account) {
             return Ok(());
         }
+        self.dismiss_user();
         if !count(&self.node.users, account, self.node.config.limits.connections_per_user) {
             return Err("Too many connections of this user");
         }
         self.user.set(Some(account));
         Ok(())
+    }
+}
+
+impl Admission {
+    /// It is the connection of nobody any more.
+    pub fn dismiss_user(&self) {
+        if let Some(user) = self.user.take() {
+            uncount(&self.node.users, &user);
+        }
     }
 }
 
@@ -265,8 +305,27 @@ impl Drop for Admission {
         if let Some(peer) = self.peer {
             uncount(&self.node.addresses, &peer);
         }
-        if let Some(user) = self.user.get() {
-            uncount(&self.node.users, &user);
+        self.dismiss_user();
+    }
+}
+
+/// The turn of a login, until dropped.
+pub struct PasswordTurn {
+    node: Arc<Node>,
+    address: Option<IpAddr>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for PasswordTurn {
+    fn drop(&mut self) {
+        self.node.passwords_waiting.fetch_sub(1, Ordering::Relaxed);
+        drop(self.permit.take());
+        if let Some(address) = self.address {
+            let mut turns = self.node.password_turns.lock().unwrap_or_else(PoisonError::into_inner);
+            // Whoever waits or has a turn holds on to it.
+            if turns.get(&address).is_some_and(|turns| Arc::strong_count(turns) == 1) {
+                turns.remove(&address);
+            }
         }
     }
 }
@@ -278,6 +337,10 @@ pub struct Reservation {
 }
 
 impl Reservation {
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Makes this at least so large. False if there is no room.
     pub fn grow_to(&mut self, bytes: u64) -> bool {
         let Some(more) = bytes.checked_sub(self.bytes).filter(|&more| more > 0) else { return true };

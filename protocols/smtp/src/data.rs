@@ -46,7 +46,7 @@ pub(crate) struct Data {
 impl Data {
     /// `expected_bytes` is the declared size; it is believed only as far as a modest first allocation.
     pub fn new(limit_bytes: u64, expected_bytes: u64) -> Self {
-        const FIRST_ALLOCATION_BYTES_MAX: u64 = 256 * 1024;
+        const FIRST_ALLOCATION_BYTES_MAX: u64 = 64 * 1024;
         let capacity = expected_bytes.min(limit_bytes).min(FIRST_ALLOCATION_BYTES_MAX) as usize;
         Self { state: State::LineStart, verdict: Verdict::Good, bytes: Vec::with_capacity(capacity), limit_bytes }
     }
@@ -93,7 +93,8 @@ impl Data {
                                 self.state = State::Cr;
                             }
                         } else {
-                            self.refuse(Verdict::BareLineEnd);
+                            self.refuse_line_end(&input[run..at]);
+                            run = at;
                         }
                     }
                 },
@@ -102,7 +103,8 @@ impl Data {
                         at += 1;
                         self.state = State::LineStart;
                     } else {
-                        self.refuse(Verdict::BareLineEnd);
+                        self.refuse_line_end(&input[run..at]);
+                        run = at;
                         self.state = State::Line;
                     }
                 }
@@ -127,7 +129,8 @@ impl Data {
                     if byte == b'\n' {
                         return (at + 1, true);
                     }
-                    self.refuse(Verdict::BareLineEnd);
+                    self.refuse_line_end(&input[run..at]);
+                    run = at;
                     self.state = State::Line;
                 }
             }
@@ -143,7 +146,7 @@ impl Data {
         while at < piece.len() {
             if self.state == State::Cr {
                 if piece[at] != b'\n' {
-                    return self.refuse(Verdict::BareLineEnd);
+                    return self.refuse_line_end(&piece[..at]);
                 }
                 self.state = State::Line;
                 at += 1;
@@ -152,7 +155,7 @@ impl Data {
             let Some(distance) = memchr2(b'\r', b'\n', &piece[at..]) else { break };
             at += distance + 1;
             if piece[at - 1] == b'\n' {
-                return self.refuse(Verdict::BareLineEnd);
+                return self.refuse_line_end(&piece[..at]);
             }
             self.state = State::Cr;
         }
@@ -166,6 +169,12 @@ impl Data {
         }
     }
 
+    /// A CR or LF stands alone at the end of `run`. That it was too long before counts first, however the input is cut.
+    fn refuse_line_end(&mut self, run: &[u8]) {
+        self.keep(run);
+        self.refuse(Verdict::BareLineEnd);
+    }
+
     fn keep(&mut self, run: &[u8]) {
         if self.verdict != Verdict::Good {
             return;
@@ -173,7 +182,19 @@ impl Data {
         if (self.bytes.len() + run.len()) as u64 > self.limit_bytes {
             self.refuse(Verdict::TooBig);
         } else {
+            self.make_room(run.len());
             self.bytes.extend_from_slice(run);
+        }
+    }
+
+    /// Grows by an eighth, not to the double: what is held counts, and must fit where the message does.
+    fn make_room(&mut self, more: usize) {
+        const STEP_BYTES: usize = 64 * 1024;
+        let (len, capacity) = (self.bytes.len(), self.bytes.capacity());
+        if capacity - len < more {
+            let wanted = len + more.max(len / 8).max(STEP_BYTES);
+            let limit = usize::try_from(self.limit_bytes).unwrap_or(usize::MAX);
+            self.bytes.reserve_exact(wanted.min(limit).max(len + more) - len);
         }
     }
 }
@@ -229,6 +250,30 @@ mod tests {
             let (result, rest) = read(input.as_bytes(), 1000).expect(end);
             assert_eq!(result, Err(Verdict::BareLineEnd), "{end:?}");
             assert_eq!(rest, b"QUIT\r\n", "{end:?}");
+        }
+    }
+
+    /// Found by fuzzing: of two reasons the one that comes first is told, wherever the input was cut.
+    #[test]
+    fn the_first_reason_counts_however_the_input_is_cut() {
+        for (input, reason) in [
+            (&b"12345678901\n\r\n.\r\n"[..], Verdict::TooBig),
+            (b"12345678901\rx\r\n.\r\n", Verdict::TooBig),
+            (b"123456\n8901\r\n.\r\n", Verdict::BareLineEnd),
+            (b"123456\rx8901\r\n.\r\n", Verdict::BareLineEnd),
+            (b"123456\r\n.\rx234\r\n.\r\n", Verdict::BareLineEnd),
+        ] {
+            for cut in 0..input.len() {
+                let (mut whole, mut chunks) = (Data::new(10, 0), Data::new(10, 0));
+                let (first, second) = input.split_at(cut);
+                let mut ended = whole.feed(first).1;
+                ended |= whole.feed(second).1;
+                assert!(ended, "{cut}");
+                chunks.take(first);
+                chunks.take(second);
+                let input = String::from_utf8_lossy(input);
+                assert_eq!((whole.verdict(), chunks.verdict()), (reason, reason), "{input:?} cut at {cut}");
+            }
         }
     }
 

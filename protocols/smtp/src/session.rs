@@ -31,6 +31,9 @@ pub struct Config {
     pub recipients_max: usize,
     /// Bad commands that a connection may send before it is closed.
     pub errors_max: u32,
+    /// So many recipients that were refused for good end the connection: nobody is to find out by trying who has an account. `None`
+    /// where the client is trusted.
+    pub recipients_refused_max: Option<u32>,
     /// STARTTLS is offered (RFC 3207).
     pub starttls: bool,
 }
@@ -43,6 +46,7 @@ impl Config {
             message_bytes_max: 50 * 1024 * 1024,
             recipients_max: 1000,
             errors_max: 20,
+            recipients_refused_max: None,
             starttls: false,
         }
     }
@@ -141,6 +145,7 @@ pub struct Session<T> {
     /// Why the chunks of the message that is under way do not count: only RSET and a new greeting end that (RFC 3030, 2).
     chunk_refusal: Option<Reply>,
     errors: u32,
+    recipients_refused: u32,
 }
 
 impl<T> Session<T> {
@@ -162,6 +167,7 @@ impl<T> Session<T> {
             transaction: None,
             chunk_refusal: None,
             errors: 0,
+            recipients_refused: 0,
         }
     }
 
@@ -247,7 +253,15 @@ impl<T> Session<T> {
     pub fn refuse(&mut self, reply: &Reply, output: &mut Vec<u8>) {
         debug_assert!(matches!(reply.code(), 400..=599), "{reply:?}");
         match self.phase {
-            Phase::RecipientAsked(_) | Phase::DataAsked(None) => {
+            Phase::RecipientAsked(_) => {
+                self.phase = Phase::Command;
+                reply.write(output);
+                self.recipients_refused += u32::from(reply.code() >= 500);
+                if self.config.recipients_refused_max.is_some_and(|limit| self.recipients_refused >= limit) {
+                    self.close(7, 0, "Too many recipients that do not exist", output);
+                }
+            }
+            Phase::DataAsked(None) => {
                 self.phase = Phase::Command;
                 reply.write(output);
             }
@@ -516,7 +530,7 @@ impl<T> Session<T> {
     fn begin_chunk(&mut self, chunk: Chunk) -> Option<Event<T>> {
         self.phase = Phase::Chunk(chunk);
         let refusal = match &self.transaction {
-            _ if self.chunk_refusal.is_some() => return None,
+            Some(_) if self.chunk_refusal.is_some() => return None,
             Some(transaction) if transaction.chunks.is_some() => return None,
             Some(transaction) if !transaction.recipients.is_empty() => {
                 let declared_bytes = Some(transaction.params.size.unwrap_or(0).max(chunk.octets));
@@ -525,7 +539,10 @@ impl<T> Session<T> {
                 return Some(Event::Data { declared_bytes: declared_bytes.map(|bytes| bytes.min(limit)) });
             }
             Some(_) => self.no_recipients(),
-            None => const { Reply::new(503, 5, 1, "MAIL first") },
+            None => {
+                self.errors += 1;
+                const { Reply::new(503, 5, 1, "MAIL first") }
+            }
         };
         self.chunk_refusal = Some(refusal);
         None
@@ -537,6 +554,10 @@ impl<T> Session<T> {
             refusal.write_times(self.replies_to(last), output);
             if last {
                 self.reset();
+            }
+            if self.errors > self.config.errors_max {
+                self.close(7, 0, "Too many errors", output);
+                return Some(Event::Close);
             }
             return None;
         }

@@ -4,7 +4,8 @@ use crate::wire::{Client, Running};
 
 fn highest_modseq(client: &mut Client) -> u64 {
     let said = client.ok("STATUS INBOX (HIGHESTMODSEQ)");
-    let number = said[0].strip_prefix("* STATUS INBOX (HIGHESTMODSEQ ").and_then(|rest| rest.strip_suffix(')'));
+    let status = said.last().expect("a response");
+    let number = status.strip_prefix("* STATUS INBOX (HIGHESTMODSEQ ").and_then(|rest| rest.strip_suffix(')'));
     number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{said:?}"))
 }
 
@@ -98,6 +99,31 @@ fn every_change_has_a_higher_modseq() {
     let last = highest_modseq(&mut client);
     client.ok("STORE 1 -FLAGS (\\Seen)");
     assert_eq!(highest_modseq(&mut client), last, "nothing has changed");
+    running.stop();
+}
+
+/// RFC 7162, 3.1: whichever command shows first that the client knows of mod-sequences, it is told the highest of the mailbox.
+#[test]
+fn enabling_tells_the_highest_modseq_once() {
+    let running = Running::new();
+    running.login().fill("INBOX", 2);
+    for command in [
+        "ENABLE CONDSTORE",
+        "FETCH 1 (MODSEQ)",
+        "FETCH 1 (FLAGS) (CHANGEDSINCE 1)",
+        "STORE 1 (UNCHANGEDSINCE 1000) +FLAGS.SILENT (\\Seen)",
+        "SEARCH MODSEQ 1",
+        "STATUS INBOX (HIGHESTMODSEQ)",
+    ] {
+        let mut client = running.login();
+        client.ok("SELECT INBOX");
+        let told = |client: &mut Client| {
+            let responses = client.ok(command);
+            responses.iter().filter(|line| line.starts_with("* OK [HIGHESTMODSEQ ")).count()
+        };
+        assert_eq!(told(&mut client), 1, "{command}");
+        assert_eq!(told(&mut client), 0, "{command} once more");
+    }
     running.stop();
 }
 

@@ -39,6 +39,7 @@ fn trap_28_uids_are_used_once() {
     client.ok("SELECT Box");
     client.ok("STORE 3 +FLAGS.SILENT (\\Deleted)");
     client.ok("EXPUNGE");
+    client.ok("ENABLE CONDSTORE");
     let before = client.ok("STATUS Box (UIDVALIDITY UIDNEXT HIGHESTMODSEQ MESSAGES)");
     assert!(before[0].contains("UIDNEXT 4"), "{before:?}");
     let running = running.restart();

@@ -102,7 +102,11 @@ pub(super) fn parse(c: &mut Cursor<'_>, uid: bool) -> Parse<Fetch> {
     let mut items = Vec::new();
     if c.peek() == Some(b'(') {
         c.list(false, |c| {
-            items.push(parse_item(c)?);
+            let item = parse_item(c)?;
+            // Once is enough, and bounds what one response can be.
+            if !items.contains(&item) {
+                items.push(item);
+            }
             if items.len() > ITEMS_MAX { Err(Fault::bad("Too many items")) } else { Ok(()) }
         })?;
     } else if c.eat_word(b"ALL") {

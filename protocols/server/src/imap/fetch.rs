@@ -5,9 +5,11 @@
 //! until the flag is durable.
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use posthaste_engine::changes::FlagOp;
 use posthaste_engine::deliver::FlagName;
+use posthaste_engine::error::EngineError;
 use posthaste_engine::flags::{Flags, UidSet};
 use posthaste_engine::ids::MailboxId;
 use posthaste_engine::index::Message;
@@ -15,9 +17,7 @@ use posthaste_engine::io::Runtime;
 use posthaste_engine::read::{MessageBytes, MessageInfo, Part};
 use posthaste_engine::reading::{Piece, Shape, WHOLE_OCTETS_MAX};
 use posthaste_imap::command::fetch::{Fetch, FetchItem, SectionText};
-use posthaste_imap::response::{
-    Code, FetchWriter, Paused, write_body, write_body_structure, write_envelope, write_nstring,
-};
+use posthaste_imap::response::{Code, FetchWriter, write_body, write_body_structure, write_envelope, write_nstring};
 use posthaste_imap::section::{Extent, extent, header_fields, partial_range};
 use posthaste_imap::types::DateTime;
 use posthaste_mime::digest::DigestBytes;
@@ -25,7 +25,7 @@ use posthaste_mime::{ArchivedDigest, Digest};
 use roaring::RoaringBitmap;
 
 use super::select::Selected;
-use super::{Answer, Failure, Outcome, Session, damaged};
+use super::{Answer, BUSY, Failure, Outcome, Session, damaged};
 use crate::connection::End;
 use crate::limits;
 use crate::node::{Context, Counters, Reservation, Shard};
@@ -111,7 +111,6 @@ pub(super) fn room_to_read(context: &Context, octets: u64) -> Result<Option<Rese
     if octets <= limits::READ_UNRESERVED_BYTES {
         return Ok(None);
     }
-    let busy = || Answer::no(Some(Code::Unavailable), "Too many messages in progress, try again later");
     context.node.reserve(octets).map(Some).ok_or_else(busy)
 }
 
@@ -158,6 +157,42 @@ fn wanted<'i>(item: &'i FetchItem, shape: Shape, digest: Option<&ArchivedDigest>
         SectionText::HeaderFields { .. } => fields(0..header_end),
         SectionText::Mime => Wanted::Nil,
     })
+}
+
+/// Headers, of the message and of messages within, in which fields are looked for, by their octets.
+#[derive(Default)]
+struct Headers {
+    found: Vec<(Range<u64>, Vec<u8>)>,
+    room: Option<Reservation>,
+}
+
+impl Headers {
+    fn has(&self, octets: &Range<u64>) -> bool {
+        self.found.iter().any(|(known, _)| known == octets)
+    }
+
+    fn find(&self, octets: &Range<u64>) -> &[u8] {
+        self.found.iter().find(|(known, _)| known == octets).map_or(&[], |(_, header)| header)
+    }
+
+    /// Takes room for one more, where they are large.
+    fn take_room(&mut self, context: &Context, octets: u64) -> Result<(), Answer> {
+        let held: usize = self.found.iter().map(|(_, header)| header.len()).sum();
+        let octets = octets + held as u64;
+        match &mut self.room {
+            Some(room) => {
+                if !room.grow_to(octets) {
+                    return Err(busy());
+                }
+            }
+            None => self.room = room_to_read(context, octets)?,
+        }
+        Ok(())
+    }
+}
+
+fn busy() -> Answer {
+    Answer::no(Some(Code::Unavailable), BUSY)
 }
 
 /// What a partial leaves of octets.
@@ -226,7 +261,9 @@ impl Session {
         }
         let uids = self.resolve(&fetch.set, fetch.uid)?;
         let needs = Needs::of(&fetch.items);
-        self.condstore |= fetch.changed_since.is_some() || fetch.items.contains(&FetchItem::ModSeq);
+        if fetch.changed_since.is_some() || fetch.items.contains(&FetchItem::ModSeq) {
+            self.enable_condstore();
+        }
         let selected = self.selected()?;
         let (shard, mailbox) = (selected.view.shard().clone(), selected.view.mailbox());
         let sets_seen = !selected.read_only && fetch.items.iter().any(FetchItem::sets_seen);
@@ -238,20 +275,21 @@ impl Session {
                     continue;
                 }
                 self.learn_keywords(info.flags).await?;
-                let (source, digest) = match self.read(&shard, mailbox, &info.message, needs).await {
-                    Ok(read) => read,
-                    // Damage costs the messages that it touches, not the others.
-                    Err(Failure::Answer(answer)) if answer.code == Some(Code::Corruption) => {
-                        unreadable = Some(answer);
-                        continue;
-                    }
-                    Err(failure) => return Err(failure),
-                };
+                let (source, digest, headers) =
+                    match self.read(&shard, mailbox, &info.message, needs, &fetch.items).await {
+                        Ok(read) => read,
+                        // Damage costs the messages that it touches, not the others.
+                        Err(Failure::Answer(answer)) if answer.code == Some(Code::Corruption) => {
+                            unreadable = Some(answer);
+                            continue;
+                        }
+                        Err(failure) => return Err(failure),
+                    };
                 let marks = sets_seen && !info.flags.contains(Flags::SEEN);
                 if marks {
                     newly_seen.insert(info.message.uid);
                 }
-                self.write_message(&fetch.items, &info, &source, digest.as_ref(), marks).await?;
+                self.write_message(&fetch.items, &info, &source, digest.as_ref(), &headers, marks).await?;
                 self.flush_if_full().await?;
             }
         }
@@ -272,14 +310,15 @@ impl Session {
         Ok(Answer::ok("Fetched"))
     }
 
-    /// Reads what the items need.
+    /// Reads what the items need, before anything of the response is written: after that, no answer can be given.
     async fn read(
         &self,
         shard: &Shard,
         mailbox: MailboxId,
         message: &Message,
         needs: Needs,
-    ) -> Result<(Source, Option<DigestBytes>), Failure> {
+        items: &[FetchItem],
+    ) -> Result<(Source, Option<DigestBytes>, Headers), Failure> {
         if needs.part == Some(Part::Whole) && self.context.is_damaged(message.id) {
             return Err(damaged().into());
         }
@@ -290,15 +329,37 @@ impl Session {
             }
             Some(part) => Source::Loaded(shard.read_message(message, mailbox, part).await?),
         };
-        if !needs.digest {
-            return Ok((source, None));
-        }
-        let whole = match &source {
-            Source::Loaded(bytes) if needs.part == Some(Part::Whole) => Some(bytes),
-            _ => None,
+        let digest = if needs.digest {
+            let whole = match &source {
+                Source::Loaded(bytes) if needs.part == Some(Part::Whole) => Some(bytes),
+                _ => None,
+            };
+            digest_of(&self.context, shard, mailbox, message, whole).await?
+        } else {
+            None
         };
-        let digest = digest_of(&self.context, shard, mailbox, message, whole).await?;
-        Ok((source, digest))
+        let mut headers = Headers::default();
+        for item in items {
+            let digest = digest.as_ref().and_then(DigestBytes::digest);
+            let Some(Wanted::Fields { header: octets, .. }) = wanted(item, source.shape(), digest) else { continue };
+            if headers.has(&octets) {
+                continue;
+            }
+            let header = match &source {
+                Source::Loaded(bytes) => cut([&bytes.prefix, &bytes.header, &bytes.body], octets.clone()).concat(),
+                Source::Pieces(_) => {
+                    headers.take_room(&self.context, octets.end - octets.start)?;
+                    let mut reading = shard.open_message(message, mailbox).await?.only(octets.clone());
+                    let mut header = Vec::new();
+                    while let Some(Piece::Header(piece) | Piece::Body(piece)) = reading.next().await? {
+                        header.extend_from_slice(&piece);
+                    }
+                    header
+                }
+            };
+            headers.found.push((octets, header));
+        }
+        Ok((source, digest, headers))
     }
 
     /// One FETCH response. With `marks`, \Seen is about to be set: flags come later.
@@ -308,6 +369,7 @@ impl Session {
         info: &MessageInfo,
         source: &Source,
         digest: Option<&DigestBytes>,
+        headers: &Headers,
         marks: bool,
     ) -> Result<(), Failure> {
         let Some(selected) = self.selected.as_deref() else { return Ok(()) };
@@ -315,7 +377,7 @@ impl Session {
         let digest = digest.and_then(DigestBytes::digest);
         let shape = source.shape();
         let mut fetch = FetchWriter::new(&mut self.output, sequence);
-        let mut empty = true;
+        let (mut empty, mut looked_through) = (true, 0);
         for item in items {
             empty &= marks && matches!(item, FetchItem::Flags | FetchItem::ModSeq);
             match wanted(item, shape, digest) {
@@ -328,22 +390,48 @@ impl Session {
                         fetch.body_section_nil(section);
                     }
                 }
-                Some(text) => match source {
-                    Source::Loaded(bytes) => {
-                        write_loaded(&mut fetch, item, text, bytes);
-                        // Nothing forbids to ask for the same text a hundred times.
-                        if fetch.written() >= limits::OUTPUT_BYTES {
+                Some(Wanted::Fields { header, names, not }) => {
+                    let header = headers.find(&header);
+                    let fields = header_fields(header, names, not);
+                    let octets = narrow(&(0..fields.len() as u64), item);
+                    announce(&mut fetch, item, octets.end - octets.start);
+                    fetch.append(&[&fields[octets.start as usize..octets.end as usize]]);
+                    looked_through += header.len();
+                    if looked_through >= limits::FIELDS_STEP_OCTETS {
+                        looked_through = 0;
+                        self.context.io.yield_now().await;
+                    }
+                }
+                Some(Wanted::Octets(octets)) => {
+                    let octets = narrow(&octets, item);
+                    announce(&mut fetch, item, octets.end - octets.start);
+                    match source {
+                        Source::Loaded(bytes) if octets.end - octets.start <= limits::OUTPUT_BYTES as u64 => {
+                            fetch.append(&cut([&bytes.prefix, &bytes.header, &bytes.body], octets));
+                        }
+                        Source::Loaded(bytes) => {
                             let paused = fetch.pause();
-                            self.flush().await?;
+                            for piece in cut([&bytes.prefix, &bytes.header, &bytes.body], octets) {
+                                for piece in piece.chunks(limits::OUTPUT_BYTES) {
+                                    self.output.extend_from_slice(piece);
+                                    self.flush_if_full().await?;
+                                }
+                            }
+                            fetch = paused.go_on(&mut self.output);
+                        }
+                        Source::Pieces(_) => {
+                            let paused = fetch.pause();
+                            Box::pin(self.stream(&info.message, octets)).await?;
                             fetch = paused.go_on(&mut self.output);
                         }
                     }
-                    Source::Pieces(_) => {
-                        let paused = fetch.pause();
-                        let paused = Box::pin(self.stream_text(item, &info.message, text, paused)).await?;
-                        fetch = paused.go_on(&mut self.output);
-                    }
-                },
+                }
+            }
+            // Nothing forbids to ask for much a hundred times.
+            if fetch.written() >= limits::OUTPUT_BYTES {
+                let paused = fetch.pause();
+                self.flush().await?;
+                fetch = paused.go_on(&mut self.output);
             }
         }
         debug_assert!(!empty, "an item that marks is never left out");
@@ -351,54 +439,25 @@ impl Session {
         Ok(())
     }
 
-    /// Writes the text of an item out of a large message.
-    async fn stream_text(
-        &mut self,
-        item: &FetchItem,
-        message: &Message,
-        text: Wanted<'_>,
-        paused: Paused,
-    ) -> Result<Paused, Failure> {
-        let Some(selected) = self.selected.as_deref() else { return Ok(paused) };
+    /// Sends octets of a large message, which have been announced.
+    async fn stream(&mut self, message: &Message, octets: Range<u64>) -> Result<(), Failure> {
+        let Some(selected) = self.selected.as_deref() else { return Ok(()) };
         let (shard, mailbox) = (selected.view.shard().clone(), selected.view.mailbox());
-        let (octets, found) = match text {
-            Wanted::Nil => return Ok(paused),
-            Wanted::Octets(octets) => (octets, None),
-            Wanted::Fields { header, names, not } => {
-                let _room = room_to_read(&self.context, header.end - header.start)?;
-                let mut reading = shard.open_message(message, mailbox).await?.only(header);
-                let mut header = Vec::new();
-                while let Some(Piece::Header(piece) | Piece::Body(piece)) = reading.next().await? {
-                    header.extend_from_slice(&piece);
-                }
-                let fields = header_fields(&header, names, not);
-                (0..fields.len() as u64, Some(fields))
+        let context = Rc::clone(&self.context);
+        let broken = |error: EngineError| {
+            // The client has been promised more octets, and nothing else can be said. Next time it is known beforehand.
+            tracing::error!(%error, "a connection ends within a message");
+            if matches!(error, EngineError::Damaged(_)) {
+                context.note_damaged(message.id);
             }
+            Failure::from(End::Closed)
         };
-        let octets = narrow(&octets, item);
-        let mut fetch = paused.go_on(&mut self.output);
-        announce(&mut fetch, item, octets.end - octets.start);
-        let paused = fetch.pause();
-        if let Some(fields) = found {
-            self.output.extend_from_slice(&fields[octets.start as usize..octets.end as usize]);
-            return Ok(paused);
+        let mut reading = shard.open_message(message, mailbox).await.map_err(broken)?.only(octets);
+        while let Some(Piece::Header(piece) | Piece::Body(piece)) = reading.next().await.map_err(broken)? {
+            self.output.extend_from_slice(&piece);
+            self.flush_if_full().await?;
         }
-        let mut reading = shard.open_message(message, mailbox).await?.only(octets);
-        loop {
-            match reading.next().await {
-                Ok(Some(Piece::Header(piece) | Piece::Body(piece))) => {
-                    self.output.extend_from_slice(&piece);
-                    self.flush_if_full().await?;
-                }
-                Ok(None) => return Ok(paused),
-                Err(error) => {
-                    // The client has been promised more octets, and nothing else can be said. Next time it is known beforehand.
-                    tracing::error!(%error, "a connection ends within a message");
-                    self.context.note_damaged(message.id);
-                    return Err(End::Closed.into());
-                }
-            }
-        }
+        Ok(())
     }
 }
 
@@ -431,25 +490,6 @@ fn write_item(
             write_nstring(out, digest.map(|digest| digest.preview().as_bytes()));
         }
         FetchItem::Rfc822 | FetchItem::Rfc822Header | FetchItem::Rfc822Text | FetchItem::BodySection(_) => {}
-    }
-}
-
-/// Writes the text of an item out of a message in memory.
-fn write_loaded(fetch: &mut FetchWriter<'_>, item: &FetchItem, text: Wanted<'_>, bytes: &MessageBytes) {
-    let pieces: [&[u8]; 3] = [&bytes.prefix, &bytes.header, &bytes.body];
-    match text {
-        Wanted::Nil => {}
-        Wanted::Octets(octets) => {
-            let octets = narrow(&octets, item);
-            announce(fetch, item, octets.end - octets.start);
-            fetch.append(&cut(pieces, octets));
-        }
-        Wanted::Fields { header, names, not } => {
-            let fields = header_fields(&cut(pieces, header).concat(), names, not);
-            let octets = narrow(&(0..fields.len() as u64), item);
-            announce(fetch, item, octets.end - octets.start);
-            fetch.append(&[&fields[octets.start as usize..octets.end as usize]]);
-        }
     }
 }
 

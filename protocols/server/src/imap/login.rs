@@ -44,8 +44,10 @@ impl Session {
     /// ENABLE (RFC 5161): what is not known is passed over.
     pub(super) fn enable(&mut self, names: &[String]) -> Answer {
         let condstore = names.iter().any(|name| name == "CONDSTORE");
-        self.condstore |= condstore;
         write_untagged_text(&mut self.output, "ENABLED", if condstore { "CONDSTORE" } else { "" });
+        if condstore {
+            self.enable_condstore();
+        }
         Answer::ok("Enabled")
     }
 

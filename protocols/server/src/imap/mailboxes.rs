@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use posthaste_engine::flags::Flags;
 use posthaste_engine::ids::MailboxId;
+use posthaste_engine::io::Runtime;
 use posthaste_engine::mailboxes::{MailboxInfo, SEPARATOR};
 use posthaste_imap::command::{List, StatusAttribute};
 use posthaste_imap::response::{
@@ -13,6 +14,7 @@ use posthaste_imap::types::{MailboxName, Pattern};
 
 use super::select::mailbox_id;
 use super::{Answer, Failure, Outcome, Session};
+use crate::limits;
 use crate::special_use::{self, SPECIAL_USES};
 
 const DELIMITER: Option<char> = Some(SEPARATOR);
@@ -126,7 +128,15 @@ impl Session {
                 names.entry(name).or_default().subscribed = true;
             }
         }
+        let pattern_octets: usize = list.patterns.iter().map(|text| text.len() + list.reference.len() + 1).sum();
+        let mut compared = 0;
         for (name, listed) in &names {
+            // A pattern is compared with a name in time proportional to both.
+            compared += pattern_octets * (name.len() + 1);
+            if compared >= limits::LIST_STEP_COMPARISONS {
+                compared = 0;
+                self.context.io.yield_now().await;
+            }
             if !patterns.iter().any(|pattern| pattern.matches(name, DELIMITER)) {
                 continue;
             }
@@ -210,7 +220,7 @@ impl Session {
                 StatusAttribute::Unseen => StatusItem::Unseen(status.unseen),
                 StatusAttribute::Size => StatusItem::Size(status.size),
                 StatusAttribute::HighestModSeq => {
-                    self.condstore = true;
+                    self.enable_condstore();
                     StatusItem::HighestModSeq(status.highest_modseq)
                 }
                 StatusAttribute::AppendLimit => StatusItem::AppendLimit(self.context.node.config.limits.message_bytes),

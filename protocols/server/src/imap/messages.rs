@@ -38,7 +38,9 @@ impl Session {
             StoreAction::Remove => FlagOp::Remove,
         };
         let names = store.flags.iter().map(flag_name).collect();
-        self.condstore |= store.unchanged_since.is_some();
+        if store.unchanged_since.is_some() {
+            self.enable_condstore();
+        }
         let since = store.unchanged_since.map(ModSeq);
         // The client knows its own change. With CONDSTORE it is told the new mod-sequences all the same (RFC 7162, 3.1.3).
         let silently = store.silent && !self.condstore;

@@ -69,13 +69,16 @@ struct Session {
     user: Option<Box<User>>,
     selected: Option<Box<Selected>>,
     owed: Option<Owed>,
-    /// Room for a large literal that is coming in.
+    /// Room for large literals that are coming in, and since when they are.
     reservation: Option<Reservation>,
+    transfer_begun: Duration,
     /// CONDSTORE is enabled (RFC 7162, 3.1).
     condstore: bool,
     bad_commands: u8,
     login_failures: u8,
 }
+
+const BUSY: &str = "Too many messages in progress, try again later";
 
 /// Why a session ends here.
 enum Stop {
@@ -154,6 +157,7 @@ fn refusal(error: &EngineError) -> Answer {
                 Refusal::TooManyKeywords(_)
                 | Refusal::TooManyMessages { .. }
                 | Refusal::TooManySubscriptions(_)
+                | Refusal::TooManyMailboxes(_)
                 | Refusal::UidsExhausted => Code::Limit,
                 Refusal::MailboxFull(_) => Code::OverQuota,
                 Refusal::TooLarge { .. } => Code::TooBig,
@@ -201,6 +205,7 @@ impl Session {
             selected: None,
             owed: None,
             reservation: None,
+            transfer_begun: Duration::ZERO,
             condstore: false,
             bad_commands: 0,
             login_failures: 0,
@@ -263,30 +268,20 @@ impl Session {
             // In a future of its own, so that waiting sessions do not have room for the largest command.
             Event::Command(frame) => Box::pin(self.take_frame(frame)).await,
             Event::Literal { command_bytes } => {
-                let has_room = match &mut self.reservation {
-                    Some(reservation) => reservation.grow_to(command_bytes),
-                    None => {
-                        self.reservation = self.context.node.reserve(command_bytes);
-                        self.reservation.is_some()
+                // Nobody takes room by announcing: it is taken as the octets come.
+                let node = &self.context.node;
+                let held = self.reservation.as_ref().map_or(0, Reservation::bytes);
+                if node.has_room(command_bytes.saturating_sub(held)) {
+                    if self.reservation.is_none() {
+                        self.reservation = node.reserve(0);
+                        self.transfer_begun = self.context.io.now();
                     }
-                };
-                if has_room {
                     self.framer.accept_literal(&mut self.output);
                     return Ok(());
                 }
                 self.reservation = None;
-                let text = "Too many messages in progress, try again later";
-                match self.framer.refuse_literal(Some(Code::Unavailable), text) {
-                    Event::Fatal(refusal) => {
-                        refusal.write(&mut self.output);
-                        Err(Stop::Over(None))
-                    }
-                    Event::Refused(refusal) => {
-                        refusal.write(&mut self.output);
-                        Ok(())
-                    }
-                    _ => Ok(()),
-                }
+                let event = self.framer.refuse_literal(Some(Code::Unavailable), BUSY);
+                self.say_refusal(event)
             }
             Event::Refused(mut refusal) => {
                 // A line that is no line ends the command that waited for one: the next is a command again.
@@ -305,10 +300,40 @@ impl Session {
         }
     }
 
+    /// Says that a command, or a part of it, is not taken.
+    fn say_refusal(&mut self, event: Event) -> Result<(), Stop> {
+        match event {
+            Event::Fatal(refusal) => {
+                refusal.write(&mut self.output);
+                Err(Stop::Over(None))
+            }
+            Event::Refused(refusal) => {
+                refusal.write(&mut self.output);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the room that the literals of a command need by now.
+    fn take_room(&mut self) -> Result<(), Stop> {
+        let Some(reservation) = &mut self.reservation else { return Ok(()) };
+        if self.context.io.now().saturating_sub(self.transfer_begun) > limits::TRANSFER {
+            return Err(Stop::End(End::TimedOut));
+        }
+        if reservation.grow_to(self.framer.held_bytes() as u64) {
+            return Ok(());
+        }
+        self.reservation = None;
+        let event = self.framer.abandon_literal(Some(Code::Unavailable), BUSY);
+        self.say_refusal(event)
+    }
+
     /// Sends what there is to say, and receives more.
     async fn receive(&mut self) -> Result<(), Stop> {
         self.input.clear();
         self.taken = 0;
+        self.take_room()?;
         self.flush().await?;
         let timeout = self.timeout()?;
         let at_rest = self.framer.is_idle();
@@ -325,7 +350,13 @@ impl Session {
 
     /// Tells of changes while the client idles (RFC 2177), until it says something, and receives that.
     async fn idle(&mut self, timeout: Duration) -> Result<(), Stop> {
+        let begun = self.context.io.now();
         loop {
+            // What happens in the mailbox is no word of the client's.
+            let timeout = timeout.saturating_sub(self.context.io.now() - begun);
+            if timeout.is_zero() {
+                return Err(Stop::End(End::TimedOut));
+            }
             let Some(selected) = &self.selected else {
                 return Ok(self.connection.input(&mut self.input, timeout, true).await?);
             };
@@ -368,7 +399,12 @@ impl Session {
         if self.output.is_empty() {
             return Ok(());
         }
-        self.connection.send(&mut self.output).await?;
+        if self.user.is_some() {
+            self.connection.send(&mut self.output).await?;
+        } else {
+            let timeout = self.timeout()?;
+            self.connection.send_by(&mut self.output, timeout).await?;
+        }
         if self.output.capacity() > 2 * limits::OUTPUT_BYTES {
             self.output = Vec::new();
         }
@@ -555,6 +591,16 @@ impl Session {
             }
         }
         Ok(wanted)
+    }
+
+    /// The client shows that it knows of mod-sequences. The first time, it is told the highest of the selected mailbox (RFC 7162, 3.1).
+    fn enable_condstore(&mut self) {
+        if !std::mem::replace(&mut self.condstore, true)
+            && let Some(selected) = &self.selected
+        {
+            let code = Code::HighestModSeq(selected.view.highest_modseq().0);
+            write_untagged(&mut self.output, Status::Ok, Some(&code), "The highest mod-sequence");
+        }
     }
 
     /// Brings the client's view up to date: EXPUNGE, FETCH, EXISTS, RECENT.

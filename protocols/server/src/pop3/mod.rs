@@ -178,7 +178,11 @@ impl Pop3 {
     }
 
     async fn flush(&mut self) -> Result<(), Stop> {
-        Ok(self.connection.send(&mut self.output).await?)
+        if self.user.is_some() {
+            return Ok(self.connection.send(&mut self.output).await?);
+        }
+        let timeout = self.timeout()?;
+        Ok(self.connection.send_by(&mut self.output, timeout).await?)
     }
 
     fn timeout(&self) -> Result<Duration, End> {
@@ -237,6 +241,7 @@ impl Pop3 {
     async fn enter(&mut self, account: Arc<AccountRecord>) -> Result<(), Stop> {
         let Some(shard) = self.context.worker.local(account.shard) else { return Err(Stop::Move(account)) };
         let Some(lock) = MaildropLock::take(&self.context, account.account) else {
+            self.connection.dismiss_user();
             let text = "The maildrop is in use by another session, try again later";
             self.session.refuse(&Refusal::coded(Code::InUse, text), &mut self.output);
             return Ok(());

@@ -332,6 +332,15 @@ impl Client {
         }
     }
 
+    /// The socket below whatever is spoken.
+    pub fn socket(&self) -> TcpStream {
+        let socket = match self.stream.get_ref() {
+            Stream::Plain(socket) => socket,
+            Stream::Tls(stream) => &stream.sock,
+        };
+        socket.try_clone().expect("a descriptor")
+    }
+
     pub fn send(&mut self, text: &str) {
         let stream = self.stream.get_mut();
         stream.write_all(text.as_bytes()).and_then(|()| stream.flush()).expect("sends");

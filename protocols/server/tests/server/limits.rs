@@ -144,7 +144,7 @@ fn trap_16_commands_after_the_login() {
 /// The octets that clients have on their way are one account, of messages and of whatever else is long; who gives up gives back.
 #[test]
 fn octets_on_their_way() {
-    let store = Store::with(&[ANN, BOB]).set("limits.in_flight_bytes=1048576");
+    let store = Store::with(&[ANN, BOB]).set("limits.in_flight_bytes=1048576").set("limits.message_bytes=983040");
     let server = store.serve();
     let begin = |octets: usize| {
         let mut client = server.inbox(ANN);
@@ -152,8 +152,18 @@ fn octets_on_their_way() {
         let answer = client.line();
         (client, answer)
     };
+    let in_flight = || {
+        let stats: serde_json::Value = serde_json::from_str(&store.done(&["stats", "--json"])).expect("JSON");
+        stats["server"]["in_flight_bytes"].as_u64().expect("a number")
+    };
     let (mut first, answer) = begin(700_000);
     assert!(answer.starts_with("+ "), "{answer}");
+    // Announcing takes no room: that is taken by what has come.
+    let (mut late, answer) = begin(700_000);
+    assert!(answer.starts_with("+ "), "{answer}");
+    assert!(in_flight() < 600_000, "{}", in_flight());
+    first.send(&"x".repeat(690_000));
+    wait_for(&in_flight, 690_000);
     // Neither another message, nor many strings of a SEARCH, have room beside it.
     let (mut second, answer) = begin(700_000);
     assert_eq!(answer, "a NO [UNAVAILABLE] Too many messages in progress, try again later");
@@ -163,22 +173,23 @@ fn octets_on_their_way() {
     second.send(&format!("c SEARCH{}\r\n", string.repeat(2)));
     assert!(second.until("c").pop().expect("an answer").starts_with("c OK "));
     assert_eq!(server.login(BOB).ok("STATUS INBOX (MESSAGES)"), ["* STATUS INBOX (MESSAGES 0)"], "nobody else notices");
+    // One that was let in and finds no room is told once, and what it sends is dropped.
+    late.send(&("x".repeat(700_000) + "\r\nb NOOP\r\n"));
+    assert_eq!(late.line(), "a NO [UNAVAILABLE] Too many messages in progress, try again later");
+    assert!(late.until("b").pop().expect("an answer").starts_with("b OK "));
     // It ends, and its room is free; so is that of a command that was wrong, and of a client that has gone.
-    first.send(&format!("{}\r\n", "x".repeat(700_000)));
+    first.send(&format!("{}\r\n", "x".repeat(10_000)));
     assert!(first.until("a").pop().expect("an answer").starts_with("a OK "));
-    let in_flight = || {
-        let stats: serde_json::Value = serde_json::from_str(&store.done(&["stats", "--json"])).expect("JSON");
-        stats["server"]["in_flight_bytes"].as_u64().expect("a number")
-    };
-    second.send(&format!("d NONSENSE {{400000}}\r\n"));
+    second.send("d NONSENSE {400000}\r\n");
     assert_eq!(second.line(), "d BAD Literal too large");
     second.send(&format!("e SEARCH{} NONSENSE\r\n", string.repeat(10)));
     assert!(second.until("e").pop().expect("an answer").starts_with("e BAD "));
     second.ok("NOOP");
     assert_eq!(in_flight(), 0);
-    let (gone, answer) = begin(700_000);
+    let (mut gone, answer) = begin(700_000);
     assert!(answer.starts_with("+ "), "{answer}");
-    assert_eq!(in_flight(), 700_000);
+    gone.send(&"x".repeat(600_000));
+    wait_for(&in_flight, 600_000);
     drop(gone);
     let begun = Instant::now();
     while in_flight() > 0 {
@@ -305,8 +316,9 @@ fn what_is_asked_for_is_sent_in_pieces() {
     let header = client.ok("FETCH 1 (BODY.PEEK[HEADER] RFC822.SIZE)");
     assert!(header[0].contains("Subject: 18 megabytes\r\nX: y\r\n\r\n RFC822.SIZE"), "{}", header[0].len());
     // 300 MB in one response.
-    let many = client.ok(&format!("FETCH 2 ({})", vec!["BODY.PEEK[]"; 300].join(" ")));
-    assert!(many[0].len() > 300 * 900_000);
+    let items: Vec<String> = (0..300).map(|start| format!("BODY.PEEK[]<{start}.1000000>")).collect();
+    let many = client.ok(&format!("FETCH 2 ({})", items.join(" ")));
+    assert!(many[0].len() > 299 * 900_000);
     let grown = memory().saturating_sub(before);
     assert!(grown < 32 << 20, "{grown} octets");
     server.stop();
@@ -369,4 +381,136 @@ fn damage_within_a_large_message() {
         assert!(line.starts_with(expected), "{line}");
     }
     server.stop();
+}
+
+/// Whoever is slow on purpose does not stay: parts of a TLS record, a goodbye that does not end, answers that are not taken.
+#[test]
+fn drips_do_not_renew_a_deadline() {
+    use std::io::{Read, Write};
+    let store = Store::with(&[ANN]).set("imap.login_timeout_s=2").set("imap.idle_timeout_s=2");
+    let server = store.serve();
+    let drip = |mut socket: std::net::TcpStream, octets: &[u8]| {
+        socket.set_read_timeout(Some(Duration::from_millis(300))).expect("a timeout");
+        let begun = Instant::now();
+        let mut said = [0; 4096];
+        for octet in octets.iter().cycle() {
+            assert!(begun.elapsed() < SOON, "it is still open");
+            // The end of what the server says is not yet the end of the connection.
+            if socket.read(&mut said).is_ok_and(|octets| octets == 0) {
+                std::thread::sleep(Duration::from_millis(300));
+            }
+            if socket.write_all(&[*octet]).is_err() {
+                return;
+            }
+        }
+    };
+    // After QUIT in the middle of a word; and a word that does not end.
+    let mut leaving = std::net::TcpStream::connect(("127.0.0.1", server.port("imap"))).expect("it listens");
+    leaving.write_all(b"a LOGOUT\r\n").expect("it is sent");
+    drip(leaving, b"x");
+    drip(std::net::TcpStream::connect(("127.0.0.1", server.port("imap"))).expect("it listens"), b"x");
+    // The beginning of a TLS record of 16 KB.
+    let mut client = server.tls("imaps");
+    client.line();
+    let mut within = client.socket();
+    within.write_all(b"\x17\x03\x03\x40\x00").expect("it is sent");
+    drip(within, b"x");
+    // In IDLE, what happens in the mailbox is no word of the client's.
+    let mut client = server.inbox(ANN);
+    client.send("a IDLE\r\n");
+    assert!(client.line().starts_with("+ "));
+    let begun = Instant::now();
+    while begun.elapsed() < SOON {
+        server.deliver(&[ANN], "x");
+        let line = client.line();
+        if line.starts_with("* BYE ") {
+            server.stop();
+            return;
+        }
+    }
+    panic!("it is still open");
+}
+
+/// What cannot be answered any more is found out before the response begins; and what is asked for twice comes once.
+#[test]
+fn a_fetch_answers_whole_responses() {
+    let store = Store::with(&[ANN]).set("limits.in_flight_bytes=2162688").set("limits.message_bytes=2097152");
+    let server = store.serve();
+    let header: String = (0..30_000).map(|number| format!("X-{number}: {}\r\n", "y".repeat(50))).collect();
+    server.deliver(&[ANN], &format!("Subject: large\r\n{header}\r\nx"));
+    let mut client = server.inbox(ANN);
+    let found = client.ok("FETCH 1 (UID BODY.PEEK[HEADER.FIELDS (SUBJECT)] UID BODY.PEEK[HEADER.FIELDS (SUBJECT)])");
+    assert_eq!(found, ["* 1 FETCH (UID 1 BODY[HEADER.FIELDS (SUBJECT)] {18}\r\nSubject: large\r\n\r\n)"]);
+    // Another client's octets take the room that reading such a header takes.
+    let mut other = server.inbox(ANN);
+    other.send("a APPEND INBOX {1500000}\r\n");
+    assert!(other.line().starts_with("+ "));
+    other.send(&"x".repeat(1_490_000));
+    let in_flight = || {
+        let stats: serde_json::Value = serde_json::from_str(&store.done(&["stats", "--json"])).expect("JSON");
+        stats["server"]["in_flight_bytes"].as_u64().expect("a number")
+    };
+    wait_for(&in_flight, 1_490_000);
+    assert_eq!(
+        client.command("FETCH 1 (UID BODY.PEEK[HEADER.FIELDS (SUBJECT)])"),
+        ["NO [UNAVAILABLE] Too many messages in progress, try again later"]
+    );
+    client.ok("FETCH 1 (UID FLAGS)");
+    server.stop();
+}
+
+#[test]
+fn an_account_that_could_not_be_entered_holds_no_place() {
+    let store = Store::with(&[ANN, BOB]).set("limits.connections_per_user=1");
+    let server = store.serve();
+    let say = |client: &mut Client, line: &str| {
+        client.send(&format!("{line}\r\n"));
+        client.line()
+    };
+    let greeted = || {
+        let mut client = Client::new(server.port("pop3"));
+        assert!(client.line().starts_with("+OK"));
+        client
+    };
+    let log_in = |client: &mut Client, user: &str| {
+        assert!(say(client, &format!("USER {user}")).starts_with("+OK"));
+        say(client, &format!("PASS {PASSWORD}"))
+    };
+    let mut first = greeted();
+    assert!(log_in(&mut first, ANN).starts_with("+OK"));
+    let mut second = greeted();
+    assert!(log_in(&mut second, ANN).starts_with("-ERR"));
+    assert!(log_in(&mut second, BOB).starts_with("+OK"), "it counts for whom it is");
+    let mut third = server.imap();
+    assert!(third.answer(&format!("LOGIN {BOB} {PASSWORD}")).starts_with("NO [LIMIT]"));
+    server.stop();
+}
+
+/// Nobody finds out by trying who has an account.
+#[test]
+fn recipients_that_do_not_exist() {
+    let store = Store::with(&[ANN]);
+    let server = store.serve();
+    let mut client = server.smtp();
+    client.send("MAIL FROM:<>\r\n");
+    assert!(client.reply().starts_with("250 "));
+    client.send(&"RCPT TO:<nobody@example.org>\r\n".repeat(101));
+    for _ in 0..100 {
+        assert!(client.reply().starts_with("550 5.1.1"));
+    }
+    assert!(client.reply().starts_with("421 4.7.0"));
+    assert!(client.ended());
+    let mut client = server.smtp();
+    client.send(&"BDAT 0\r\n".repeat(30));
+    let closed = (0..30).map(|_| client.reply()).position(|reply| reply.starts_with("421 "));
+    assert_eq!(closed, Some(21));
+    server.stop();
+}
+
+/// Waits until so many octets are on their way.
+fn wait_for(in_flight: &dyn Fn() -> u64, octets: u64) {
+    let begun = Instant::now();
+    while in_flight() < octets {
+        assert!(begun.elapsed() < SOON, "{}", in_flight());
+    }
 }

@@ -128,7 +128,8 @@ fn what_is_wrong_costs_one_reply() {
 
 #[test]
 fn messages_that_do_not_fit_in_memory_are_put_off() {
-    let store = Store::with(&["ann@example.org"]).set("limits.in_flight_bytes=1048576");
+    let store =
+        Store::with(&["ann@example.org"]).set("limits.in_flight_bytes=1048576").set("limits.message_bytes=983040");
     let server = store.serve();
     let open = |size: u32| {
         let mut client = server.lmtp();
@@ -137,10 +138,27 @@ fn messages_that_do_not_fit_in_memory_are_put_off() {
         let reply = client.reply();
         (client, reply)
     };
-    let (mut first, reply) = open(1_000_000);
+    let (mut first, reply) = open(900_000);
     assert!(reply.starts_with("354 "));
+    // Announcing takes no room: that is taken by what has come.
+    let (mut idle, reply) = open(900_000);
+    assert!(reply.starts_with("354 "));
+    let in_flight = || {
+        let stats: serde_json::Value = serde_json::from_str(&store.done(&["stats", "--json"])).expect("JSON");
+        stats["server"]["in_flight_bytes"].as_u64().expect("a number")
+    };
+    let line = "x".repeat(998) + "\r\n";
+    first.send(&line.repeat(850));
+    let begun = std::time::Instant::now();
+    while in_flight() < 850_000 {
+        assert!(begun.elapsed().as_secs() < 15, "{}", in_flight());
+    }
     let (mut second, reply) = open(500_000);
     assert!(reply.starts_with("452 4.3.1"), "{reply}");
+    // One that has been let in and finds no room is told at its end, and the connection lives on.
+    idle.send(&(line.repeat(850) + ".\r\nNOOP\r\n"));
+    assert!(idle.reply().starts_with("452 4.3.1"));
+    assert!(idle.reply().starts_with("250 "));
     first.send("x\r\n.\r\n");
     assert!(first.reply().starts_with("250 2.0.0"));
     second.send("DATA\r\nx\r\n.\r\n");

@@ -41,7 +41,9 @@ impl Session {
         if mentions(&search.key, |key| matches!(key, SearchKey::Keyword(_))) {
             self.learn_keywords(Flags::ALL).await?;
         }
-        self.condstore |= asks_modseq;
+        if asks_modseq {
+            self.enable_condstore();
+        }
         let mut resolved = Resolved::default();
         let test = self.test_of(&search.key, &mut resolved).await?.ordered();
         let view = &self.selected()?.view;

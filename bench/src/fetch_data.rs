@@ -80,6 +80,12 @@ impl<'a> FetchData<'a> {
         Some(())
     }
 
+    /// Whether it is what a server sends unasked when flags have changed.
+    pub fn is_update(&self) -> bool {
+        let known = [self.flags.is_some(), self.uid.is_some(), self.modseq.is_some()];
+        self.flags.is_some() && self.items == known.iter().filter(|&&is| is).count()
+    }
+
     /// Whether a flag is set; its name with the backslash.
     pub fn has_flag(&self, flag: &str) -> bool {
         let Some(flags) = self.flags else { return false };
@@ -149,9 +155,15 @@ fn end_of_value<'r>(
 #[derive(Clone, Debug, Default)]
 pub struct Numbers {
     found: Vec<(u32, u32)>,
+    updates: bool,
 }
 
 impl Numbers {
+    /// Messages may come again, because their flags have changed.
+    pub fn with_updates() -> Self {
+        Self { updates: true, ..Self::default() }
+    }
+
     pub fn take(&mut self, number: u32, uid: u32) {
         self.found.push((number, uid));
     }
@@ -170,6 +182,9 @@ impl Numbers {
     /// What cannot be true.
     pub fn check(mut self, allowed: RangeInclusive<u32>) -> Result<Vec<u32>, ImapError> {
         self.found.sort_unstable();
+        if self.updates {
+            self.found.dedup();
+        }
         for &(number, _) in &self.found {
             if !allowed.contains(&number) {
                 return Err(ImapError::Wrong("no such sequence number", format!("{number} is not in {allowed:?}")));
@@ -229,6 +244,9 @@ mod tests {
             assert_eq!(data.octets, 3 + 5 + 3 + 1 + 4);
             assert!(data.has_flag("\\seen") && data.has_flag("x") && !data.has_flag("\\Deleted"));
         });
+        with(b"* 3 FETCH (FLAGS () UID 3)\r\n", |data| assert!(data.unwrap().is_update()));
+        with(b"* 3 FETCH (FLAGS () UID 3 INTERNALDATE \"\")\r\n", |data| assert!(!data.unwrap().is_update()));
+        with(b"* 3 FETCH (UID 3)\r\n", |data| assert!(!data.unwrap().is_update()));
         with(b"* 3 FETCH (BODY[] \"abc\")\r\n", |data| assert_eq!(data.unwrap().message_octets, Some(3)));
         with(b"* 3 FETCH (BODY[] NIL UID 1)\r\n", |data| assert_eq!(data.unwrap().message_octets, None));
     }
@@ -260,6 +278,9 @@ mod tests {
         assert_eq!(check(&[(1, 5), (4, 9)]), Err("no such sequence number".to_owned()));
         assert_eq!(check(&[(1, 5), (1, 5)]), Err("a message comes twice".to_owned()));
         assert_eq!(check(&[(1, 5), (2, 5)]), Err("UIDs do not ascend".to_owned()));
+        let mut numbers = Numbers::with_updates();
+        [(1, 5), (2, 6), (1, 5)].into_iter().for_each(|(number, uid)| numbers.take(number, uid));
+        assert_eq!(numbers.check(1..=3), Ok(vec![5, 6]));
         assert_eq!(set_len("3"), Ok(1));
         assert_eq!(set_len("1:3,9,20:11"), Ok(14));
         assert!(set_len("1:*").is_err() && set_len("").is_err() && set_len("0").is_err());

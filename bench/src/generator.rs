@@ -244,7 +244,10 @@ impl Generator {
         field(out, format_args!("<!DOCTYPE html>\r\n<html><head><meta charset=\"utf-8\"></head><body>"));
         while out.len() < size {
             let points = self.random.random_range(12..18);
-            field(out, format_args!("<p style=\"margin:0 0 12px 0;font-family:Arial,sans-serif;font-size:{points}px\">"));
+            field(
+                out,
+                format_args!("<p style=\"margin:0 0 12px 0;font-family:Arial,sans-serif;font-size:{points}px\">"),
+            );
             self.paragraph(out, size);
             let (host, id) = (self.host(), self.random.next_u64());
             field(out, format_args!("<a href=\"https://{host}/c/{id:x}?u={}\">", self.made));
@@ -403,7 +406,7 @@ mod tests {
             assert!((found - deviation * sigma).abs() < allowed, "seed {SEED}, {quantile}: {found}");
         }
         assert!(sizes[COUNT - 1] <= SIZES.max as usize);
-        assert!(sizes.iter().any(|&size| size == SIZES.max as usize));
+        assert!(sizes.contains(&(SIZES.max as usize)));
     }
 
     #[test]
@@ -423,7 +426,9 @@ mod tests {
         for mail in &corpus.mail {
             let text = str::from_utf8(&mail.bytes).unwrap();
             let (header, body) = text.split_once("\r\n\r\n").unwrap();
-            for name in ["From: ", "To: ", "Subject: ", "Date: ", "Message-ID: <", "MIME-Version: 1.0", "Content-Type: "] {
+            for name in
+                ["From: ", "To: ", "Subject: ", "Date: ", "Message-ID: <", "MIME-Version: 1.0", "Content-Type: "]
+            {
                 assert_eq!(header.lines().filter(|line| line.starts_with(name)).count(), 1, "{name} in {header}");
             }
             assert!(text.ends_with("\r\n") && !body.is_empty());
@@ -435,7 +440,8 @@ mod tests {
                 attachments += usize::from(body.contains("base64"));
             }
         }
-        let replies = corpus.mail.iter().filter(|mail| memchr::memmem::find(&mail.bytes, b"\r\nReferences: <").is_some());
+        let replies =
+            corpus.mail.iter().filter(|mail| memchr::memmem::find(&mail.bytes, b"\r\nReferences: <").is_some());
         assert!((70..170).contains(&replies.count()));
         assert!((50..150).contains(&attachments), "{attachments}");
     }
@@ -445,7 +451,8 @@ mod tests {
         // Text of real mail comes to 0.3 to 0.5 of its size at level 1, attachments to 0.75.
         let ratio = |bytes: &[u8]| zstd::bulk::compress(bytes, 1).unwrap().len() as f64 / bytes.len() as f64;
         let sizes = Sizes { median: 6000, mean: 6000, max: 6000 };
-        let text: Vec<u8> = Generator::new(&sizes, 7).unwrap().corpus(200).mail.into_iter().flat_map(|m| m.bytes).collect();
+        let text: Vec<u8> =
+            Generator::new(&sizes, 7).unwrap().corpus(200).mail.into_iter().flat_map(|m| m.bytes).collect();
         let each: Vec<f64> = text.chunks(6000).map(ratio).collect();
         let mean = each.iter().sum::<f64>() / each.len() as f64;
         assert!((0.35..0.6).contains(&mean), "{mean}");

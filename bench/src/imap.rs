@@ -204,6 +204,10 @@ impl Capabilities {
         Self(String::from_utf8_lossy(names).split_ascii_whitespace().map(str::to_ascii_uppercase).collect())
     }
 
+    fn remove(&mut self, name: &str) {
+        self.0.remove(&name.to_ascii_uppercase());
+    }
+
     /// Whether it has a capability, whose name is in capitals.
     pub fn has(&self, name: &str) -> bool {
         self.0.contains(name)
@@ -258,6 +262,8 @@ pub struct Client {
     next_tag: u32,
     /// As the server has told them since the login.
     capabilities: Option<Capabilities>,
+    /// Capabilities of which it makes no use.
+    without: Vec<String>,
 }
 
 impl Client {
@@ -274,6 +280,7 @@ impl Client {
             output: Vec::new(),
             next_tag: 1,
             capabilities: None,
+            without: Vec::new(),
         };
         let greeting = client.response().await?;
         if greeting.after("* OK").is_none() {
@@ -294,8 +301,22 @@ impl Client {
             })
             .await?;
         let in_code = code.as_deref().and_then(|code| code_after(code, "CAPABILITY"));
-        self.capabilities = in_code.map(|names| Capabilities::parse(names.as_bytes())).or(told);
+        self.told(in_code.map(|names| Capabilities::parse(names.as_bytes())).or(told));
         Ok(())
+    }
+
+    /// Does from now on as if the server did not have some capabilities.
+    pub fn do_without(&mut self, names: &[String]) {
+        self.without = names.to_vec();
+        let told = self.capabilities.take();
+        self.told(told);
+    }
+
+    fn told(&mut self, mut capabilities: Option<Capabilities>) {
+        if let Some(capabilities) = &mut capabilities {
+            self.without.iter().for_each(|name| capabilities.remove(name));
+        }
+        self.capabilities = capabilities;
     }
 
     /// What the server can do. If it did not say so at the login, it is asked.
@@ -310,7 +331,7 @@ impl Client {
                 Ok(())
             })
             .await?;
-            self.capabilities = told;
+            self.told(told);
         }
         self.capabilities.as_ref().ok_or_else(|| ImapError::Protocol("no CAPABILITY response".to_owned()))
     }

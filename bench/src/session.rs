@@ -35,6 +35,9 @@ pub struct Login {
     /// The password of all users
     #[arg(long, value_name = "PASSWORD")]
     pub password: String,
+    /// Do as if the server did not announce a capability, for example MOVE; may be repeated
+    #[arg(long, value_name = "CAPABILITY")]
+    pub without: Vec<String>,
 }
 
 impl Login {
@@ -45,6 +48,7 @@ impl Login {
             ("tls_resume", self.tls.tls_resume.into()),
             ("users", self.users.pattern.as_str().into()),
             ("user_count", self.users.user_count.into()),
+            ("without", self.without.clone().into()),
         ])
     }
 
@@ -66,6 +70,7 @@ impl Login {
     pub async fn client(&self, connector: &Connector, index: usize) -> Result<Client, ImapError> {
         let mut client = Client::connect(connector).await?;
         client.login(&self.user(index), &self.password).await?;
+        client.do_without(&self.without);
         Ok(client)
     }
 

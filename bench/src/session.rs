@@ -132,6 +132,8 @@ pub async fn repeat<S>(
         if measured(seat, limit, operation(&mut session, number)).await {
             continue;
         }
+        // A server may serve few connections of a user, so the broken one ends first.
+        drop(session);
         session = reopened(seat, limit, &mut open).await?;
     }
     Some(session)

@@ -24,6 +24,7 @@ pub mod maildrop;
 pub mod moves;
 pub mod observe;
 pub mod pop3;
+pub mod profile;
 pub mod push;
 pub mod report;
 pub mod resync;

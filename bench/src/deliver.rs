@@ -121,9 +121,8 @@ async fn connection(seat: Seat, plan: Arc<Plan>) {
     seat.ready().await;
     let mut failures = 0;
     while failures < FAILURES_MAX
-        && let Some(number) = seat.next()
+        && let Some(turn) = seat.turn().await
     {
-        let start = Instant::now();
         if client.is_none() {
             client = connect(&seat, &plan, &connector).await;
         }
@@ -132,11 +131,11 @@ async fn connection(seat: Seat, plan: Arc<Plan>) {
             continue;
         };
         failures = 0;
-        match transaction(&mut connected, &seat, &plan, number).await {
+        match transaction(&mut connected, &seat, &plan, turn.number).await {
             Ok((outcome, octets)) => {
                 if outcome.accepted > 0 {
                     let accepted = outcome.accepted as u64;
-                    seat.count(accepted, octets * accepted, start.elapsed());
+                    seat.count(accepted, octets * accepted, turn.due.elapsed());
                 }
                 for error in outcome.refused {
                     seat.count_error(error.kind(), || error.to_string());

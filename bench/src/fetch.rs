@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use tokio::time::timeout;
@@ -81,11 +81,10 @@ async fn connection(seat: Seat, plan: Arc<Fetch>, connector: Connector) {
         Err(error) => return seat.count_error(format!("setting up: {}", error.kind()), || error.to_string()),
     };
     let mut next = 1;
-    while seat.next().is_some() {
+    while let Some(turn) = seat.turn().await {
         let last = (next + plan.batch - 1).min(exists);
-        let start = Instant::now();
         match limited(limit, fetch(&mut client, next, last, &plan.item)).await {
-            Ok(bytes) => seat.count(u64::from(last - next + 1), bytes, start.elapsed()),
+            Ok(bytes) => seat.count(u64::from(last - next + 1), bytes, turn.due.elapsed()),
             Err(error) => {
                 seat.count_error(error.kind(), || error.to_string());
                 if !matches!(error, ImapError::Refused(..)) {

@@ -4,6 +4,8 @@
 //! One file per workload; what they share is in `drive` (connections, clock, progress), `observe` (the server's process
 //! and the device) and `report`.
 
+pub mod calibrate;
+pub mod cgroup;
 pub mod corpus;
 pub mod deliver;
 pub mod drive;
@@ -14,7 +16,9 @@ pub mod imap;
 pub mod lmtp;
 pub mod maildrop;
 pub mod observe;
+pub mod open_loop;
 pub mod pop3;
+pub mod processes;
 pub mod push;
 pub mod report;
 pub mod sessions;

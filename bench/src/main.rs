@@ -1,6 +1,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use posthaste_bench::calibrate;
 use posthaste_bench::{deliver, fetch, handshakes, idle, maildrop, push, sessions, sink, users};
 
 /// Loads a mail store server over LMTP, IMAP and POP3 and reports what it did and what that cost
@@ -29,6 +30,8 @@ enum Workload {
     Idle(idle::Idle),
     /// Serve LMTP and throw the mail away, to find out what the load generator itself can do
     Sink(sink::Sink),
+    /// Measure the machine: disk, loopback and CPU
+    Calibrate(calibrate::Calibrate),
     /// Print name:password lines of the users that the other workloads use
     Users(users::PrintUsers),
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Workload::Push(push) => push.run(),
         Workload::Idle(idle) => idle.run(),
         Workload::Sink(sink) => sink.run(),
+        Workload::Calibrate(calibrate) => calibrate.run(),
         Workload::Users(users) => users.run(),
     };
     match result {

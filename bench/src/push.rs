@@ -5,20 +5,22 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
 use tokio::runtime::Builder;
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 
+use crate::calibrate::Calibration;
 use crate::corpus::{Corpus, Fill};
 use crate::drive::{Load, Ran, Tally};
 use crate::idle::Idlers;
 use crate::imap;
 use crate::lmtp::{self, Data, LmtpError};
 use crate::observe::{Cost, Watch};
+use crate::open_loop::{Alarm, Arrivals};
 use crate::report::Report;
 use crate::stream::{Address, Connector};
 
@@ -29,16 +31,12 @@ pub struct Push {
     lmtp: Address,
     #[command(flatten)]
     idlers: Idlers,
-    /// Deliveries a second, whether or not the last was heard of [default: each when the last was heard of]
-    #[arg(long, value_name = "N")]
-    rate: Option<f64>,
     /// The size of the message that is delivered
     #[arg(long, value_name = "BYTES", default_value_t = 4096)]
     size: usize,
-    /// Which connections get mail, in which order
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
-    /// --connections are those in IDLE, which must have users of their own; all is done by one thread
+    /// --connections are those in IDLE, which must have users of their own; all is done by one thread. With --rate,
+    /// deliveries begin when they are due or when the last has its reply, whether or not it was heard of; without it, when the
+    /// last was heard of. --seed decides which connections get mail, too
     #[command(flatten)]
     load: Load,
     #[command(flatten)]
@@ -106,22 +104,25 @@ async fn measure(plan: Push) -> Result<bool, Box<dyn Error>> {
 
     let limit = plan.load.operation_timeout();
     let tally = Rc::new(RefCell::new(Tally::default()));
-    let mut ticks = plan.rate.map(|rate| interval(Duration::from_secs_f64(1.0 / rate)));
-    if let Some(ticks) = &mut ticks {
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    }
+    let mut arrivals = plan.load.rate.map(|rate| (Arrivals::new(plan.load.seed, rate), Alarm::default()));
     let mut waiting = Vec::new();
-    let mut random = plan.seed;
+    let mut random = plan.load.seed;
+    let calibration = plan.load.calibrate.as_deref().map(Calibration::measure).transpose()?;
     let before = plan.watch.snapshot_before()?;
+    let following = plan.watch.follow()?;
     let start = Instant::now();
     let mut delivered = 0;
     while plan.load.goes_on(delivered, start.elapsed()) {
-        if let Some(ticks) = &mut ticks {
-            ticks.tick().await;
+        let mut due = Instant::now();
+        if let Some((arrivals, alarm)) = &mut arrivals {
+            due = start + arrivals.following();
+            if plan.load.duration().is_some_and(|duration| due >= start + duration) {
+                break;
+            }
+            alarm.wait_until(due).await?;
         }
         delivered += 1;
         let chosen = (next_random(&mut random) % ears.len() as u64) as usize;
-        let began = Instant::now();
         let outcome = timeout(limit, deliverer.deliver(&[&names[chosen]], &data, || {})).await;
         let acknowledged = Instant::now();
         let outcome = outcome.unwrap_or(Err(LmtpError::Io(std::io::ErrorKind::TimedOut)));
@@ -138,7 +139,7 @@ async fn measure(plan: Push) -> Result<bool, Box<dyn Error>> {
             continue;
         }
         counts[chosen] += 1;
-        tally.borrow_mut().count_second(acknowledged - began);
+        tally.borrow_mut().count_second(acknowledged - due);
         let (ear, tally, count) = (Rc::clone(&ears[chosen]), Rc::clone(&tally), counts[chosen]);
         let octets = data.octets() as u64;
         let waits = tokio::task::spawn_local(async move {
@@ -154,7 +155,7 @@ async fn measure(plan: Push) -> Result<bool, Box<dyn Error>> {
                 }
             }
         });
-        if ticks.is_some() {
+        if arrivals.is_some() {
             waiting.push(waits);
         } else {
             waits.await?;
@@ -164,9 +165,10 @@ async fn measure(plan: Push) -> Result<bool, Box<dyn Error>> {
         waits.await?;
     }
     let seconds = start.elapsed().as_secs_f64();
+    drop(following);
     let cost = Cost::between(&before, &plan.watch.snapshot()?);
     let client_cpu_share = cost.client_cpu_s / seconds;
-    let ran = Ran { seconds, tally: tally.take(), cost, client_cpu_share };
+    let ran = Ran { seconds, tally: tally.take(), cost, client_cpu_share, arrivals: None, calibration };
     let mut parameters = BTreeMap::new();
     parameters.insert("server", idlers.imap.to_string().into());
     parameters.insert("lmtp", plan.lmtp.to_string().into());
@@ -174,9 +176,7 @@ async fn measure(plan: Push) -> Result<bool, Box<dyn Error>> {
     parameters.insert("users", idlers.users.pattern.as_str().into());
     parameters.insert("user_count", idlers.users.user_count.into());
     parameters.insert("mailbox", idlers.mailbox.as_str().into());
-    parameters.insert("rate", plan.rate.into());
     parameters.insert("size", plan.size.into());
-    parameters.insert("seed", plan.seed.into());
     Report::new("push", "EXISTS heard of", Some("the delivery"), &plan.load, parameters, ran).print(plan.load.json)
 }
 
@@ -200,6 +200,8 @@ fn next_random(state: &mut u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use tokio::time::timeout;
@@ -69,12 +69,11 @@ async fn connection(seat: Seat, plan: Arc<Sessions>, connector: Connector) {
     let limit = plan.load.operation_timeout();
     let names = plan.users.names();
     seat.ready().await;
-    while let Some(number) = seat.next() {
-        let user = &names[(number % names.len() as u64) as usize];
-        let start = Instant::now();
+    while let Some(turn) = seat.turn().await {
+        let user = &names[(turn.number % names.len() as u64) as usize];
         match limited(limit, session(&connector, user, &plan)).await {
             Ok(ended) => {
-                seat.count(1, ended.bytes, start.elapsed());
+                seat.count(1, ended.bytes, turn.due.elapsed());
                 seat.count_also("messages listed", ended.messages);
                 seat.count_also("TLS resumed", u64::from(ended.resumed));
             }

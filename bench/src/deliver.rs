@@ -17,6 +17,7 @@ use crate::report::Report;
 use crate::stream::{Address, Connector};
 use crate::tls::TlsOptions;
 use crate::users::Users;
+use crate::verify::{ContentHash, Ledger, VerifyOptions};
 
 /// Connections that could not be made one after another before one gives up.
 const FAILURES_MAX: u32 = 5;
@@ -52,6 +53,11 @@ pub struct Deliver {
     no_pipelining: bool,
     #[command(flatten)]
     watch: Watch,
+    #[command(flatten)]
+    verify: VerifyOptions,
+    /// The password of all users, with which --verify reads their mailboxes
+    #[arg(long, value_name = "PASSWORD")]
+    password: Option<String>,
 }
 
 /// What the connections share.
@@ -63,6 +69,14 @@ struct Plan {
     recipients: usize,
     users: Vec<String>,
     data: Vec<Data>,
+    ledger: Option<Record>,
+}
+
+/// What --verify compares with.
+struct Record {
+    ledger: Ledger,
+    /// Of the messages, in their order.
+    contents: Vec<ContentHash>,
 }
 
 impl Deliver {
@@ -72,7 +86,11 @@ impl Deliver {
     /// It could not be run.
     pub fn run(self) -> Result<bool, Box<dyn Error>> {
         let report = self.measure()?;
-        report.print(self.load.json)
+        let succeeded = report.print(self.load.json)?;
+        match &report.verdict {
+            Some(verdict) => verdict.judge().map(|()| succeeded).map_err(Into::into),
+            None => Ok(succeeded),
+        }
     }
 
     fn measure(&self) -> Result<Report, Box<dyn Error>> {
@@ -83,6 +101,17 @@ impl Deliver {
         for mail in &corpus.bare_cr {
             eprintln!("left out, because it has a CR without LF: {}", mail.name);
         }
+        let (users, limit) = (self.users.names(), self.load.operation_timeout());
+        let verifier = self.verify.verifier(users, "INBOX", self.password.as_deref(), limit)?;
+        if verifier.is_some() && self.recipients > self.users.user_count.max(1) {
+            return Err("to verify, a message must not have the same recipient twice: --recipients is more than \
+                        --user-count"
+                .into());
+        }
+        let record = || Record {
+            ledger: Ledger::default(),
+            contents: corpus.mail.iter().map(|mail| ContentHash::of(&mail.bytes)).collect(),
+        };
         let plan = Arc::new(Plan {
             connector: Connector::new(&self.lmtp, self.tls.client())?,
             pipelining: !self.no_pipelining,
@@ -91,6 +120,7 @@ impl Deliver {
             recipients: self.recipients.max(1),
             users: self.users.names(),
             data: corpus.mail.iter().map(|mail| Data::new(&mail.bytes)).collect(),
+            ledger: verifier.is_some().then(record),
         });
         let mut parameters = BTreeMap::new();
         let source = self.corpus.as_ref().map_or("made up".to_owned(), |path| path.display().to_string());
@@ -107,8 +137,14 @@ impl Deliver {
         parameters.insert("fill", format!("{:?}", self.fill).to_lowercase().into());
         parameters.insert("one_per_connection", self.one_per_connection.into());
         parameters.insert("pipelining", plan.pipelining.into());
-        let ran = drive::run(&self.load, &self.watch, move |seat| connection(seat, Arc::clone(&plan)))?;
-        Ok(Report::new("deliver", "deliveries", Some("after the dot"), &self.load, parameters, ran))
+        parameters.insert("verify", verifier.is_some().into());
+        let shared = Arc::clone(&plan);
+        let ran = drive::run(&self.load, &self.watch, move |seat| connection(seat, Arc::clone(&shared)))?;
+        let mut report = Report::new("deliver", "deliveries", Some("after the dot"), &self.load, parameters, ran);
+        if let (Some(verifier), Some(record)) = (verifier, &plan.ledger) {
+            report.verdict = Some(verifier.verify(&record.ledger)?);
+        }
+        Ok(report)
     }
 }
 
@@ -165,16 +201,36 @@ async fn quit(client: Client, plan: &Plan) {
 }
 
 async fn transaction(client: &mut Client, seat: &Seat, plan: &Plan, number: u64) -> Result<(Outcome, u64), LmtpError> {
-    let data = &plan.data[(number % plan.data.len() as u64) as usize];
+    let message = (number % plan.data.len() as u64) as usize;
     let first = (number % plan.users.len() as u64) as usize * plan.recipients;
-    let user = |offset: usize| plan.users[(first + offset) % plan.users.len()].as_str();
+    let user = |offset: usize| (first + offset) % plan.users.len();
+    let mut data = &plan.data[message];
+    let with_number;
+    if let Some(record) = &plan.ledger {
+        with_number = data.with_header(&record.ledger.header(number));
+        data = &with_number;
+        for offset in 0..plan.recipients {
+            record.ledger.sent(number, user(offset), record.contents[message]);
+        }
+    }
     let mut sent = None;
-    let outcome = if plan.recipients == 1 {
-        limited(plan, client.deliver(&[user(0)], data, || sent = Some(Instant::now()))).await?
+    let result = if plan.recipients == 1 {
+        limited(plan, client.deliver(&[&plan.users[user(0)]], data, || sent = Some(Instant::now()))).await
     } else {
-        let recipients: Vec<&str> = (0..plan.recipients).map(user).collect();
-        limited(plan, client.deliver(&recipients, data, || sent = Some(Instant::now()))).await?
+        let recipients: Vec<&str> = (0..plan.recipients).map(|offset| plan.users[user(offset)].as_str()).collect();
+        limited(plan, client.deliver(&recipients, data, || sent = Some(Instant::now()))).await
     };
+    if let Some(record) = &plan.ledger {
+        // Also when the connection then failed: what was acknowledged is.
+        for offset in 0..plan.recipients {
+            if client.acknowledged().contains(&offset) {
+                record.ledger.acknowledged(number, user(offset));
+            } else if result.is_ok() {
+                record.ledger.refused(number, user(offset));
+            }
+        }
+    }
+    let outcome = result?;
     if let Some(sent) = sent {
         seat.count_second(sent.elapsed());
     }

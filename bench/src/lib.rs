@@ -6,6 +6,7 @@
 
 pub mod calibrate;
 pub mod cgroup;
+pub mod compare;
 pub mod corpus;
 pub mod deliver;
 pub mod drive;
@@ -26,3 +27,4 @@ pub mod sink;
 pub mod stream;
 pub mod tls;
 pub mod users;
+pub mod verify;

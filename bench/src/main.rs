@@ -1,7 +1,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use posthaste_bench::calibrate;
+use posthaste_bench::{calibrate, compare, verify};
 use posthaste_bench::{deliver, fetch, handshakes, idle, maildrop, push, sessions, sink, users};
 
 /// Loads a mail store server over LMTP, IMAP and POP3 and reports what it did and what that cost
@@ -32,6 +32,8 @@ enum Workload {
     Sink(sink::Sink),
     /// Measure the machine: disk, loopback and CPU
     Calibrate(calibrate::Calibrate),
+    /// Print ratios of the reports that --output has written to two files
+    Compare(compare::Compare),
     /// Print name:password lines of the users that the other workloads use
     Users(users::PrintUsers),
 }
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Workload::Idle(idle) => idle.run(),
         Workload::Sink(sink) => sink.run(),
         Workload::Calibrate(calibrate) => calibrate.run(),
+        Workload::Compare(compare) => compare.run(),
         Workload::Users(users) => users.run(),
     };
     match result {
@@ -55,7 +58,10 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::from(2),
         Err(error) => {
             eprintln!("posthaste-bench: {error}");
-            ExitCode::FAILURE
+            match error.downcast_ref::<verify::Failure>() {
+                Some(failure) => ExitCode::from(failure.exit_code()),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }

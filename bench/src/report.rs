@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::calibrate::Calibration;
 use crate::drive::{Load, Ran};
 use crate::observe::{Cost, Machine};
+use crate::verify::Verdict;
 
 /// A generator that is busier than this may be what limited the rate.
 const CLIENT_BOUND_SHARE: f64 = 0.9;
@@ -74,6 +75,9 @@ pub struct Report {
     pub written_bytes_per_byte: Option<f64>,
     pub client_cpu_share: f64,
     pub client_bound: bool,
+    /// What was found in the mailboxes afterwards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
     /// Where to append it.
     #[serde(skip)]
     output: Option<PathBuf>,
@@ -190,6 +194,7 @@ impl Report {
             client_cpu_share,
             client_bound: client_cpu_share >= CLIENT_BOUND_SHARE || open_loop.is_some_and(|open| open.client_late),
             open_loop,
+            verdict: None,
             output: load.output.clone(),
         }
     }
@@ -256,6 +261,9 @@ impl Report {
             false => "",
         };
         row("client CPU", format!("{:.0} % of its threads{bound}", self.client_cpu_share * 100.0));
+        for (name, value) in self.verdict.iter().flat_map(Verdict::rows) {
+            row(name, value);
+        }
         row("errors", self.errors.values().sum::<u64>().to_string());
         for (kind, count) in &self.errors {
             row("", format!("{count} {kind}"));

@@ -195,3 +195,53 @@ fn users_can_be_printed() {
     output.stdout.as_slice().read_to_string(&mut text).unwrap();
     assert_eq!(text, "u1@x:a:b\nu2@x:a:b\n");
 }
+
+#[test]
+fn reports_are_kept_and_compared() {
+    let sink = Sink::start();
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let (a, b) = (path("a.jsonl"), path("b.jsonl"));
+    for (file, messages) in [(&a, "50"), (&a, "60"), (&b, "50")] {
+        let options = ["--messages", messages, "--output", file, "--label", "sink", "--seed", "9"];
+        assert!(deliver(&sink.1, &options).status.success());
+    }
+    let kept = std::fs::read_to_string(&a).unwrap();
+    assert_eq!(kept.lines().count(), 2);
+    let report: serde_json::Value = serde_json::from_str(kept.lines().next().unwrap()).unwrap();
+    assert_eq!((&report["label"], &report["seed"], &report["operations"]), (&"sink".into(), &9.into(), &50.into()));
+    assert_eq!(report["command"][1], "deliver");
+    assert!(report["machine"]["kernel"].is_string() && report["version"].is_string());
+    let compare =
+        |files: [&str; 2], options: &[&str]| bench().arg("compare").args(files).args(options).output().unwrap();
+    let output = compare([&a, &b], &["--json"]);
+    let compared: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&compared[0]["figures"][0]["figure"], &compared[0]["figures"][0]["a"]["n"]),
+        (&"rate, /s".into(), &2.into())
+    );
+    let table = String::from_utf8(compare([&a, &b], &[]).stdout).unwrap();
+    assert!(table.contains("B / A") && table.contains("p99, us"), "{table}");
+    // Nothing is like it, or nothing can be read.
+    deliver(&sink.1, &["--messages", "5", "--connections", "2", "--output", &path("c.jsonl")]);
+    let output = compare([&a, &path("c.jsonl")], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("differ in connections (1 and 2)"));
+    std::fs::write(path("d.jsonl"), "{}\n").unwrap();
+    for missing in ["d.jsonl", "e.jsonl"] {
+        let output = compare([&a, &path(missing)], &[]);
+        assert!(String::from_utf8_lossy(&output.stderr).contains(missing));
+    }
+}
+
+#[test]
+fn a_run_can_be_calibrated() {
+    let sink = Sink::start();
+    let directory = tempfile::tempdir().unwrap();
+    let output = deliver(&sink.1, &["--messages", "5", "--calibrate", &directory.path().display().to_string()]);
+    let report = report(&output);
+    assert!(report["calibration"]["cpu_megabytes_per_s"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(report["calibration"]["disk_4k"]["p99_us"].is_u64(), "{report}");
+    let output = bench().args(["calibrate", "--directory", "/nowhere"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+}

@@ -16,6 +16,8 @@ pub mod idle;
 pub mod imap;
 pub mod lmtp;
 pub mod maildrop;
+pub mod noop;
+pub mod null_imap;
 pub mod observe;
 pub mod open_loop;
 pub mod pop3;

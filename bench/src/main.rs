@@ -1,7 +1,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use posthaste_bench::{calibrate, compare, verify};
+use posthaste_bench::{calibrate, compare, noop, verify};
 use posthaste_bench::{deliver, fetch, handshakes, idle, maildrop, push, sessions, sink, users};
 
 /// Loads a mail store server over LMTP, IMAP and POP3 and reports what it did and what that cost
@@ -20,6 +20,8 @@ enum Workload {
     Fetch(fetch::Fetch),
     /// Log in over IMAP, select, fetch the flags of all messages and log out, over a new connection each time
     Sessions(sessions::Sessions),
+    /// Send simple commands over IMAP, each connection one batch after another
+    Noop(noop::Noop),
     /// Begin connections with TLS, wait for the greeting and close
     Handshakes(handshakes::Handshakes),
     /// Retrieve whole maildrops over POP3
@@ -28,7 +30,7 @@ enum Workload {
     Push(push::Push),
     /// Hold IMAP connections in IDLE and report the server's memory per connection
     Idle(idle::Idle),
-    /// Serve LMTP and throw the mail away, to find out what the load generator itself can do
+    /// Serve LMTP and throw the mail away, or IMAP without mail, to find out what the load generator itself can do
     Sink(sink::Sink),
     /// Measure the machine: disk, loopback and CPU
     Calibrate(calibrate::Calibrate),
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Workload::Deliver(deliver) => deliver.run(),
         Workload::Fetch(fetch) => fetch.run(),
         Workload::Sessions(sessions) => sessions.run(),
+        Workload::Noop(noop) => noop.run(),
         Workload::Handshakes(handshakes) => handshakes.run(),
         Workload::Pop3(maildrop) => maildrop.run(),
         Workload::Push(push) => push.run(),

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use hdrhistogram::Histogram;
 use nix::time::{ClockId, clock_gettime};
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{Rng, SeedableRng};
 use serde::Serialize;
 
 use crate::corpus::{Corpus, Fill};
@@ -91,12 +93,12 @@ impl Calibration {
 fn disk(directory: &Path, block: usize) -> io::Result<Disk> {
     let mut file: File = tempfile::tempfile_in(directory)?;
     // Not compressible, for devices that compress.
-    let mut random = fastrand::Rng::with_seed(1);
+    let mut random = Xoshiro256PlusPlus::seed_from_u64(1);
     let mut bytes = vec![0; block];
     let mut micros = Histogram::<u64>::new(3).expect("three digits are allowed");
     let start = Instant::now();
     while start.elapsed() < PART {
-        random.fill(&mut bytes);
+        random.fill_bytes(&mut bytes);
         let began = Instant::now();
         file.write_all(&bytes)?;
         file.sync_data()?;

@@ -15,23 +15,14 @@ use tokio::task::LocalSet;
 use crate::imap::{Client, ImapError};
 use crate::observe::{Machine, Watch};
 use crate::report::{BUILD, append_line};
-use crate::stream::{Address, Connector};
-use crate::tls::TlsOptions;
-use crate::users::Users;
+use crate::session::Login;
+use crate::stream::Connector;
 
 /// Which connections to hold in IDLE.
 #[derive(Clone, Debug, Args)]
 pub struct Idlers {
-    /// The server: HOST:PORT or unix:PATH
-    #[arg(long, value_name = "ADDR")]
-    pub imap: Address,
     #[command(flatten)]
-    pub tls: TlsOptions,
-    #[command(flatten)]
-    pub users: Users,
-    /// The password of all users
-    #[arg(long, value_name = "PASSWORD")]
-    password: String,
+    pub login: Login,
     /// The mailbox that each connection selects
     #[arg(long, value_name = "NAME", default_value = "INBOX")]
     pub mailbox: String,
@@ -49,7 +40,7 @@ impl Idlers {
     /// # Errors
     /// What was asked for cannot be.
     pub async fn open(self: Arc<Self>, connections: usize) -> Result<Opened, Box<dyn Error>> {
-        let connector = Connector::new(&self.imap, self.tls.client())?;
+        let connector = self.login.connector()?;
         let bar = ProgressBar::new(connections as u64);
         let style = ProgressStyle::with_template("{elapsed:>4} [{bar:30}] {pos} of {len} in IDLE")?;
         bar.set_style(style.progress_chars("=> "));
@@ -78,8 +69,7 @@ impl Idlers {
     }
 
     async fn open_one(&self, connector: &Connector, index: usize) -> Result<(Client, u32), ImapError> {
-        let mut client = Client::connect(connector).await?;
-        client.login(&self.users.name(index % self.users.user_count.max(1)), &self.password).await?;
+        let mut client = self.login.client(connector, index).await?;
         let exists = client.select(&self.mailbox, false).await?;
         client.idle().await?;
         Ok((client, exists))
@@ -159,15 +149,15 @@ async fn measure(plan: Idle) -> Result<bool, Box<dyn Error>> {
         "command": std::env::args().collect::<Vec<_>>(),
         "machine": Machine::this(),
         "parameters": {
-            "server": idlers.imap.to_string(),
+            "server": idlers.login.imap.to_string(),
             "connections": plan.connections,
-            "tls": idlers.tls.tls,
+            "tls": idlers.login.tls.tls,
             "mailbox": idlers.mailbox,
-            "user_count": idlers.users.user_count,
+            "user_count": idlers.login.users.user_count,
             "hold": plan.hold,
         },
         "connections": clients.len(),
-        "tls": idlers.tls.tls,
+        "tls": idlers.login.tls.tls,
         "messages_selected_each": messages as f64 / count,
         "rss_anon_bytes_before": was.rss_anon_bytes,
         "rss_anon_bytes_after": is.rss_anon_bytes,

@@ -1,4 +1,4 @@
-//! An LMTP client (RFC 2033): replies without a socket, and a client on one.
+//! An LMTP (RFC 2033) and SMTP (RFC 5321) client: replies without a socket, and a client on one.
 
 use std::fmt;
 use std::io;
@@ -58,11 +58,20 @@ pub fn parse_reply(input: &[u8]) -> Result<Option<(u16, usize)>, String> {
     }
 }
 
-/// Why something over LMTP failed.
+/// What is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// An answer for each recipient.
+    Lmtp,
+    /// One answer for all recipients.
+    Smtp,
+}
+
+/// Why something over LMTP or SMTP failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LmtpError {
     Io(io::ErrorKind),
-    /// The server does not speak LMTP.
+    /// The server does not speak the protocol.
     Protocol(String),
     /// A reply that is not what it must be: the command, and the reply's last line.
     Reply(&'static str, String),
@@ -151,8 +160,9 @@ pub struct Outcome {
     pub refused: Vec<LmtpError>,
 }
 
-/// A connection after LHLO.
+/// A connection after LHLO or EHLO.
 pub struct Client {
+    protocol: Protocol,
     stream: Stream,
     input: Input,
     output: Vec<u8>,
@@ -170,8 +180,17 @@ impl Client {
     /// # Errors
     /// The connection, or what the server says.
     pub async fn connect(connector: &Connector, pipelining: bool) -> Result<Self, LmtpError> {
+        Self::connect_by(Protocol::Lmtp, connector, pipelining).await
+    }
+
+    /// As [`Client::connect`], with the protocol's own greeting.
+    ///
+    /// # Errors
+    /// The connection, or what the server says.
+    pub async fn connect_by(protocol: Protocol, connector: &Connector, pipelining: bool) -> Result<Self, LmtpError> {
         let stream = Stream::connect(connector).await?;
         let mut client = Self {
+            protocol,
             stream,
             input: Input::default(),
             output: Vec::new(),
@@ -182,10 +201,14 @@ impl Client {
             acknowledged: Vec::new(),
         };
         client.expect("connecting", 220).await?;
-        client.stream.write_all(b"LHLO bench.example\r\n").await?;
+        let hello = match protocol {
+            Protocol::Lmtp => "LHLO",
+            Protocol::Smtp => "EHLO",
+        };
+        client.stream.write_all(format!("{hello} bench.example\r\n").as_bytes()).await?;
         let reply = client.reply().await?;
         if reply.code != 250 {
-            return Err(LmtpError::Reply("LHLO", reply.last_line()));
+            return Err(LmtpError::Reply(hello, reply.last_line()));
         }
         let (mut can_pipeline, mut size, mut eight_bit_mime) = (false, false, false);
         for line in reply.lines().skip(1) {
@@ -254,13 +277,19 @@ impl Client {
         }
         self.stream.write_all(&data.wire).await?;
         sent();
-        for position in 0..self.valid.len() {
+        // Over SMTP one reply is for all.
+        let (replies, recipients_each) = match self.protocol {
+            Protocol::Lmtp => (self.valid.len(), 1),
+            Protocol::Smtp => (1, self.valid.len()),
+        };
+        for position in 0..replies {
             let reply = self.reply().await?;
             if reply.code == 250 {
-                outcome.accepted += 1;
-                self.acknowledged.push(self.valid[position]);
+                outcome.accepted += recipients_each;
+                self.acknowledged.extend_from_slice(&self.valid[position..position + recipients_each]);
             } else {
-                outcome.refused.push(LmtpError::Reply("the message", reply.last_line()));
+                let error = LmtpError::Reply("the message", reply.last_line());
+                outcome.refused.extend(std::iter::repeat_n(error, recipients_each));
             }
         }
         Ok(outcome)

@@ -1,6 +1,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use posthaste_bench::{append, expunge, flags, hot, moves, resync, search, sync};
 use posthaste_bench::{calibrate, compare, noop, verify};
 use posthaste_bench::{deliver, fetch, handshakes, idle, maildrop, push, sessions, sink, users};
 
@@ -14,7 +15,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Workload {
-    /// Deliver messages over LMTP, each connection one after another
+    /// Deliver messages over LMTP or SMTP, each connection one after another
     Deliver(deliver::Deliver),
     /// Fetch messages over IMAP, each connection one after another
     Fetch(fetch::Fetch),
@@ -22,6 +23,22 @@ enum Workload {
     Sessions(sessions::Sessions),
     /// Send simple commands over IMAP, each connection one batch after another
     Noop(noop::Noop),
+    /// Sync whole mailboxes over IMAP as a new client does: log in, select, flags and sizes, then all messages in batches
+    Sync(sync::Sync),
+    /// Come back over IMAP as a client does that was there: log in, select, STATUS of other mailboxes, what has changed, log out
+    Resync(resync::Resync),
+    /// Change flags over IMAP, of one message after another or of all
+    Flags(flags::Flags),
+    /// Append messages over IMAP
+    Append(append::Append),
+    /// Move messages over IMAP between two mailboxes, to and fro
+    Move(moves::Move),
+    /// Mark messages as deleted over IMAP and expunge them
+    Expunge(expunge::Expunge),
+    /// Search over IMAP, by what must be looked at: flags, date, size, header, text, body
+    Search(search::Search),
+    /// Load one mailbox with many IMAP sessions: deliveries, changes of flags, NOOP, IDLE; at the end all must see the same
+    Hot(hot::Hot),
     /// Begin connections with TLS, wait for the greeting and close
     Handshakes(handshakes::Handshakes),
     /// Retrieve whole maildrops over POP3
@@ -46,6 +63,14 @@ fn main() -> ExitCode {
         Workload::Fetch(fetch) => fetch.run(),
         Workload::Sessions(sessions) => sessions.run(),
         Workload::Noop(noop) => noop.run(),
+        Workload::Sync(sync) => sync.run(),
+        Workload::Resync(resync) => resync.run(),
+        Workload::Flags(flags) => flags.run(),
+        Workload::Append(append) => append.run(),
+        Workload::Move(moves) => moves.run(),
+        Workload::Expunge(expunge) => expunge.run(),
+        Workload::Search(search) => search.run(),
+        Workload::Hot(hot) => hot.run(),
         Workload::Handshakes(handshakes) => handshakes.run(),
         Workload::Pop3(maildrop) => maildrop.run(),
         Workload::Push(push) => push.run(),

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{RngExt, SeedableRng};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -29,7 +31,7 @@ const RATE_MAX: f64 = 1e7;
 /// The moments of arrivals, counted from the start.
 #[derive(Clone, Debug)]
 pub struct Arrivals {
-    random: fastrand::Rng,
+    random: Xoshiro256PlusPlus,
     rate: f64,
     seconds: f64,
 }
@@ -37,7 +39,7 @@ pub struct Arrivals {
 impl Arrivals {
     /// `rate` is arrivals a second in the mean.
     pub fn new(seed: u64, rate: f64) -> Self {
-        Self { random: fastrand::Rng::with_seed(seed), rate, seconds: 0.0 }
+        Self { random: Xoshiro256PlusPlus::seed_from_u64(seed), rate, seconds: 0.0 }
     }
 
     /// Reads a rate from the command line.
@@ -56,7 +58,7 @@ impl Arrivals {
     /// The moment of the next arrival.
     pub fn following(&mut self) -> Duration {
         // 1 - u is never 0, so that the logarithm is finite.
-        self.seconds -= (1.0 - self.random.f64()).ln() / self.rate;
+        self.seconds -= (1.0 - self.random.random::<f64>()).ln() / self.rate;
         Duration::from_secs_f64(self.seconds)
     }
 }

@@ -216,6 +216,18 @@ impl Report {
         Ok(self.errors.is_empty())
     }
 
+    /// As [`Report::print`], and fails if verification did.
+    ///
+    /// # Errors
+    /// Those of [`Report::print`], and a [`crate::verify::Failure`].
+    pub fn print_and_judge(&self, json: bool) -> Result<bool, Box<dyn Error>> {
+        let succeeded = self.print(json)?;
+        match &self.verdict {
+            Some(verdict) => verdict.judge().map(|()| succeeded).map_err(Into::into),
+            None => Ok(succeeded),
+        }
+    }
+
     fn table(&self) -> String {
         let mut rows: Vec<(String, String)> = Vec::new();
         let mut row = |name: &str, value: String| rows.push((name.to_owned(), value));

@@ -13,6 +13,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::error::Error;
 use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::rc::Rc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -127,7 +128,7 @@ pub struct Ledger {
 impl Default for Ledger {
     fn default() -> Self {
         // Another for each run, so that mail of earlier runs is not taken for this one's.
-        Self { run: format!("{:016x}", fastrand::u64(..)), entries: Mutex::default() }
+        Self { run: format!("{:016x}", RandomState::new().build_hasher().finish()), entries: Mutex::default() }
     }
 }
 

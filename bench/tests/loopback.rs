@@ -59,12 +59,16 @@ fn server(serve: impl Fn(&mut BufReader<TcpStream>) + Send + 'static) -> String 
 
 fn line(stream: &mut BufReader<TcpStream>) -> String {
     let mut line = String::new();
-    stream.read_line(&mut line).unwrap();
+    // A client that has seen enough resets the connection; what it sent is then no line.
+    if stream.read_line(&mut line).is_err() {
+        line.clear();
+    }
     line
 }
 
 fn say(stream: &mut BufReader<TcpStream>, text: &str) {
-    stream.get_mut().write_all(text.as_bytes()).unwrap();
+    // A client that has seen enough may have gone, which the next line tells.
+    let _ = stream.get_mut().write_all(text.as_bytes());
 }
 
 #[test]
@@ -188,7 +192,8 @@ fn fetches_are_counted_and_checked() {
     assert_eq!(report_of_good["bytes"], 36);
     for bad in ["(UID 1 BODY[] {5}\r\n(((\r\n\n)", "(UID 1", "UID 1"] {
         let output = fetch(&imap_server(bad));
-        assert_eq!(report(&output)["errors"]["protocol violation"], 1, "{bad}");
+        // Each of the two commands, over a connection of its own.
+        assert_eq!(report(&output)["errors"]["protocol violation"], 2, "{bad}");
     }
 }
 

@@ -81,7 +81,7 @@ fn lmtp(stream: &mut Stream, store: &Store, fault: Fault) -> Option<()> {
     loop {
         let command = line(stream)?;
         match command.get(..4)? {
-            "LHLO" => say(stream, "250-x\r\n250 PIPELINING\r\n")?,
+            "LHLO" | "EHLO" => say(stream, "250-x\r\n250 PIPELINING\r\n")?,
             "RCPT" => {
                 let user = command.trim().strip_prefix("RCPT TO:<")?.strip_suffix('>')?;
                 if fault == Fault::RefusesAll || (fault == Fault::RefusesRecipients && user.starts_with("user2@")) {
@@ -103,11 +103,7 @@ fn lmtp(stream: &mut Stream, store: &Store, fault: Fault) -> Option<()> {
                     message.extend_from_slice(text.strip_prefix('.').unwrap_or(&text).as_bytes());
                 }
                 for user in recipients.drain(..) {
-                    let bad = store.messages.fetch_add(1, Ordering::SeqCst) % 10 == 3;
-                    let reply = if bad { keep_badly(store, fault, &user, &message)? } else { "250 x\r\n" };
-                    if !bad {
-                        keep(store, &user, with_traces(fault, &message));
-                    }
+                    let reply = take(store, fault, &user, &message)?;
                     say(stream, reply)?;
                 }
             }
@@ -115,6 +111,15 @@ fn lmtp(stream: &mut Stream, store: &Store, fault: Fault) -> Option<()> {
             _ => say(stream, "250 x\r\n")?,
         }
     }
+}
+
+/// Keeps a message, or does with it what is wrong; the reply, or `None` to end the connection.
+fn take(store: &Store, fault: Fault, user: &str, message: &[u8]) -> Option<&'static str> {
+    if store.messages.fetch_add(1, Ordering::SeqCst) % 10 == 3 {
+        return keep_badly(store, fault, user, message);
+    }
+    keep(store, user, with_traces(fault, message));
+    Some("250 x\r\n")
 }
 
 fn with_traces(fault: Fault, message: &[u8]) -> Vec<u8> {
@@ -171,7 +176,7 @@ fn may_log_in(fault: Fault, user: &str) -> bool {
 
 fn imap(stream: &mut Stream, store: &Store, fault: Fault) -> Option<()> {
     say(stream, "* OK x\r\n")?;
-    let mut mail = Vec::new();
+    let (mut mail, mut name) = (Vec::new(), String::new());
     loop {
         let command = line(stream)?;
         let words: Vec<&str> = command.split_ascii_whitespace().collect();
@@ -179,9 +184,22 @@ fn imap(stream: &mut Stream, store: &Store, fault: Fault) -> Option<()> {
         match *words.get(1)? {
             "LOGIN" => {
                 let user = words.get(2)?.trim_matches('"');
+                user.clone_into(&mut name);
                 if may_log_in(fault, user) {
                     mail = store.mailboxes.lock().unwrap().get(user).cloned().unwrap_or_default();
                 } else {
+                    result = "NO";
+                }
+            }
+            "CAPABILITY" => say(stream, "* CAPABILITY IMAP4rev1\r\n")?,
+            "LIST" => say(stream, "* LIST () \"/\" INBOX\r\n")?,
+            "APPEND" => {
+                let octets = command.trim().strip_suffix('}')?.rsplit_once('{')?.1.parse().ok()?;
+                say(stream, "+ x\r\n")?;
+                let mut message = vec![0; octets];
+                stream.read_exact(&mut message).ok()?;
+                line(stream)?;
+                if !take(store, fault, &name, &message)?.starts_with("250") {
                     result = "NO";
                 }
             }
@@ -246,6 +264,15 @@ fn pop3(stream: &mut Stream, store: &Store, fault: Fault) -> Option<()> {
 
 /// Delivers 40 messages to two users and verifies; what the program exits with, its report and what it said.
 fn verify(fault: Fault, protocol: &str, options: &[&str]) -> (Option<i32>, serde_json::Value, String) {
+    verify_by("--lmtp", fault, protocol, options)
+}
+
+fn verify_by(
+    delivery: &str,
+    fault: Fault,
+    protocol: &str,
+    options: &[&str],
+) -> (Option<i32>, serde_json::Value, String) {
     let store = Arc::new(Store::default());
     let (of_lmtp, of_reader) = (Arc::clone(&store), store);
     let address = listen(move |mut stream| lmtp(&mut stream, &of_lmtp, fault));
@@ -255,7 +282,7 @@ fn verify(fault: Fault, protocol: &str, options: &[&str]) -> (Option<i32>, serde
     };
     let output: Output = Command::new(env!("CARGO_BIN_EXE_posthaste-bench"))
         .args(["deliver", "--json", "--timeout", "5", "--messages", "40", "--user-count", "2", "--size", "900"])
-        .args(["--lmtp", &address, "--verify", &format!("--verify-{protocol}"), &reader, "--password", "p"])
+        .args([delivery, &address, "--verify", &format!("--verify-{protocol}"), &reader, "--password", "p"])
         .args(options)
         .output()
         .unwrap();
@@ -265,6 +292,42 @@ fn verify(fault: Fault, protocol: &str, options: &[&str]) -> (Option<i32>, serde
     assert!(!text.is_empty(), "{fault:?}: {errors}");
     let report: serde_json::Value = serde_json::from_str(&text).unwrap();
     (output.status.code(), report["verdict"].clone(), errors)
+}
+
+#[test]
+fn delivery_by_smtp_is_verified() {
+    for (fault, expected) in [(Fault::None, 0), (Fault::Loses, 3), (Fault::KeepsRefused, 2), (Fault::RefusesAll, 4)] {
+        let (code, verdict, errors) = verify_by("--smtp", fault, "imap", &[]);
+        assert_eq!(code, Some(expected), "{fault:?}: {errors} {verdict}");
+    }
+}
+
+#[test]
+fn appended_messages_are_verified() {
+    for (fault, expected, what, count) in [
+        (Fault::None, 0, "proven", 40),
+        (Fault::Loses, 3, "lost", 4),
+        (Fault::Doubles, 3, "doubled", 4),
+        (Fault::AltersBody, 3, "altered", 4),
+        (Fault::Misplaces, 3, "strayed", 4),
+        (Fault::RefusesSome, 2, "refused", 4),
+        (Fault::KeepsRefused, 2, "present_though_refused", 4),
+        (Fault::NeverAnswers, 2, "present_though_unanswered", 4),
+        (Fault::HidesMessages, 4, "mailboxes_unread", 2),
+    ] {
+        let store = Arc::new(Store::default());
+        let address = listen(move |mut stream| imap(&mut stream, &store, fault));
+        let output = Command::new(env!("CARGO_BIN_EXE_posthaste-bench"))
+            .args(["append", "--json", "--timeout", "5", "--messages", "40", "--user-count", "2", "--connections", "2"])
+            .args(["--imap", &address, "--password", "p", "--verify", "--verify-imap", &address])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(!text.is_empty(), "{fault:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(output.status.code(), Some(expected), "{fault:?}: {report}");
+        assert_eq!(report["verdict"][what], count, "{fault:?}: {report}");
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::observe::Watch;
 use crate::report::Report;
 use crate::session::{Done, Login, close, repeat};
 use crate::stream::Connector;
+use crate::verify::{ContentHash, Ledger, VerifyOptions};
 
 #[derive(Clone, Debug, Args)]
 pub struct Append {
@@ -30,12 +31,16 @@ pub struct Append {
     load: Load,
     #[command(flatten)]
     watch: Watch,
+    #[command(flatten)]
+    verify: VerifyOptions,
 }
 
 struct Plan {
     options: Append,
     mail: Vec<Mail>,
     flags: String,
+    /// What --verify compares with, and the hashes of the messages in their order.
+    record: Option<(Ledger, Vec<ContentHash>)>,
 }
 
 impl Append {
@@ -49,14 +54,26 @@ impl Append {
         parameters.insert("mailbox", self.mailbox.as_str().into());
         parameters.insert("flags", self.flags.as_str().into());
         self.mail.describe(&corpus, &mut parameters);
+        parameters.insert("verify", self.verify.verify.into());
         let connector = self.login.connector()?;
+        let (users, limit) = (self.login.users.names(), self.load.operation_timeout());
+        let verifier = self.verify.verifier(users, &self.mailbox, Some(&self.login.password), limit)?;
+        let record = || {
+            let contents = corpus.mail.iter().map(|mail| ContentHash::of(&mail.bytes)).collect();
+            (Ledger::default(), contents)
+        };
+        let record = verifier.is_some().then(record);
         let flags = if self.flags.is_empty() { String::new() } else { format!("({})", self.flags) };
-        let plan = Arc::new(Plan { options: self, mail: corpus.mail, flags });
+        let plan = Arc::new(Plan { options: self, mail: corpus.mail, flags, record });
         let (shared, load) = (Arc::clone(&plan), &plan.options.load);
         let ran = drive::run(load, &plan.options.watch, move |seat| {
             connection(seat, Arc::clone(&shared), connector.of_own())
         })?;
-        Report::new("append", "messages appended", None, load, parameters, ran).print(load.json)
+        let mut report = Report::new("append", "messages appended", None, load, parameters, ran);
+        if let (Some(verifier), Some((ledger, _))) = (verifier, &plan.record) {
+            report.verdict = Some(verifier.verify(ledger)?);
+        }
+        report.print_and_judge(load.json)
     }
 }
 
@@ -73,8 +90,24 @@ async fn connection(seat: Seat, plan: Arc<Plan>, connector: Connector) {
         Ok(Opened { client, last_uid: 0 })
     };
     let operation = async |opened: &mut Opened, number: u64| {
-        let mail = &plan.mail[(number % plan.mail.len() as u64) as usize];
-        let code = opened.client.append(&plan.options.mailbox, &plan.flags, &mail.bytes, |_| Ok(())).await?;
+        let message = (number % plan.mail.len() as u64) as usize;
+        let mail = &plan.mail[message];
+        let code = match &plan.record {
+            None => opened.client.append(&plan.options.mailbox, &plan.flags, &mail.bytes, |_| Ok(())).await?,
+            Some((ledger, contents)) => {
+                let user = seat.index % plan.options.login.users.user_count.max(1);
+                ledger.sent(number, user, contents[message]);
+                let numbered = [ledger.header(number).as_bytes(), &mail.bytes].concat();
+                let appended = opened.client.append(&plan.options.mailbox, &plan.flags, &numbered, |_| Ok(())).await;
+                match &appended {
+                    Ok(_) => ledger.acknowledged(number, user),
+                    Err(ImapError::Refused(_, line)) if !line.starts_with("* ") => ledger.refused(number, user),
+                    // Nobody knows.
+                    Err(_) => {}
+                }
+                appended?
+            }
+        };
         if opened.client.capabilities().await?.has("UIDPLUS") {
             let uid = appended_uid(code.as_deref())?;
             if uid <= opened.last_uid {

@@ -16,6 +16,7 @@ use crate::session::{FAILURES_MAX, limited};
 use crate::stream::{Address, Connector};
 use crate::tls::TlsOptions;
 use crate::users::Users;
+use crate::verify::{ContentHash, Ledger, VerifyOptions};
 
 #[derive(Clone, Debug, Args)]
 pub struct Deliver {
@@ -40,6 +41,11 @@ pub struct Deliver {
     no_pipelining: bool,
     #[command(flatten)]
     watch: Watch,
+    #[command(flatten)]
+    verify: VerifyOptions,
+    /// The password of all users, with which --verify reads their mailboxes
+    #[arg(long, value_name = "PASSWORD")]
+    password: Option<String>,
 }
 
 /// Where mail is delivered to.
@@ -76,6 +82,14 @@ struct Plan {
     recipients: usize,
     users: Vec<String>,
     data: Vec<Data>,
+    record: Option<Record>,
+}
+
+/// What --verify compares with.
+struct Record {
+    ledger: Ledger,
+    /// Of the messages, in their order.
+    contents: Vec<ContentHash>,
 }
 
 impl Deliver {
@@ -84,12 +98,22 @@ impl Deliver {
     /// # Errors
     /// It could not be run.
     pub fn run(self) -> Result<bool, Box<dyn Error>> {
-        let report = self.measure()?;
-        report.print(self.load.json)
+        self.measure()?.print_and_judge(self.load.json)
     }
 
     fn measure(&self) -> Result<Report, Box<dyn Error>> {
         let corpus = self.mail.load()?;
+        let (users, limit) = (self.users.names(), self.load.operation_timeout());
+        let verifier = self.verify.verifier(users, "INBOX", self.password.as_deref(), limit)?;
+        if verifier.is_some() && self.recipients > self.users.user_count.max(1) {
+            return Err("to verify, a message must not have the same recipient twice: --recipients is more than \
+                        --user-count"
+                .into());
+        }
+        let record = || Record {
+            ledger: Ledger::default(),
+            contents: corpus.mail.iter().map(|mail| ContentHash::of(&mail.bytes)).collect(),
+        };
         let plan = Arc::new(Plan {
             protocol: self.server.protocol(),
             connector: Connector::new(self.server.address(), self.tls.client())?,
@@ -99,6 +123,7 @@ impl Deliver {
             recipients: self.recipients.max(1),
             users: self.users.names(),
             data: corpus.mail.iter().map(|mail| Data::new(&mail.bytes)).collect(),
+            record: verifier.is_some().then(record),
         });
         let mut parameters = BTreeMap::new();
         parameters.insert("server", self.server.address().to_string().into());
@@ -111,8 +136,14 @@ impl Deliver {
         self.mail.describe(&corpus, &mut parameters);
         parameters.insert("one_per_connection", self.one_per_connection.into());
         parameters.insert("pipelining", plan.pipelining.into());
-        let ran = drive::run(&self.load, &self.watch, move |seat| connection(seat, Arc::clone(&plan)))?;
-        Ok(Report::new("deliver", "deliveries", Some("after the dot"), &self.load, parameters, ran))
+        parameters.insert("verify", verifier.is_some().into());
+        let shared = Arc::clone(&plan);
+        let ran = drive::run(&self.load, &self.watch, move |seat| connection(seat, Arc::clone(&shared)))?;
+        let mut report = Report::new("deliver", "deliveries", Some("after the dot"), &self.load, parameters, ran);
+        if let (Some(verifier), Some(record)) = (verifier, &plan.record) {
+            report.verdict = Some(verifier.verify(&record.ledger)?);
+        }
+        Ok(report)
     }
 }
 
@@ -125,9 +156,8 @@ async fn connection(seat: Seat, plan: Arc<Plan>) {
     seat.ready().await;
     let mut failures = 0;
     while failures < FAILURES_MAX
-        && let Some(number) = seat.next()
+        && let Some(turn) = seat.turn().await
     {
-        let start = Instant::now();
         if client.is_none() {
             client = connect(&seat, &plan, &connector).await;
         }
@@ -136,11 +166,11 @@ async fn connection(seat: Seat, plan: Arc<Plan>) {
             continue;
         };
         failures = 0;
-        match transaction(&mut connected, &seat, &plan, number).await {
+        match transaction(&mut connected, &seat, &plan, turn.number).await {
             Ok((outcome, octets)) => {
                 if outcome.accepted > 0 {
                     let accepted = outcome.accepted as u64;
-                    seat.count(accepted, octets * accepted, start.elapsed());
+                    seat.count(accepted, octets * accepted, turn.due.elapsed());
                 }
                 for error in outcome.refused {
                     seat.count_error(error.kind(), || error.to_string());
@@ -170,16 +200,36 @@ async fn quit(client: Client, plan: &Plan) {
 }
 
 async fn transaction(client: &mut Client, seat: &Seat, plan: &Plan, number: u64) -> Result<(Outcome, u64), LmtpError> {
-    let data = &plan.data[(number % plan.data.len() as u64) as usize];
+    let message = (number % plan.data.len() as u64) as usize;
     let first = (number % plan.users.len() as u64) as usize * plan.recipients;
-    let user = |offset: usize| plan.users[(first + offset) % plan.users.len()].as_str();
+    let user = |offset: usize| (first + offset) % plan.users.len();
+    let mut data = &plan.data[message];
+    let with_number;
+    if let Some(record) = &plan.record {
+        with_number = data.with_header(&record.ledger.header(number));
+        data = &with_number;
+        for offset in 0..plan.recipients {
+            record.ledger.sent(number, user(offset), record.contents[message]);
+        }
+    }
     let mut sent = None;
-    let outcome = if plan.recipients == 1 {
-        limited(plan.timeout, client.deliver(&[user(0)], data, || sent = Some(Instant::now()))).await?
+    let result = if plan.recipients == 1 {
+        limited(plan.timeout, client.deliver(&[&plan.users[user(0)]], data, || sent = Some(Instant::now()))).await
     } else {
-        let recipients: Vec<&str> = (0..plan.recipients).map(user).collect();
-        limited(plan.timeout, client.deliver(&recipients, data, || sent = Some(Instant::now()))).await?
+        let recipients: Vec<&str> = (0..plan.recipients).map(|offset| plan.users[user(offset)].as_str()).collect();
+        limited(plan.timeout, client.deliver(&recipients, data, || sent = Some(Instant::now()))).await
     };
+    if let Some(record) = &plan.record {
+        // Also when the connection then failed: what was acknowledged is.
+        for offset in 0..plan.recipients {
+            if client.acknowledged().contains(&offset) {
+                record.ledger.acknowledged(number, user(offset));
+            } else if result.is_ok() {
+                record.ledger.refused(number, user(offset));
+            }
+        }
+    }
+    let outcome = result?;
     if let Some(sent) = sent {
         seat.count_second(sent.elapsed());
     }

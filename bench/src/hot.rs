@@ -5,7 +5,6 @@
 use std::cell::RefCell;
 use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use clap::Args;
 use tokio::sync::{Barrier, watch};
@@ -165,10 +164,9 @@ async fn deliver(seat: &Seat, plan: &Plan) {
     let user = plan.options.login.user(0);
     let (mut client, mut failures) = (None, 0);
     while failures < FAILURES_MAX
-        && let Some(number) = seat.next()
+        && let Some(turn) = seat.turn().await
     {
-        let start = Instant::now();
-        let data = &plan.data[(number % plan.data.len() as u64) as usize];
+        let data = &plan.data[(turn.number % plan.data.len() as u64) as usize];
         let mut connected = match client.take() {
             Some(connected) => connected,
             None => {
@@ -187,7 +185,7 @@ async fn deliver(seat: &Seat, plan: &Plan) {
         match limited(limit, connected.deliver(&[&user], data, || {})).await {
             Ok(outcome) => {
                 if outcome.accepted > 0 {
-                    seat.count(1, data.octets() as u64, start.elapsed());
+                    seat.count(1, data.octets() as u64, turn.due.elapsed());
                     seat.count_also("deliveries", 1);
                 }
                 for error in outcome.refused {

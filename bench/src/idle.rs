@@ -1,6 +1,7 @@
 //! Connections that wait in IDLE, and what each costs the server.
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,8 @@ use tokio::sync::Semaphore;
 use tokio::task::LocalSet;
 
 use crate::imap::{Client, ImapError};
-use crate::observe::{Machine, cpu_time, rss_anon_bytes};
+use crate::observe::{Machine, Watch};
+use crate::report::{BUILD, append_line};
 use crate::session::Login;
 use crate::stream::Connector;
 
@@ -84,12 +86,17 @@ pub struct Idle {
     /// Measure so long with all in IDLE; the server's CPU in this time is reported
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     hold: f64,
-    /// The server's process
-    #[arg(long, value_name = "PID")]
-    server_pid: u32,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+    /// Append the report as one line of JSON to this file
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// What is measured, for example a server and its version: a text for the report
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
+    #[command(flatten)]
+    watch: Watch,
 }
 
 impl Idle {
@@ -104,7 +111,10 @@ impl Idle {
 }
 
 async fn measure(plan: Idle) -> Result<bool, Box<dyn Error>> {
-    let pid = plan.server_pid;
+    if !plan.watch.has_server() {
+        return Err("what is measured is the server: give --server-pid, --server-cgroup or --server-unit".into());
+    }
+    let usage = || plan.watch.usage().map(|usage| usage.expect("there is a server to watch"));
     // One client comes and goes first, so that what the server makes once is not counted.
     let idlers = Arc::new(plan.idlers);
     let (mut first, errors) = Arc::clone(&idlers).open(1).await?;
@@ -112,43 +122,67 @@ async fn measure(plan: Idle) -> Result<bool, Box<dyn Error>> {
         return Err(format!("the first connection failed: {}", errors[0]).into());
     };
     client.done().await.and(client.logout().await).map_err(|error| error.to_string())?;
-    let before = rss_anon_bytes(pid)?;
+    let before = usage()?;
+    let following = plan.watch.follow()?;
     let start = Instant::now();
-    let cpu_before = cpu_time(pid)?;
     let (clients, errors) = Arc::clone(&idlers).open(plan.connections).await?;
     let messages: u64 = clients.iter().map(|(_, exists)| u64::from(*exists)).sum();
     let first_error = errors.first().map(ToString::to_string);
     let errors = errors.len();
     let opening_s = start.elapsed().as_secs_f64();
-    let cpu_open = cpu_time(pid)?;
+    let opened = usage()?;
     tokio::time::sleep(Duration::from_secs_f64(plan.hold)).await;
-    let (after, cpu_after) = (rss_anon_bytes(pid)?, cpu_time(pid)?);
+    drop(following);
+    let after = usage()?;
     let count = clients.len().max(1) as f64;
-    let per_connection = (after as f64 - before as f64) / count;
-    let login_cpu_us = (cpu_open - cpu_before).as_secs_f64() * 1e6 / count;
-    let idle_cpu_share = (cpu_after - cpu_open).as_secs_f64() / plan.hold;
-    if plan.json {
-        let report = json!({
-            "workload": "idle",
-            "version": env!("CARGO_PKG_VERSION"),
-            "command": std::env::args().collect::<Vec<_>>(),
-            "machine": Machine::this(),
-            "connections": clients.len(),
+    let each = |after: u64, before: u64| (after as f64 - before as f64) / count;
+    let (was, is) = (before.memory, after.memory);
+    let anon_each = each(is.rss_anon_bytes, was.rss_anon_bytes);
+    let pss_each = is.pss_bytes.zip(was.pss_bytes).map(|(is, was)| each(is, was));
+    let login_cpu_us = opened.cpu.saturating_sub(before.cpu).as_secs_f64() * 1e6 / count;
+    let idle_cpu_share = after.cpu.saturating_sub(opened.cpu).as_secs_f64() / plan.hold;
+    let report = json!({
+        "workload": "idle",
+        "version": env!("CARGO_PKG_VERSION"),
+        "build": BUILD,
+        "label": plan.label,
+        "command": std::env::args().collect::<Vec<_>>(),
+        "machine": Machine::this(),
+        "parameters": {
+            "server": idlers.login.imap.to_string(),
+            "connections": plan.connections,
             "tls": idlers.login.tls.tls,
-            "messages_selected_each": messages as f64 / count,
-            "rss_anon_bytes_before": before,
-            "rss_anon_bytes_after": after,
-            "rss_anon_bytes_per_connection": per_connection,
-            "opening_s": opening_s,
-            "server_cpu_us_per_login": login_cpu_us,
-            "server_cores_while_idle": idle_cpu_share,
-            "errors": errors,
-            "first_error": first_error,
-        });
+            "mailbox": idlers.mailbox,
+            "user_count": idlers.login.users.user_count,
+            "hold": plan.hold,
+        },
+        "connections": clients.len(),
+        "tls": idlers.login.tls.tls,
+        "messages_selected_each": messages as f64 / count,
+        "rss_anon_bytes_before": was.rss_anon_bytes,
+        "rss_anon_bytes_after": is.rss_anon_bytes,
+        "rss_anon_bytes_per_connection": anon_each,
+        "pss_bytes_per_connection": pss_each,
+        "server_processes": is.processes,
+        "server_bytes_max": after.bytes_max,
+        "opening_s": opening_s,
+        "server_cpu_us_per_login": login_cpu_us,
+        "server_cores_while_idle": idle_cpu_share,
+        "errors": errors,
+        "first_error": first_error,
+    });
+    if let Some(path) = &plan.output {
+        append_line(path, &report)?;
+    }
+    if plan.json {
         println!("{report}");
     } else {
         println!("     connections  {} in IDLE, with {:.0} messages each", clients.len(), messages as f64 / count);
-        println!("   server memory  {per_connection:.0} bytes each (RssAnon {before} before, {after} after)");
+        let (before, after) = (was.rss_anon_bytes, is.rss_anon_bytes);
+        println!("   server memory  {anon_each:.0} bytes each (RssAnon {before} before, {after} after)");
+        if let Some(pss) = pss_each {
+            println!("                  {pss:.0} bytes each by PSS, {} processes at the end", is.processes);
+        }
         println!("         opening  {opening_s:.1} s, {login_cpu_us:.0} us of server CPU each");
         println!("            idle  {:.2} % of a core in {} s", idle_cpu_share * 100.0, plan.hold);
         println!("          errors  {errors} {}", first_error.unwrap_or_default());

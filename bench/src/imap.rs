@@ -516,6 +516,40 @@ impl Client {
         }
     }
 
+    /// Sends a command so many times at once, and waits until each is answered with OK. Returns the octets of the answers.
+    ///
+    /// # Errors
+    /// The connection, or what the server says.
+    pub async fn commands(&mut self, name: &'static str, line: &str, count: u32) -> Result<u64, ImapError> {
+        use std::io::Write as _;
+        let first = self.next_tag;
+        self.next_tag += count;
+        self.output.clear();
+        for tag in first..self.next_tag {
+            write!(self.output, "b{tag} {line}\r\n")?;
+        }
+        self.stream.write_all(&self.output).await?;
+        let (mut octets, mut tag) = (0, String::new());
+        for number in first..first + count {
+            tag.clear();
+            let _ = fmt::Write::write_fmt(&mut tag, format_args!("b{number} "));
+            loop {
+                let response = self.response().await?;
+                octets += response.bytes.len() as u64 + 2;
+                match response.after(&tag) {
+                    Some(rest) if rest.get(..3).is_some_and(|word| word.eq_ignore_ascii_case(b"OK ")) => break,
+                    Some(_) => return Err(ImapError::Refused(name, response.text())),
+                    None if response.after("* BYE").is_some() => {
+                        return Err(ImapError::Refused(name, response.text()));
+                    }
+                    None if response.bytes.starts_with(b"* ") => {}
+                    None => return Err(ImapError::Protocol(format!("unexpected {:?}", response.text()))),
+                }
+            }
+        }
+        Ok(octets)
+    }
+
     /// Sends IDLE and waits for the continuation.
     ///
     /// # Errors

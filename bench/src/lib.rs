@@ -5,6 +5,9 @@
 //! and the device) and `report`.
 
 pub mod append;
+pub mod calibrate;
+pub mod cgroup;
+pub mod compare;
 pub mod corpus;
 pub mod deliver;
 pub mod drive;
@@ -22,8 +25,12 @@ pub mod lmtp;
 pub mod mail;
 pub mod maildrop;
 pub mod moves;
+pub mod noop;
+pub mod null_imap;
 pub mod observe;
+pub mod open_loop;
 pub mod pop3;
+pub mod processes;
 pub mod profile;
 pub mod push;
 pub mod report;
@@ -36,3 +43,4 @@ pub mod stream;
 pub mod sync;
 pub mod tls;
 pub mod users;
+pub mod verify;

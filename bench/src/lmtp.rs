@@ -131,6 +131,15 @@ impl Data {
         Self { wire, octets: message.len(), eight_bit: !message.is_ascii() }
     }
 
+    /// The same with a header before it, which must be lines that end with CRLF and do not begin with a dot.
+    pub fn with_header(&self, header: &str) -> Self {
+        assert!(header.ends_with("\r\n") && !header.starts_with('.'), "a header is lines");
+        let mut wire = Vec::with_capacity(header.len() + self.wire.len());
+        wire.extend_from_slice(header.as_bytes());
+        wire.extend_from_slice(&self.wire);
+        Self { wire, octets: header.len() + self.octets, eight_bit: self.eight_bit }
+    }
+
     /// Octets of the message itself.
     pub fn octets(&self) -> usize {
         self.octets
@@ -160,6 +169,9 @@ pub struct Client {
     pipelining: bool,
     size: bool,
     eight_bit_mime: bool,
+    /// Recipients of the last message whom the server takes mail for.
+    valid: Vec<usize>,
+    acknowledged: Vec<usize>,
 }
 
 impl Client {
@@ -185,6 +197,8 @@ impl Client {
             pipelining: false,
             size: false,
             eight_bit_mime: false,
+            valid: Vec::new(),
+            acknowledged: Vec::new(),
         };
         client.expect("connecting", 220).await?;
         let hello = match protocol {
@@ -217,22 +231,23 @@ impl Client {
         sent: impl FnOnce(),
     ) -> Result<Outcome, LmtpError> {
         let mut outcome = Outcome::default();
+        self.valid.clear();
+        self.acknowledged.clear();
         self.put_mail(data);
         if !self.pipelining {
             self.flush().await?;
             self.expect("MAIL", 250).await?;
         }
-        let mut accepted = 0;
-        for recipient in recipients {
+        for (index, recipient) in recipients.iter().enumerate() {
             self.output.extend_from_slice(b"RCPT TO:<");
             self.output.extend_from_slice(recipient.as_bytes());
             self.output.extend_from_slice(b">\r\n");
             if !self.pipelining {
                 self.flush().await?;
-                accepted += self.recipient_reply(&mut outcome).await?;
+                self.recipient_reply(index, &mut outcome).await?;
             }
         }
-        if !self.pipelining && accepted == 0 {
+        if !self.pipelining && self.valid.is_empty() {
             self.reset().await?;
             return Ok(outcome);
         }
@@ -241,8 +256,8 @@ impl Client {
         if self.pipelining {
             let mail = self.reply().await?;
             let mail = (mail.code != 250).then(|| LmtpError::Reply("MAIL", mail.last_line()));
-            for _ in recipients {
-                accepted += self.recipient_reply(&mut outcome).await?;
+            for index in 0..recipients.len() {
+                self.recipient_reply(index, &mut outcome).await?;
             }
             if let Some(error) = mail {
                 outcome.refused = vec![error; recipients.len()];
@@ -254,7 +269,7 @@ impl Client {
             outcome.refused.resize(recipients.len(), error);
             return Ok(outcome);
         }
-        if accepted == 0 {
+        if self.valid.is_empty() {
             // RFC 2920, 3.1: 354 came although no recipient is left; nothing is sent.
             self.stream.write_all(b".\r\n").await?;
             self.reply().await?;
@@ -264,19 +279,25 @@ impl Client {
         sent();
         // Over SMTP one reply is for all.
         let (replies, recipients_each) = match self.protocol {
-            Protocol::Lmtp => (accepted, 1),
-            Protocol::Smtp => (1, accepted),
+            Protocol::Lmtp => (self.valid.len(), 1),
+            Protocol::Smtp => (1, self.valid.len()),
         };
-        for _ in 0..replies {
+        for position in 0..replies {
             let reply = self.reply().await?;
             if reply.code == 250 {
                 outcome.accepted += recipients_each;
+                self.acknowledged.extend_from_slice(&self.valid[position..position + recipients_each]);
             } else {
                 let error = LmtpError::Reply("the message", reply.last_line());
                 outcome.refused.extend(std::iter::repeat_n(error, recipients_each));
             }
         }
         Ok(outcome)
+    }
+
+    /// Which recipients of the last message have it, by their place in the list; also if the connection then failed.
+    pub fn acknowledged(&self) -> &[usize] {
+        &self.acknowledged
     }
 
     /// Ends the connection as the protocol wants it.
@@ -299,13 +320,14 @@ impl Client {
         self.output.extend_from_slice(b"\r\n");
     }
 
-    async fn recipient_reply(&mut self, outcome: &mut Outcome) -> Result<usize, LmtpError> {
+    async fn recipient_reply(&mut self, index: usize, outcome: &mut Outcome) -> Result<(), LmtpError> {
         let reply = self.reply().await?;
         if matches!(reply.code, 250 | 251) {
-            return Ok(1);
+            self.valid.push(index);
+        } else {
+            outcome.refused.push(LmtpError::Reply("RCPT", reply.last_line()));
         }
-        outcome.refused.push(LmtpError::Reply("RCPT", reply.last_line()));
-        Ok(0)
+        Ok(())
     }
 
     async fn reset(&mut self) -> Result<(), LmtpError> {
@@ -366,5 +388,7 @@ mod tests {
         assert_eq!(data.wire, b"..a\r\nb.\r\n...\r\n.\r\n");
         assert_eq!(data.octets(), 12);
         assert_eq!(Data::new(b"").wire, b".\r\n");
+        let with_header = data.with_header("A: b\r\n");
+        assert_eq!(with_header, Data::new(b"A: b\r\n.a\r\nb.\r\n..\r\n"));
     }
 }

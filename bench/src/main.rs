@@ -2,6 +2,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use posthaste_bench::{append, expunge, flags, hot, moves, profile, resync, search, sync};
+use posthaste_bench::{calibrate, compare, noop, verify};
 use posthaste_bench::{deliver, fetch, handshakes, idle, maildrop, push, sessions, sink, users};
 
 /// Loads a mail store server over LMTP, IMAP and POP3 and reports what it did and what that cost
@@ -20,6 +21,8 @@ enum Workload {
     Fetch(fetch::Fetch),
     /// Log in over IMAP, select, fetch the flags of all messages and log out, over a new connection each time
     Sessions(sessions::Sessions),
+    /// Send simple commands over IMAP, each connection one batch after another
+    Noop(noop::Noop),
     /// Sync whole mailboxes over IMAP as a new client does: log in, select, flags and sizes, then all messages in batches
     Sync(sync::Sync),
     /// Come back over IMAP as a client does that was there: log in, select, STATUS of other mailboxes, what has changed, log out
@@ -46,8 +49,12 @@ enum Workload {
     Push(push::Push),
     /// Hold IMAP connections in IDLE and report the server's memory per connection
     Idle(idle::Idle),
-    /// Serve LMTP and throw the mail away, to find out what the load generator itself can do
+    /// Serve LMTP and throw the mail away, or IMAP without mail, to find out what the load generator itself can do
     Sink(sink::Sink),
+    /// Measure the machine: disk, loopback and CPU
+    Calibrate(calibrate::Calibrate),
+    /// Print ratios of the reports that --output has written to two files
+    Compare(compare::Compare),
     /// Print name:password lines of the users that the other workloads use
     Users(users::PrintUsers),
 }
@@ -57,6 +64,7 @@ fn main() -> ExitCode {
         Workload::Deliver(deliver) => deliver.run(),
         Workload::Fetch(fetch) => fetch.run(),
         Workload::Sessions(sessions) => sessions.run(),
+        Workload::Noop(noop) => noop.run(),
         Workload::Sync(sync) => sync.run(),
         Workload::Resync(resync) => resync.run(),
         Workload::Flags(flags) => flags.run(),
@@ -71,6 +79,8 @@ fn main() -> ExitCode {
         Workload::Push(push) => push.run(),
         Workload::Idle(idle) => idle.run(),
         Workload::Sink(sink) => sink.run(),
+        Workload::Calibrate(calibrate) => calibrate.run(),
+        Workload::Compare(compare) => compare.run(),
         Workload::Users(users) => users.run(),
     };
     match result {
@@ -79,7 +89,10 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::from(2),
         Err(error) => {
             eprintln!("posthaste-bench: {error}");
-            ExitCode::FAILURE
+            match error.downcast_ref::<verify::Failure>() {
+                Some(failure) => ExitCode::from(failure.exit_code()),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -4,14 +4,15 @@ use std::cell::{Cell, RefCell};
 use std::error::Error;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
 use tokio::runtime::Builder;
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
-use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 
+use crate::calibrate::Calibration;
 use crate::corpus::{Corpus, Fill};
 use crate::deliver::MailServer;
 use crate::drive::{Load, Ran, Tally};
@@ -19,6 +20,7 @@ use crate::idle::Idlers;
 use crate::imap;
 use crate::lmtp::{self, Data, LmtpError};
 use crate::observe::{Cost, Watch};
+use crate::open_loop::{Alarm, Arrivals};
 use crate::report::Report;
 use crate::session::limited;
 use crate::stream::Connector;
@@ -29,19 +31,15 @@ pub struct Push {
     server: MailServer,
     #[command(flatten)]
     idlers: Idlers,
-    /// Deliveries a second, whether or not the last was heard of [default: each when the last was heard of]
-    #[arg(long, value_name = "N")]
-    rate: Option<f64>,
     /// Connections that deliver at the same time
     #[arg(long, value_name = "N", default_value_t = 1)]
     senders: usize,
     /// The size of the message that is delivered
     #[arg(long, value_name = "BYTES", default_value_t = 4096)]
     size: usize,
-    /// Which connections get mail, in which order
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
-    /// --connections are those in IDLE, which must have users of their own; all is done by one thread
+    /// --connections are those in IDLE, which must have users of their own; all is done by one thread. With --rate,
+    /// deliveries begin when they are due and a sender is free, whether or not the last was heard of; without it, when the
+    /// last was heard of. --seed decides which connections get mail, too
     #[command(flatten)]
     load: Load,
     #[command(flatten)]
@@ -106,11 +104,10 @@ async fn measure(plan: Push) -> Result<bool, Box<dyn Error>> {
         deliverers.push(connecting.await.map_err(|error| error.to_string())?);
     }
     let corpus = Corpus::synthetic(plan.size, Fill::Words);
-    let mut ticks = plan.rate.map(|rate| interval(Duration::from_secs_f64(1.0 / rate)));
-    if let Some(ticks) = &mut ticks {
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    }
+    let arrivals = plan.load.rate.map(|rate| (Arrivals::new(plan.load.seed, rate), Alarm::default()));
+    let calibration = plan.load.calibrate.as_deref().map(Calibration::measure).transpose()?;
     let before = plan.watch.snapshot_before()?;
+    let following = plan.watch.follow()?;
     let shared = Rc::new(Shared {
         ears,
         counts: RefCell::new(counts),
@@ -118,8 +115,8 @@ async fn measure(plan: Push) -> Result<bool, Box<dyn Error>> {
         data: Data::new(&corpus.mail[0].bytes),
         load: plan.load.clone(),
         tally: RefCell::new(Tally::default()),
-        ticks: ticks.map(tokio::sync::Mutex::new),
-        random: Cell::new(plan.seed),
+        arrivals: arrivals.map(tokio::sync::Mutex::new),
+        random: Cell::new(plan.load.seed),
         delivered: Cell::new(0),
         start: Instant::now(),
     });
@@ -129,16 +126,15 @@ async fn measure(plan: Push) -> Result<bool, Box<dyn Error>> {
         sender.await?;
     }
     let seconds = shared.start.elapsed().as_secs_f64();
+    drop(following);
     let cost = Cost::between(&before, &plan.watch.snapshot()?);
     let client_cpu_share = cost.client_cpu_s / seconds;
-    let ran = Ran { seconds, tally: shared.tally.take(), cost, client_cpu_share };
+    let ran = Ran { seconds, tally: shared.tally.take(), cost, client_cpu_share, arrivals: None, calibration };
     let mut parameters = idlers.login.parameters();
     parameters.insert("delivery_server", plan.server.address().to_string().into());
     parameters.insert("senders", plan.senders.into());
     parameters.insert("mailbox", idlers.mailbox.as_str().into());
-    parameters.insert("rate", plan.rate.into());
     parameters.insert("size", plan.size.into());
-    parameters.insert("seed", plan.seed.into());
     Report::new("push", "EXISTS heard of", Some("the delivery"), &plan.load, parameters, ran).print(plan.load.json)
 }
 
@@ -151,7 +147,8 @@ struct Shared {
     data: Data,
     load: Load,
     tally: RefCell<Tally>,
-    ticks: Option<tokio::sync::Mutex<Interval>>,
+    /// When deliveries are due. Whoever has it waits for the next.
+    arrivals: Option<tokio::sync::Mutex<(Arrivals, Alarm)>>,
     random: Cell<u64>,
     delivered: Cell<u64>,
     start: Instant,
@@ -163,13 +160,18 @@ async fn send(mut deliverer: lmtp::Client, shared: Rc<Shared>) {
     let mut waiting = Vec::new();
     while shared.load.goes_on(shared.delivered.get(), shared.start.elapsed()) {
         shared.delivered.set(shared.delivered.get() + 1);
-        if let Some(ticks) = &shared.ticks {
-            ticks.lock().await.tick().await;
+        let mut due = Instant::now();
+        if let Some(arrivals) = &shared.arrivals {
+            let (arrivals, alarm) = &mut *arrivals.lock().await;
+            due = shared.start + arrivals.following();
+            if shared.load.duration().is_some_and(|duration| due >= shared.start + duration) {
+                break;
+            }
+            alarm.wait_until(due).await.expect("the system has timers");
         }
         let mut random = shared.random.get();
         let chosen = (next_random(&mut random) % shared.ears.len() as u64) as usize;
         shared.random.set(random);
-        let began = Instant::now();
         let recipients = [shared.names[chosen].as_str()];
         let delivery = deliverer.deliver(&recipients, &shared.data, || {});
         let outcome: Result<_, LmtpError> = limited(limit, delivery).await;
@@ -189,9 +191,9 @@ async fn send(mut deliverer: lmtp::Client, shared: Rc<Shared>) {
         // With several senders to one mailbox: as many must have been heard of as are acknowledged.
         shared.counts.borrow_mut()[chosen] += 1;
         let count = shared.counts.borrow()[chosen];
-        shared.tally.borrow_mut().count_second(acknowledged - began);
+        shared.tally.borrow_mut().count_second(acknowledged - due);
         let waits = tokio::task::spawn_local(hear(Rc::clone(&shared), chosen, count, acknowledged));
-        if shared.ticks.is_some() {
+        if shared.arrivals.is_some() {
             waiting.push(waits);
         } else {
             waits.await.expect("who waits does not panic");
@@ -238,6 +240,8 @@ fn next_random(state: &mut u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

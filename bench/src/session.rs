@@ -128,8 +128,8 @@ pub async fn repeat<S>(
             return None;
         }
     };
-    while let Some(number) = seat.next() {
-        if measured(seat, limit, operation(&mut session, number)).await {
+    while let Some(turn) = seat.turn().await {
+        if measured(seat, limit, turn.due, operation(&mut session, turn.number)).await {
             continue;
         }
         // A server may serve few connections of a user, so the broken one ends first.
@@ -153,17 +153,23 @@ async fn reopened<S>(seat: &Seat, limit: Duration, mut open: impl AsyncFnMut() -
 /// Repeats an operation that makes connections of its own until the run is over. The start must have been waited for.
 pub async fn each(seat: &Seat, load: &Load, mut operation: impl AsyncFnMut(u64) -> Result<Done, ImapError>) {
     let limit = load.operation_timeout();
-    while let Some(number) = seat.next() {
-        measured(seat, limit, operation(number)).await;
+    while let Some(turn) = seat.turn().await {
+        measured(seat, limit, turn.due, operation(turn.number)).await;
     }
 }
 
-/// Does one operation and counts it; whether the connection can be used further.
-async fn measured(seat: &Seat, limit: Duration, operation: impl Future<Output = Result<Done, ImapError>>) -> bool {
+/// Does one operation, which was due before or is due now, and counts it; whether the connection can be used further.
+async fn measured(
+    seat: &Seat,
+    limit: Duration,
+    due: Instant,
+    operation: impl Future<Output = Result<Done, ImapError>>,
+) -> bool {
     let start = Instant::now();
+    let late = start.saturating_duration_since(due);
     match limited(limit, operation).await {
         Ok(done) => {
-            seat.count(done.operations, done.bytes, done.latency.unwrap_or_else(|| start.elapsed()));
+            seat.count(done.operations, done.bytes, late + done.latency.unwrap_or_else(|| start.elapsed()));
             if let Some(part) = done.part {
                 seat.count_second(part);
             }

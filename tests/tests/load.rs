@@ -52,6 +52,11 @@ fn workloads_run_against_the_real_server() {
     let (lmtp, imap, imaps, pop3, pop3s) =
         (address("lmtp"), address("imap"), address("imaps"), address("pop3"), address("pop3s"));
     run("deliver", &["--lmtp", &lmtp, "--messages", "40", "--size", "3000"]);
+    for (option, address) in [("--verify-imap", &imap), ("--verify-pop3", &pop3)] {
+        let verify = ["--verify", option, address, "--password", PASSWORD, "--recipients", "2"];
+        let report = run("deliver", &[&["--lmtp", &lmtp, "--messages", "40"], &verify[..]].concat());
+        assert_eq!(number(&report, "proven"), Some(80.0), "{report}");
+    }
 
     let stats = format!("{} stats --json --data {}", program().unwrap().display(), store.data().display());
     let report = run(

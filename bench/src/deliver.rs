@@ -12,7 +12,7 @@ use crate::lmtp::{Client, Data, LmtpError, Outcome, Protocol};
 use crate::mail::MailOptions;
 use crate::observe::Watch;
 use crate::report::Report;
-use crate::session::{FAILURES_MAX, limited};
+use crate::session::{FAILURES_MAX, Parameters, limited};
 use crate::stream::{Address, Connector};
 use crate::tls::TlsOptions;
 use crate::users::Users;
@@ -63,6 +63,16 @@ pub struct MailServer {
 impl MailServer {
     pub fn protocol(&self) -> Protocol {
         if self.lmtp.is_some() { Protocol::Lmtp } else { Protocol::Smtp }
+    }
+
+    /// Adds to a report where mail was delivered to, and how.
+    pub fn describe(&self, parameters: &mut Parameters) {
+        let (key, protocol) = match self.protocol() {
+            Protocol::Lmtp => ("lmtp", "LMTP"),
+            Protocol::Smtp => ("smtp", "SMTP"),
+        };
+        parameters.insert(key, self.address().to_string().into());
+        parameters.insert("protocol", protocol.into());
     }
 
     /// # Panics

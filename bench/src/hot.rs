@@ -100,7 +100,7 @@ impl Hot {
         let corpus = self.mail.load()?;
         let mut parameters = self.login.parameters();
         parameters.insert("mailbox", self.mailbox.as_str().into());
-        parameters.insert("delivery_server", self.server.address().to_string().into());
+        self.server.describe(&mut parameters);
         parameters.insert("deliverers", self.deliverers.into());
         parameters.insert("storers", self.storers.into());
         parameters.insert("pollers", self.pollers.into());

@@ -131,7 +131,7 @@ async fn measure(plan: Push) -> Result<bool, Box<dyn Error>> {
     let client_cpu_share = cost.client_cpu_s / seconds;
     let ran = Ran { seconds, tally: shared.tally.take(), cost, client_cpu_share, arrivals: None, calibration };
     let mut parameters = idlers.login.parameters();
-    parameters.insert("delivery_server", plan.server.address().to_string().into());
+    plan.server.describe(&mut parameters);
     parameters.insert("senders", plan.senders.into());
     parameters.insert("mailbox", idlers.mailbox.as_str().into());
     parameters.insert("size", plan.size.into());

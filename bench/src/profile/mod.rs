@@ -23,17 +23,19 @@ use tokio::runtime::Builder;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::LocalSet;
 
+use crate::calibrate::Calibration;
 use crate::deliver::MailServer;
 use crate::drive::Tally;
 use crate::generator::Generator;
 use crate::lmtp::Data;
 use crate::observe::{Cost, Watch};
+use crate::report::append_line;
 use crate::session::Login;
 use crate::stream::{Address, Connector};
 
 use fleet::Fleet;
 use operations::Operations;
-use report::{Mix, ProfileReport};
+use report::{Mix, ProfileReport, What};
 use schedule::{Arrival, Hours, Kind, Ranks, Scale, Schedule, idle_connections, rate};
 use settings::Profile;
 
@@ -91,6 +93,15 @@ pub struct ProfileRun {
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+    /// Append the report as one line of JSON to this file
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// What is measured, for example a server and its version: a text for the report
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
+    /// Measure the machine first: the disk by a file in this directory, loopback and CPU. Takes about 3 s
+    #[arg(long, value_name = "DIR")]
+    calibrate: Option<PathBuf>,
     #[command(flatten)]
     watch: Watch,
 }
@@ -192,6 +203,7 @@ async fn measure(plan: ProfileRun, profile: Profile) -> Result<bool, Box<dyn Err
         waiting: Cell::new(0),
         waiting_max: Cell::new(0),
     });
+    let calibration = plan.calibrate.as_deref().map(Calibration::measure).transpose()?;
     let schedule = |kinds: &[Kind]| Schedule::new(&profile, scale, hours, kinds, plan.seed);
     let mix = phase(&run, &plan.watch, schedule(&Kind::ALL), plan.duration()).await?;
     let push = run.fleet.take_push(PUSH_TIMEOUT).await;
@@ -208,8 +220,11 @@ async fn measure(plan: ProfileRun, profile: Profile) -> Result<bool, Box<dyn Err
         Hours::One(hour) => Kind::ALL.map(|kind| (kind, rate(&profile, scale, kind, hour))).into_iter().collect(),
         Hours::Day => BTreeMap::new(),
     };
-    let report =
-        ProfileReport::new(&plan, &profile, scale, hours, run.fleet.len(), &corpus, intended, mix, alone, push);
+    let what = What { plan: &plan, profile: &profile, scale, hours, sessions: run.fleet.len(), corpus: &corpus };
+    let report = ProfileReport::new(&what, calibration, &intended, mix, alone, push);
+    if let Some(path) = &plan.output {
+        append_line(path, &report)?;
+    }
     report.print(plan.json)
 }
 
@@ -217,6 +232,7 @@ async fn measure(plan: ProfileRun, profile: Profile) -> Result<bool, Box<dyn Err
 async fn phase(run: &Rc<Run>, watch: &Watch, schedule: Schedule, duration: Duration) -> Result<Mix, Box<dyn Error>> {
     run.waiting_max.set(0);
     let before = watch.snapshot_before()?;
+    let following = watch.follow()?;
     let start = Instant::now();
     let mut arrivals = begin(schedule, start, duration)?;
     let mut under_way = tokio::task::JoinSet::new();
@@ -235,6 +251,7 @@ async fn phase(run: &Rc<Run>, watch: &Watch, schedule: Schedule, duration: Durat
     }
     while under_way.join_next().await.transpose()?.is_some() {}
     let seconds = start.elapsed().as_secs_f64();
+    drop(following);
     let cost = Cost::between(&before, &watch.snapshot()?);
     Ok(Mix { seconds, duration, tallies: run.tallies.take(), cost, waiting_max: run.waiting_max.get() })
 }

@@ -10,10 +10,11 @@ use serde::Serialize;
 use super::ProfileRun;
 use super::schedule::{Hours, Kind, Scale};
 use super::settings::Profile;
+use crate::calibrate::Calibration;
 use crate::corpus::Corpus;
 use crate::drive::Tally;
 use crate::observe::{Cost, Machine};
-use crate::report::Latency;
+use crate::report::{BUILD, Latency};
 use crate::session::Parameters;
 
 /// The generator has one thread. Busier than this, it may be what made operations late.
@@ -38,12 +39,30 @@ impl Mix {
     }
 }
 
+/// What was run.
+pub struct What<'a> {
+    pub plan: &'a ProfileRun,
+    pub profile: &'a Profile,
+    pub scale: Scale,
+    pub hours: Hours,
+    /// In IDLE.
+    pub sessions: usize,
+    pub corpus: &'a Corpus,
+}
+
 #[derive(Debug, Serialize)]
 pub struct ProfileReport {
     workload: &'static str,
     version: &'static str,
+    build: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<String>,
     command: Vec<String>,
     machine: Machine,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    calibration: Option<Calibration>,
+    /// What came when, from whom, and the mail came from it.
+    seed: u64,
     profile: Profile,
     parameters: Parameters,
     /// While operations came.
@@ -54,6 +73,7 @@ pub struct ProfileReport {
     /// From the acknowledgement of a delivery until a session in IDLE hears of it.
     push: OfKind,
     operations: u64,
+    rate: f64,
     /// Operations that waited for their turn at the same time, at most.
     waiting_max: usize,
     cost: Cost,
@@ -104,23 +124,19 @@ impl OfKind {
 }
 
 impl ProfileReport {
-    #[expect(clippy::too_many_arguments, reason = "a report is put together from all that was")]
     pub fn new(
-        plan: &ProfileRun,
-        profile: &Profile,
-        scale: Scale,
-        hours: Hours,
-        sessions: usize,
-        corpus: &Corpus,
-        intended: BTreeMap<Kind, f64>,
+        what: &What<'_>,
+        calibration: Option<Calibration>,
+        intended: &BTreeMap<Kind, f64>,
         mix: Mix,
         mut alone: BTreeMap<Kind, Mix>,
         push: Tally,
     ) -> Self {
+        let What { plan, profile, scale, hours, sessions, corpus } = *what;
         let mut parameters = plan.login.parameters();
-        parameters.insert("delivery_server", plan.server.address().to_string().into());
-        parameters.insert("pop3_server", plan.pop3.as_ref().map(ToString::to_string).into());
-        parameters.insert("profile_file", plan.file.display().to_string().into());
+        plan.server.describe(&mut parameters);
+        parameters.insert("pop3", plan.pop3.as_ref().map(ToString::to_string).into());
+        parameters.insert("profile", profile.name.as_str().into());
         parameters.insert("as_users", scale.users.into());
         parameters.insert("speed", scale.speed.into());
         let hour = match hours {
@@ -131,7 +147,6 @@ impl ProfileReport {
         parameters.insert("sessions_in_idle", sessions.into());
         parameters.insert("concurrency", plan.concurrency.into());
         parameters.insert("status_mailboxes", plan.status_mailboxes.into());
-        parameters.insert("seed", plan.seed.into());
         parameters.insert("timeout", plan.timeout.into());
         parameters.insert("mail", format!("generated, {}", profile.sizes()).into());
         parameters.insert("mail_messages", corpus.mail.len().into());
@@ -158,8 +173,12 @@ impl ProfileReport {
         Self {
             workload: "profile",
             version: env!("CARGO_PKG_VERSION"),
+            build: BUILD,
+            label: plan.label.clone(),
             command: std::env::args().collect(),
             machine: Machine::this(),
+            calibration,
+            seed: plan.seed,
             profile: profile.clone(),
             parameters,
             seconds,
@@ -167,6 +186,7 @@ impl ProfileReport {
             kinds: kinds.collect(),
             push: OfKind::new(push, seconds),
             operations,
+            rate: operations as f64 / seconds,
             waiting_max: mix.waiting_max,
             server_cpu_us_per_operation: cpu.map(|cpu| cpu * 1e6 / operations.max(1) as f64),
             server_cores: cpu.map(|cpu| cpu / mix.seconds),
@@ -232,8 +252,8 @@ impl ProfileReport {
         if let (Some(cpu), Some(cores)) = (self.server_cpu_us_per_operation, self.server_cores) {
             line("server CPU", format!("{cpu:.0} us each, {cores:.3} cores"));
         }
-        if let Some(bytes) = self.cost.server_rss_anon_bytes {
-            line("server memory", format!("{:.1} MB RssAnon at the end", bytes as f64 / 1e6));
+        for memory in self.cost.show_memory() {
+            line("server memory", memory);
         }
         if let (Some(flushes), Some(bytes)) = (self.cost.device_flushes, self.cost.device_written_bytes) {
             line("device", format!("{flushes} flushes, {:.1} MB written", bytes as f64 / 1e6));

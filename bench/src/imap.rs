@@ -373,17 +373,25 @@ impl Client {
     /// # Errors
     /// The connection, or what the server says.
     pub async fn create(&mut self, mailbox: &str) -> Result<(), ImapError> {
+        if self.has(mailbox).await? {
+            return Ok(());
+        }
+        match self.run("CREATE", &format!("CREATE {}", quote(mailbox)), |_| Ok(())).await {
+            // Another connection may have made it meanwhile.
+            Err(ImapError::Refused(..)) if self.has(mailbox).await? => Ok(()),
+            result => result.map(drop),
+        }
+    }
+
+    /// Whether there is a mailbox.
+    async fn has(&mut self, mailbox: &str) -> Result<bool, ImapError> {
         let mut found = false;
-        let name = quote(mailbox);
-        self.run("LIST", &format!("LIST \"\" {name}"), |response| {
+        self.run("LIST", &format!("LIST \"\" {}", quote(mailbox)), |response| {
             found |= response.after("* LIST ").is_some();
             Ok(())
         })
         .await?;
-        if !found {
-            self.run("CREATE", &format!("CREATE {name}"), |_| Ok(())).await?;
-        }
-        Ok(())
+        Ok(found)
     }
 
     /// Sends a command and gives its untagged responses to `untagged`, until its tagged one.
@@ -547,6 +555,17 @@ impl Client {
     /// # Errors
     /// The connection, or what the server says.
     pub async fn idle(&mut self) -> Result<(), ImapError> {
+        self.idle_with(|_| Ok(())).await
+    }
+
+    /// As [`Client::idle`]; gives untagged responses to `untagged`.
+    ///
+    /// # Errors
+    /// The connection; what the server says; or what `untagged` finds.
+    pub async fn idle_with(
+        &mut self,
+        mut untagged: impl FnMut(&Response<'_>) -> Result<(), String>,
+    ) -> Result<(), ImapError> {
         self.put("IDLE");
         self.flush().await?;
         loop {
@@ -557,6 +576,7 @@ impl Client {
             if !response.bytes.starts_with(b"* ") {
                 return Err(ImapError::Refused("IDLE", response.text()));
             }
+            untagged(&response).map_err(ImapError::Protocol)?;
         }
     }
 
@@ -565,13 +585,19 @@ impl Client {
     /// # Errors
     /// The connection, or what the server says.
     pub async fn done(&mut self) -> Result<(), ImapError> {
+        self.done_with(|_| Ok(())).await
+    }
+
+    /// As [`Client::done`]; gives untagged responses to `untagged`.
+    ///
+    /// # Errors
+    /// The connection; what the server says; or what `untagged` finds.
+    pub async fn done_with(
+        &mut self,
+        untagged: impl FnMut(&Response<'_>) -> Result<(), String>,
+    ) -> Result<(), ImapError> {
         self.stream.write_all(b"DONE\r\n").await?;
-        loop {
-            let response = self.response().await?;
-            if !response.bytes.starts_with(b"* ") {
-                return Ok(());
-            }
-        }
+        self.completed("IDLE", self.next_tag - 1, untagged).await.map(drop)
     }
 
     /// Ends the connection as the protocol wants it.

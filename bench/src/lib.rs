@@ -31,6 +31,7 @@ pub mod observe;
 pub mod open_loop;
 pub mod pop3;
 pub mod processes;
+pub mod profile;
 pub mod push;
 pub mod report;
 pub mod resync;

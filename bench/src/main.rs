@@ -1,7 +1,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use posthaste_bench::{append, expunge, flags, hot, moves, resync, search, sync};
+use posthaste_bench::{append, expunge, flags, hot, moves, profile, resync, search, sync};
 use posthaste_bench::{calibrate, compare, noop, verify};
 use posthaste_bench::{deliver, fetch, handshakes, idle, maildrop, push, sessions, sink, users};
 
@@ -39,6 +39,8 @@ enum Workload {
     Search(search::Search),
     /// Load one mailbox with many IMAP sessions: deliveries, changes of flags, NOOP, IDLE; at the end all must see the same
     Hot(hot::Hot),
+    /// Do what the users of a profile do: deliveries, IMAP and POP3 sessions, IDLE, when and as often as a file says
+    Profile(profile::ProfileRun),
     /// Begin connections with TLS, wait for the greeting and close
     Handshakes(handshakes::Handshakes),
     /// Retrieve whole maildrops over POP3
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Workload::Expunge(expunge) => expunge.run(),
         Workload::Search(search) => search.run(),
         Workload::Hot(hot) => hot.run(),
+        Workload::Profile(profile) => profile.run(),
         Workload::Handshakes(handshakes) => handshakes.run(),
         Workload::Pop3(maildrop) => maildrop.run(),
         Workload::Push(push) => push.run(),

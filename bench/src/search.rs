@@ -131,23 +131,13 @@ async fn connection(seat: Seat, plan: Arc<Search>, connector: Connector) {
 ///
 /// # Errors
 /// The connection; what the server says; or numbers that no message has or that come twice.
-pub async fn search(client: &mut Client, line: &str, exists: u32) -> Result<u64, ImapError> {
-    let mut found = None;
-    client
-        .command("SEARCH", line, |response| {
-            if let Some(answer) = numbers(response)? {
-                found = Some(answer);
-            }
-            Ok(())
-        })
-        .await?;
-    match found {
-        None => Err(ImapError::Wrong("no SEARCH response", line.to_owned())),
-        Some(Answer::Count(count)) if count > u64::from(exists) => {
+async fn search(client: &mut Client, line: &str, exists: u32) -> Result<u64, ImapError> {
+    match answer(client, line, |_| Ok(())).await? {
+        Answer::Count(count) if count > u64::from(exists) => {
             Err(ImapError::Wrong("more found than there are", format!("{count} of {exists}")))
         }
-        Some(Answer::Count(count)) => Ok(count),
-        Some(Answer::Numbers(mut numbers)) => {
+        Answer::Count(count) => Ok(count),
+        Answer::Numbers(mut numbers) => {
             numbers.sort_unstable();
             let twice = numbers.windows(2).any(|pair| pair[0] == pair[1]);
             if twice || numbers.last().is_some_and(|&last| last > exists) {
@@ -156,6 +146,39 @@ pub async fn search(client: &mut Client, line: &str, exists: u32) -> Result<u64,
             Ok(numbers.len() as u64)
         }
     }
+}
+
+/// How many messages are found; other responses go to `untagged`.
+///
+/// # Errors
+/// The connection; what the server says; or what `untagged` finds.
+pub async fn search_with(
+    client: &mut Client,
+    line: &str,
+    untagged: impl FnMut(&Response<'_>) -> Result<(), String>,
+) -> Result<u64, ImapError> {
+    Ok(match answer(client, line, untagged).await? {
+        Answer::Count(count) => count,
+        Answer::Numbers(numbers) => numbers.len() as u64,
+    })
+}
+
+async fn answer(
+    client: &mut Client,
+    line: &str,
+    mut untagged: impl FnMut(&Response<'_>) -> Result<(), String>,
+) -> Result<Answer, ImapError> {
+    let mut found = None;
+    client
+        .command("SEARCH", line, |response| match numbers(response)? {
+            None => untagged(response),
+            answer => {
+                found = answer;
+                Ok(())
+            }
+        })
+        .await?;
+    found.ok_or_else(|| ImapError::Wrong("no SEARCH response", line.to_owned()))
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -177,3 +177,37 @@ fn several_senders_push() {
     assert_eq!(number(&report, "operations"), 60);
     loaded.server.stop().unwrap();
 }
+
+#[test]
+fn a_profile_is_what_its_users_do() {
+    let loaded = Loaded::start();
+    let profile = concat!(env!("CARGO_MANIFEST_DIR"), "/../bench/profiles/business.toml");
+    let (imap, smtp, pop3) = (loaded.address("imap"), loaded.address("smtp"), loaded.address("pop3"));
+    let options = ["--imap", &imap, "--smtp", &smtp, "--pop3", &pop3, "--password", PASSWORD, "--user-count", "4"];
+    let load =
+        ["--as-users", "20", "--speed", "1000", "--seconds", "2", "--messages", "20", "--timeout", "20", "--seed", "3"];
+    let run = || {
+        let output = bench().args(["profile", profile, "--json"]).args(options).args(load).output().unwrap();
+        let report = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "seed 3: {report}{}", String::from_utf8_lossy(&output.stderr));
+        report
+    };
+    // Each kind has its object, from its name on.
+    let of_kind = |report: &str, kind: &str| {
+        let (_, rest) = report
+            .split_once(&format!("\"{kind}\":{{\"operations\""))
+            .unwrap_or_else(|| panic!("no {kind} in {report}"));
+        number(&format!("\"operations\"{rest}"), "operations")
+    };
+    let kinds = ["deliver", "append", "poll", "read", "flags", "search", "delete"];
+    let first = run();
+    let counts = kinds.map(|kind| of_kind(&first, kind));
+    assert!(counts.iter().all(|&count| count > 0), "seed 3: {counts:?}");
+    // 20 users, 3 in 5 of them active, with three connections each, of which two thirds are in IDLE.
+    assert_eq!(number(&first, "sessions_in_idle"), 24);
+    assert!(of_kind(&first, "push") > 0, "{first}");
+    // The same comes again.
+    let second = run();
+    assert_eq!(kinds.map(|kind| of_kind(&second, kind)), counts, "seed 3");
+    loaded.server.stop().unwrap();
+}

@@ -14,8 +14,20 @@ use serde::Serialize;
 use serde_json::Value;
 
 /// Parameters in which runs that belong together may differ.
-const NOT_COMPARED: [&str; 12] =
-    ["server", "lmtp", "smtp", "imap", "pop3", "users", "mail", "messages", "seconds", "hold", "timeout", "verify"];
+const NOT_COMPARED: [&str; 12] = [
+    "server",
+    "delivery_server",
+    "pop3_server",
+    "users",
+    "profile_file",
+    "mail",
+    "messages",
+    "seconds",
+    "hold",
+    "timeout",
+    "seed",
+    "verify",
+];
 
 /// What is compared.
 const FIGURES: [Figure; 11] = [
@@ -92,7 +104,7 @@ struct Comparison {
 
 #[derive(Debug, Serialize)]
 struct Compared {
-    figure: &'static str,
+    figure: String,
     a: Spread,
     b: Spread,
     /// Of the medians, B to A.
@@ -196,31 +208,46 @@ impl Comparison {
             Scale::Rate => Some(ratio / speed?),
             Scale::Time => Some(ratio * speed?),
         };
-        let figures = FIGURES.iter().filter_map(|figure| {
-            let (a, b) = (spread(a, figure.path)?, spread(b, figure.path)?);
+        let compared = |name: String, path: &[&str], by_cpu: Scale, by_disk: Scale| {
+            let (a, b) = (spread(a, path)?, spread(b, path)?);
             let ratio = b.median / a.median;
             ratio.is_finite().then_some(Compared {
-                figure: figure.name,
+                figure: name,
                 a,
                 b,
                 ratio,
-                ratio_by_cpu: scaled(ratio, figure.by_cpu, cpu_ratio),
-                ratio_by_disk: scaled(ratio, figure.by_disk, disk_ratio),
+                ratio_by_cpu: scaled(ratio, by_cpu, cpu_ratio),
+                ratio_by_disk: scaled(ratio, by_disk, disk_ratio),
             })
-        });
+        };
+        let mut figures: Vec<Compared> = FIGURES
+            .iter()
+            .filter_map(|figure| compared(figure.name.to_owned(), figure.path, figure.by_cpu, figure.by_disk))
+            .collect();
+        // A profile has operations of several kinds.
+        for kind in a[0]["kinds"].as_object().into_iter().flat_map(|kinds| kinds.keys()) {
+            for (name, path, by_disk) in [
+                ("p50, us", &["latency_us", "p50"][..], Scale::Time),
+                ("p99, us", &["latency_us", "p99"], Scale::Time),
+                ("server CPU alone, us", &["server_cpu_us_alone"], Scale::None),
+            ] {
+                let path = [&["kinds", kind.as_str()], path].concat();
+                figures.extend(compared(format!("{kind}: {name}"), &path, Scale::Time, by_disk));
+            }
+        }
         let label = |runs: &[Run]| {
             let labels: BTreeSet<&str> = runs.iter().filter_map(|run| run["label"].as_str()).collect();
             labels.into_iter().map(str::to_owned).collect()
         };
-        let compared = parameters(&a[0]).filter(|(name, _)| !NOT_COMPARED.contains(&name.as_str()));
+        let matched = parameters(&a[0]).filter(|(name, _)| !NOT_COMPARED.contains(&name.as_str()));
         Self {
             workload: workload.to_owned(),
-            parameters: compared.map(|(name, value)| (name.clone(), value.clone())).collect(),
+            parameters: matched.map(|(name, value)| (name.clone(), value.clone())).collect(),
             label_a: label(a),
             label_b: label(b),
             cpu_ratio,
             disk_ratio,
-            figures: figures.collect(),
+            figures,
             warnings: [("A", a), ("B", b)].iter().flat_map(|(name, runs)| warnings(name, runs)).collect(),
         }
     }
@@ -250,7 +277,7 @@ impl Comparison {
         let optional = |ratio: Option<f64>| ratio.map_or(String::new(), |ratio| format!("{ratio:.3}"));
         for compared in &self.figures {
             text += &line([
-                compared.figure.to_owned(),
+                compared.figure.clone(),
                 show(&compared.a),
                 show(&compared.b),
                 format!("{:.3}", compared.ratio),
@@ -273,15 +300,19 @@ fn show(spread: &Spread) -> String {
 }
 
 fn warnings(name: &str, runs: &[Run]) -> Vec<String> {
-    let count = |is: fn(&Run) -> bool| runs.iter().filter(|run| is(run)).count();
-    let has_errors = |run: &Run| match &run["errors"] {
+    let count = |is: &dyn Fn(&Run) -> bool| runs.iter().filter(|run| is(run)).count();
+    let are = |errors: &Value| match errors {
         Value::Object(errors) => !errors.is_empty(),
         errors => errors.as_u64().is_some_and(|errors| errors > 0),
     };
+    let has_errors = move |run: &Run| {
+        let kinds = run["kinds"].as_object().into_iter().flat_map(|kinds| kinds.values());
+        kinds.chain([run, &run["push"]]).any(|part| are(&part["errors"]))
+    };
     let kinds = [
-        (count(has_errors), "had errors"),
-        (count(|run| run["client_bound"] == true), "were limited by the client"),
-        (count(|run| run["build"] == "debug"), "were made with a debug build"),
+        (count(&has_errors), "had errors"),
+        (count(&|run| run["client_bound"] == true), "were limited by the client"),
+        (count(&|run| run["build"] == "debug"), "were made with a debug build"),
     ];
     let some = kinds.iter().filter(|(count, _)| *count > 0);
     some.map(|(count, what)| format!("warning: {count} of {} runs of {name} {what}", runs.len())).collect()
@@ -394,6 +425,21 @@ mod tests {
         let text = say(std::slice::from_ref(&deliver), &[other]);
         assert!(text.contains("the workloads are deliver there and fetch here"), "{text}");
         assert!(say(&[deliver], &[]).contains("b has no reports"));
+    }
+
+    #[test]
+    fn kinds_of_operations_are_compared() {
+        let profile = |p99: u64, errors: Value| {
+            json!({
+                "workload": "profile",
+                "parameters": {"profile_file": format!("/{p99}/isp.toml"), "seed": p99},
+                "kinds": {"deliver": {"latency_us": {"p50": 5, "p99": p99}, "errors": errors}},
+            })
+        };
+        let (a, b) = (file(&[profile(100, json!({}))]), file(&[profile(250, json!({"timed out": 1}))]));
+        let comparison = &compare(&a, &b)[0];
+        assert_eq!(figure(comparison, "deliver: p99").ratio, 2.5);
+        assert_eq!(comparison.warnings, ["warning: 1 of 1 runs of B had errors"]);
     }
 
     #[test]

@@ -67,12 +67,8 @@ impl MailServer {
 
     /// Adds to a report where mail was delivered to, and how.
     pub fn describe(&self, parameters: &mut Parameters) {
-        let (key, protocol) = match self.protocol() {
-            Protocol::Lmtp => ("lmtp", "LMTP"),
-            Protocol::Smtp => ("smtp", "SMTP"),
-        };
-        parameters.insert(key, self.address().to_string().into());
-        parameters.insert("protocol", protocol.into());
+        parameters.insert("delivery_server", self.address().to_string().into());
+        parameters.insert("protocol", format!("{:?}", self.protocol()).to_uppercase().into());
     }
 
     /// # Panics

@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::future::Future;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -20,6 +19,7 @@ use tokio::task::LocalSet;
 use crate::calibrate::Calibration;
 use crate::observe::{Cost, Watch};
 use crate::open_loop::{Alarm, Arrivals, Counts, DRAIN_MAX, Queue, WAITING_MAX};
+use crate::report::Keep;
 
 /// The longest latency that is told from longer ones: an hour.
 const LATENCY_US_MAX: u64 = 3_600_000_000;
@@ -57,15 +57,8 @@ pub struct Load {
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,
-    /// Append the report as one line of JSON to this file
-    #[arg(long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
-    /// What is measured, for example a server and its version: a text for the report
-    #[arg(long, value_name = "TEXT")]
-    pub label: Option<String>,
-    /// Measure the machine first: the disk by a file in this directory, loopback and CPU. Takes about 3 s
-    #[arg(long, value_name = "DIR")]
-    pub calibrate: Option<PathBuf>,
+    #[command(flatten)]
+    pub keep: Keep,
 }
 
 impl Load {
@@ -337,7 +330,7 @@ pub fn run<F: Future<Output = ()> + 'static>(
     connection: impl Fn(Seat) -> F + Send + Clone + 'static,
 ) -> Result<Ran, Box<dyn Error>> {
     watch.snapshot()?;
-    let calibration = load.calibrate.as_deref().map(Calibration::measure).transpose()?;
+    let calibration = load.keep.calibration()?;
     let connections = load.connections.max(1);
     let threads = load.threads.clamp(1, connections);
     let open = load.rate.map(|rate| Open {

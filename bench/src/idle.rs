@@ -1,7 +1,6 @@
 //! Connections that wait in IDLE, and what each costs the server.
 
 use std::error::Error;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use tokio::task::LocalSet;
 
 use crate::imap::{Client, ImapError};
 use crate::observe::{Machine, Watch};
-use crate::report::{BUILD, append_line};
+use crate::report::{BUILD, Keep};
 use crate::session::Login;
 use crate::stream::Connector;
 
@@ -89,12 +88,8 @@ pub struct Idle {
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
-    /// Append the report as one line of JSON to this file
-    #[arg(long, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// What is measured, for example a server and its version: a text for the report
-    #[arg(long, value_name = "TEXT")]
-    label: Option<String>,
+    #[command(flatten)]
+    keep: Keep,
     #[command(flatten)]
     watch: Watch,
 }
@@ -114,6 +109,7 @@ async fn measure(plan: Idle) -> Result<bool, Box<dyn Error>> {
     if !plan.watch.has_server() {
         return Err("what is measured is the server: give --server-pid, --server-cgroup or --server-unit".into());
     }
+    let calibration = plan.keep.calibration()?;
     let usage = || plan.watch.usage().map(|usage| usage.expect("there is a server to watch"));
     // One client comes and goes first, so that what the server makes once is not counted.
     let idlers = Arc::new(plan.idlers);
@@ -145,7 +141,8 @@ async fn measure(plan: Idle) -> Result<bool, Box<dyn Error>> {
         "workload": "idle",
         "version": env!("CARGO_PKG_VERSION"),
         "build": BUILD,
-        "label": plan.label,
+        "label": plan.keep.label,
+        "calibration": calibration,
         "command": std::env::args().collect::<Vec<_>>(),
         "machine": Machine::this(),
         "parameters": {
@@ -171,9 +168,7 @@ async fn measure(plan: Idle) -> Result<bool, Box<dyn Error>> {
         "errors": errors,
         "first_error": first_error,
     });
-    if let Some(path) = &plan.output {
-        append_line(path, &report)?;
-    }
+    plan.keep.append(&report)?;
     if plan.json {
         println!("{report}");
     } else {

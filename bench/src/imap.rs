@@ -1,6 +1,5 @@
 //! An IMAP client (RFC 9051, RFC 3501): responses without a socket, and a client on one.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -196,21 +195,27 @@ impl From<io::Error> for ImapError {
 
 /// What a server says that it can do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Capabilities(BTreeSet<String>);
+pub struct Capabilities {
+    /// In capitals, with spaces between them.
+    names: String,
+}
 
 impl Capabilities {
     /// Reads the names that stand after CAPABILITY and a space.
     pub fn parse(names: &[u8]) -> Self {
-        Self(String::from_utf8_lossy(names).split_ascii_whitespace().map(str::to_ascii_uppercase).collect())
+        let mut names = String::from_utf8_lossy(names).into_owned();
+        names.make_ascii_uppercase();
+        Self { names }
     }
 
     fn remove(&mut self, name: &str) {
-        self.0.remove(&name.to_ascii_uppercase());
+        let others = self.names.split_ascii_whitespace().filter(|other| !other.eq_ignore_ascii_case(name));
+        self.names = others.collect::<Vec<_>>().join(" ");
     }
 
     /// Whether it has a capability, whose name is in capitals.
     pub fn has(&self, name: &str) -> bool {
-        self.0.contains(name)
+        self.names.split_ascii_whitespace().any(|other| other == name)
     }
 }
 

@@ -18,15 +18,23 @@ const CAPABILITIES: &str =
     "IMAP4rev1 LITERAL+ SASL-IR ENABLE IDLE CONDSTORE QRESYNC UIDPLUS MOVE ESEARCH NAMESPACE SPECIAL-USE";
 const BODY: &str = "From: a@example.net\r\nSubject: nothing\r\n\r\nNothing.\r\n";
 
-/// Serves one connection until it ends. `messages` is what every mailbox seems to have.
+/// What every mailbox seems to be like.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mailbox {
+    pub messages: u32,
+    /// Messages, from the first on, that seem to have changed since whenever a client asks.
+    pub changed: u32,
+}
+
+/// Serves one connection until it ends.
 ///
 /// # Errors
 /// The connection.
-pub async fn connection(stream: TcpStream, messages: u32) -> io::Result<()> {
+pub async fn connection(stream: TcpStream, mailbox: Mailbox) -> io::Result<()> {
     let mut stream = Stream::Tcp(stream);
     let mut input = Input::default();
     let mut output = format!("* OK [CAPABILITY {CAPABILITIES}] sink\r\n").into_bytes();
-    let mut session = Session { messages, ..Session::default() };
+    let mut session = Session { mailbox, ..Session::default() };
     while !session.over {
         while let Some(used) = session.step(input.unused(), &mut output)? {
             input.consume(used);
@@ -42,7 +50,7 @@ pub async fn connection(stream: TcpStream, messages: u32) -> io::Result<()> {
 
 #[derive(Debug, Default)]
 struct Session {
-    messages: u32,
+    mailbox: Mailbox,
     /// Octets of a literal that are to come and do not matter.
     literal: usize,
     /// The first line of a command that goes on after a literal.
@@ -94,23 +102,32 @@ impl Session {
         let mut put = |text: &str| output.extend_from_slice(text.as_bytes());
         match () {
             // The most frequent first.
-            () if is("NOOP") || is("LOGIN") => {}
+            () if is("NOOP") => {}
+            () if is("LOGIN") => return done(tag.as_bytes(), &format!("OK [CAPABILITY {CAPABILITIES}]"), output),
             () if is("FETCH") => self.fetch(arguments, output),
             () if is("SELECT") || is("EXAMINE") => {
-                let (count, next) = (self.messages, self.messages + 1);
+                let (count, next) = (self.mailbox.messages, self.mailbox.messages + 1);
                 let text = format!(
                     "* FLAGS (\\Answered \\Flagged \\Deleted \\Seen \\Draft)\r\n* {count} EXISTS\r\n* 0 RECENT\r\n\
                      * OK [PERMANENTFLAGS (\\*)] x\r\n* OK [UIDVALIDITY 1] x\r\n* OK [UIDNEXT {next}] x\r\n\
                      * OK [HIGHESTMODSEQ 1] x\r\n"
                 );
                 put(&text);
+                if arguments.to_ascii_uppercase().contains("(QRESYNC ") {
+                    self.changes(output);
+                }
             }
             () if is("STATUS") => {
-                let mailbox = arguments.rsplit_once(" (").map_or(arguments, |(mailbox, _)| mailbox);
-                let (count, next) = (self.messages, self.messages + 1);
-                put(&format!(
-                    "* STATUS {mailbox} (MESSAGES {count} RECENT 0 UIDNEXT {next} UIDVALIDITY 1 UNSEEN 0 HIGHESTMODSEQ 1)\r\n"
-                ));
+                let (mailbox, items) = arguments.rsplit_once(" (").unwrap_or((arguments, ""));
+                let value = |item: &str| match item {
+                    "MESSAGES" => self.mailbox.messages,
+                    "UIDNEXT" => self.mailbox.messages + 1,
+                    "UIDVALIDITY" | "HIGHESTMODSEQ" => 1,
+                    _ => 0,
+                };
+                let items = items.trim_end_matches(')').split(' ');
+                let told: Vec<String> = items.map(|item| format!("{item} {}", value(item))).collect();
+                put(&format!("* STATUS {mailbox} ({})\r\n", told.join(" ")));
             }
             () if is("STORE") && !arguments.to_ascii_uppercase().contains(".SILENT") => {
                 for number in self.set(arguments) {
@@ -140,12 +157,14 @@ impl Session {
 
     fn fetch(&self, arguments: &str, output: &mut Vec<u8>) {
         let items = arguments.to_ascii_uppercase();
-        // Nothing ever changes.
         if items.contains("CHANGEDSINCE") {
-            return;
+            return self.changes(output);
         }
         let mut rest = String::from(" FLAGS () MODSEQ (1)");
-        if items.contains("BODY") || items.contains("RFC822") || items.contains("ENVELOPE") {
+        if items.contains("RFC822.SIZE") {
+            let _ = write!(rest, " RFC822.SIZE {}", BODY.len());
+        }
+        if items.contains("BODY") || items.contains("RFC822 ") || items.contains("ENVELOPE") {
             let _ = write!(rest, " BODY[] {{{}}}\r\n{BODY}", BODY.len());
         }
         for number in self.set(arguments) {
@@ -153,14 +172,21 @@ impl Session {
         }
     }
 
+    /// What has changed, later than any client knows.
+    fn changes(&self, output: &mut Vec<u8>) {
+        for number in 1..=self.mailbox.changed.min(self.mailbox.messages) {
+            let _ = write!(output, "* {number} FETCH (UID {number} FLAGS (\\Flagged) MODSEQ (2))\r\n");
+        }
+    }
+
     /// The messages of a set of one range, with which the arguments begin.
     fn set(&self, arguments: &str) -> std::ops::Range<u32> {
-        let number = |text: &str| if text == "*" { Some(self.messages) } else { text.parse().ok() };
+        let number = |text: &str| if text == "*" { Some(self.mailbox.messages) } else { text.parse().ok() };
         let set = arguments.split([' ', ',']).next().unwrap_or_default();
         let (first, last) = set.split_once(':').unwrap_or((set, set));
         match (number(first), number(last)) {
             (Some(first), Some(last)) => {
-                let (first, last) = (first.min(last).max(1), first.max(last).min(self.messages));
+                let (first, last) = (first.min(last).max(1), first.max(last).min(self.mailbox.messages));
                 first..(last + 1).min(first.saturating_add(RESPONSES_MAX)).max(first)
             }
             _ => 0..0,
@@ -191,7 +217,7 @@ mod tests {
     use super::*;
 
     fn talk(input: &[u8], piece: usize) -> String {
-        let mut session = Session { messages: 3, ..Session::default() };
+        let mut session = Session { mailbox: Mailbox { messages: 3, changed: 2 }, ..Session::default() };
         let (mut all, mut output) = (Vec::new(), Vec::new());
         for piece in input.chunks(piece) {
             all.extend_from_slice(piece);
@@ -219,7 +245,15 @@ mod tests {
         );
         assert!(!output.contains("* 1 FETCH") && !output.contains("* 4 FETCH"));
         assert!(output.contains("+ go\r\nd OK [APPENDUID 1 1]") && output.contains("+ idling\r\nf OK done\r\n"));
-        assert!(output.contains("* STATUS \"a b\" (MESSAGES 3 "));
+        assert!(output.contains("* STATUS \"a b\" (MESSAGES 3)\r\n"));
+    }
+
+    #[test]
+    fn what_has_changed_is_told() {
+        for command in ["SELECT x (QRESYNC (1 1))", "UID FETCH 1:* (FLAGS) (CHANGEDSINCE 1)"] {
+            let output = talk(format!("a {command}\r\nb LOGOUT\r\n").as_bytes(), 1);
+            assert_eq!(output.matches("MODSEQ (2)").count(), 2, "{output}");
+        }
     }
 
     #[test]

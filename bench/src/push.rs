@@ -12,7 +12,6 @@ use tokio::sync::Notify;
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
-use crate::calibrate::Calibration;
 use crate::corpus::{Corpus, Fill};
 use crate::deliver::MailServer;
 use crate::drive::{Load, Ran, Tally};
@@ -105,7 +104,7 @@ async fn measure(plan: Push) -> Result<bool, Box<dyn Error>> {
     }
     let corpus = Corpus::synthetic(plan.size, Fill::Words);
     let arrivals = plan.load.rate.map(|rate| (Arrivals::new(plan.load.seed, rate), Alarm::default()));
-    let calibration = plan.load.calibrate.as_deref().map(Calibration::measure).transpose()?;
+    let calibration = plan.load.keep.calibration()?;
     let before = plan.watch.snapshot_before()?;
     let following = plan.watch.follow()?;
     let shared = Rc::new(Shared {

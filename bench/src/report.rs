@@ -7,6 +7,7 @@ use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use clap::Args;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
@@ -21,6 +22,38 @@ const CLIENT_BOUND_SHARE: f64 = 0.9;
 const LAG_US_MAX: u64 = 1_000;
 /// A client that causes more than this of the latency is what was measured.
 const LAG_SHARE_MAX: f64 = 0.2;
+
+/// What makes a report one that can be compared later.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Keep {
+    /// Append the report as one line of JSON to this file
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// What is measured, for example a server and its version: a text for the report
+    #[arg(long, value_name = "TEXT")]
+    pub label: Option<String>,
+    /// Measure the machine first: the disk by a file in this directory, loopback and CPU. Takes about 3 s
+    #[arg(long, value_name = "DIR")]
+    calibrate: Option<PathBuf>,
+}
+
+impl Keep {
+    /// Measures the machine, if that is wanted.
+    ///
+    /// # Errors
+    /// It could not be measured.
+    pub fn calibration(&self) -> Result<Option<Calibration>, Box<dyn Error>> {
+        self.calibrate.as_deref().map(Calibration::measure).transpose()
+    }
+
+    /// Appends a report to the file, if there is one.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn append(&self, report: &impl Serialize) -> Result<(), Box<dyn Error>> {
+        self.output.as_deref().map_or(Ok(()), |path| append_line(path, report))
+    }
+}
 
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -78,9 +111,8 @@ pub struct Report {
     /// What was found in the mailboxes afterwards.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
-    /// Where to append it.
     #[serde(skip)]
-    output: Option<PathBuf>,
+    keep: Keep,
 }
 
 /// What became of the operations of an open loop.
@@ -164,7 +196,7 @@ impl Report {
             workload,
             version: env!("CARGO_PKG_VERSION"),
             build: BUILD,
-            label: load.label.clone(),
+            label: load.keep.label.clone(),
             seed: load.seed,
             calibration,
             command: std::env::args().collect(),
@@ -195,7 +227,7 @@ impl Report {
             client_bound: client_cpu_share >= CLIENT_BOUND_SHARE || open_loop.is_some_and(|open| open.client_late),
             open_loop,
             verdict: None,
-            output: load.output.clone(),
+            keep: load.keep.clone(),
         }
     }
 
@@ -204,9 +236,7 @@ impl Report {
     /// # Errors
     /// Standard output or the file cannot be written.
     pub fn print(&self, json: bool) -> Result<bool, Box<dyn Error>> {
-        if let Some(path) = &self.output {
-            append_line(path, self)?;
-        }
+        self.keep.append(self)?;
         let mut out = stdout().lock();
         if json {
             writeln!(out, "{}", serde_json::to_string(self)?)?;
@@ -316,7 +346,7 @@ fn show_latency(latency: &Latency) -> String {
     clippy::disallowed_methods,
     reason = "a report says when it was made, and the load generator is never simulated"
 )]
-fn seconds_since_1970() -> u64 {
+pub fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 

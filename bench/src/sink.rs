@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
 use tokio::task::LocalSet;
 
-use crate::null_imap;
+use crate::null_imap::{self, Mailbox};
 use crate::stream::{Input, Stream};
 
 #[derive(Clone, Debug, Args)]
@@ -22,6 +22,9 @@ pub struct Sink {
     /// Messages that every mailbox seems to have
     #[arg(long, value_name = "N", default_value_t = 10)]
     mailbox_messages: u32,
+    /// How many of them seem to have changed whenever a client asks for that
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    mailbox_changes: u32,
 }
 
 impl Sink {
@@ -34,11 +37,11 @@ impl Sink {
         LocalSet::new().block_on(&runtime, async {
             let lmtp = TcpListener::bind(&self.lmtp).await?;
             let mut lines = format!("listening lmtp {}\n", lmtp.local_addr()?);
-            let messages = self.mailbox_messages;
+            let mailbox = Mailbox { messages: self.mailbox_messages, changed: self.mailbox_changes };
             if let Some(address) = &self.imap {
                 let imap = TcpListener::bind(address).await?;
                 lines += &format!("listening imap {}\n", imap.local_addr()?);
-                tokio::task::spawn_local(accept(imap, move |stream| null_imap::connection(stream, messages)));
+                tokio::task::spawn_local(accept(imap, move |stream| null_imap::connection(stream, mailbox)));
             }
             print!("{lines}");
             serve(lmtp).await?;

@@ -275,6 +275,10 @@ fn imap_workloads_run_against_the_sink() {
     assert!(report["bytes"].as_u64().unwrap() >= 300 * 12, "{report}");
     let report = run("sessions", &["--messages", "30", "--item", "BODY.PEEK[]"]);
     assert_eq!((&report["operations"], &report["counts"]["messages listed"]), (&30.into(), &300.into()), "{report}");
+    let report = run("resync", &["--messages", "30", "--user-count", "3"]);
+    assert_eq!((&report["counts"]["by QRESYNC"], &report["counts"]["flags received"]), (&30.into(), &150.into()));
+    let report = run("resync", &["--messages", "30", "--user-count", "3", "--rate", "200", "--without", "QRESYNC"]);
+    assert_eq!((&report["counts"]["by CONDSTORE"], &report["open_loop"]["arrived"]), (&30.into(), &30.into()));
     let report = run("fetch", &["--messages", "60", "--batch", "5"]);
     assert_eq!(report["operations"], 60, "{report}");
     let report = run("noop", &["--rate", "300", "--messages", "30", "--command", "STATUS INBOX (MESSAGES)"]);

@@ -23,13 +23,12 @@ use tokio::runtime::Builder;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::LocalSet;
 
-use crate::calibrate::Calibration;
 use crate::deliver::MailServer;
 use crate::drive::Tally;
 use crate::generator::Generator;
 use crate::lmtp::Data;
 use crate::observe::{Cost, Watch};
-use crate::report::append_line;
+use crate::report::Keep;
 use crate::session::Login;
 use crate::stream::{Address, Connector};
 
@@ -93,15 +92,8 @@ pub struct ProfileRun {
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
-    /// Append the report as one line of JSON to this file
-    #[arg(long, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// What is measured, for example a server and its version: a text for the report
-    #[arg(long, value_name = "TEXT")]
-    label: Option<String>,
-    /// Measure the machine first: the disk by a file in this directory, loopback and CPU. Takes about 3 s
-    #[arg(long, value_name = "DIR")]
-    calibrate: Option<PathBuf>,
+    #[command(flatten)]
+    keep: Keep,
     #[command(flatten)]
     watch: Watch,
 }
@@ -203,7 +195,7 @@ async fn measure(plan: ProfileRun, profile: Profile) -> Result<bool, Box<dyn Err
         waiting: Cell::new(0),
         waiting_max: Cell::new(0),
     });
-    let calibration = plan.calibrate.as_deref().map(Calibration::measure).transpose()?;
+    let calibration = plan.keep.calibration()?;
     let schedule = |kinds: &[Kind]| Schedule::new(&profile, scale, hours, kinds, plan.seed);
     let mix = phase(&run, &plan.watch, schedule(&Kind::ALL), plan.duration()).await?;
     let push = run.fleet.take_push(PUSH_TIMEOUT).await;
@@ -222,9 +214,7 @@ async fn measure(plan: ProfileRun, profile: Profile) -> Result<bool, Box<dyn Err
     };
     let what = What { plan: &plan, profile: &profile, scale, hours, sessions: run.fleet.len(), corpus: &corpus };
     let report = ProfileReport::new(&what, calibration, &intended, mix, alone, push);
-    if let Some(path) = &plan.output {
-        append_line(path, &report)?;
-    }
+    plan.keep.append(&report)?;
     report.print(plan.json)
 }
 

@@ -14,7 +14,7 @@ use crate::calibrate::Calibration;
 use crate::corpus::Corpus;
 use crate::drive::Tally;
 use crate::observe::{Cost, Machine};
-use crate::report::{BUILD, Latency};
+use crate::report::{BUILD, Latency, seconds_since_1970};
 use crate::session::Parameters;
 
 /// The generator has one thread. Busier than this, it may be what made operations late.
@@ -58,6 +58,8 @@ pub struct ProfileReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     label: Option<String>,
     command: Vec<String>,
+    /// Seconds since 1970.
+    ended: u64,
     machine: Machine,
     #[serde(skip_serializing_if = "Option::is_none")]
     calibration: Option<Calibration>,
@@ -135,8 +137,9 @@ impl ProfileReport {
         let What { plan, profile, scale, hours, sessions, corpus } = *what;
         let mut parameters = plan.login.parameters();
         plan.server.describe(&mut parameters);
-        parameters.insert("pop3", plan.pop3.as_ref().map(ToString::to_string).into());
+        parameters.insert("pop3_server", plan.pop3.as_ref().map(ToString::to_string).into());
         parameters.insert("profile", profile.name.as_str().into());
+        parameters.insert("profile_file", plan.file.display().to_string().into());
         parameters.insert("as_users", scale.users.into());
         parameters.insert("speed", scale.speed.into());
         let hour = match hours {
@@ -174,8 +177,9 @@ impl ProfileReport {
             workload: "profile",
             version: env!("CARGO_PKG_VERSION"),
             build: BUILD,
-            label: plan.label.clone(),
+            label: plan.keep.label.clone(),
             command: std::env::args().collect(),
+            ended: seconds_since_1970(),
             machine: Machine::this(),
             calibration,
             seed: plan.seed,

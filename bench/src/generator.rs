@@ -448,7 +448,7 @@ mod tests {
 
     #[test]
     fn mail_compresses_as_mail_does() {
-        // Text of real mail comes to 0.3 to 0.5 of its size at level 1, attachments to 0.75.
+        // Real mail with its header comes to 0.4 to 0.55 of its size at level 1, random base64 to 0.75.
         let ratio = |bytes: &[u8]| zstd::bulk::compress(bytes, 1).unwrap().len() as f64 / bytes.len() as f64;
         let sizes = Sizes { median: 6000, mean: 6000, max: 6000 };
         let text: Vec<u8> =

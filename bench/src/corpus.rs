@@ -47,6 +47,25 @@ impl Corpus {
         Ok(corpus)
     }
 
+    /// Reads an mbox file: messages begin with a line that starts with "From " at the beginning or after an empty line. Lines
+    /// that quote such a line have one ">" less (mboxrd).
+    ///
+    /// # Errors
+    /// It cannot be read, or has no message.
+    pub fn load_mbox(path: &Path) -> Result<Self, Box<dyn Error>> {
+        let raw = fs::read(path).map_err(|error| format!("cannot read the mbox {}: {error}", path.display()))?;
+        let mut corpus = Self::default();
+        for (index, message) in split_mbox(&raw).into_iter().enumerate() {
+            let bytes = to_crlf(&message);
+            let list = if has_bare_cr(&bytes) { &mut corpus.bare_cr } else { &mut corpus.mail };
+            list.push(Mail { name: format!("message {}", index + 1), bytes });
+        }
+        if corpus.mail.is_empty() {
+            return Err(format!("the mbox {} has no message: they begin with a \"From \" line", path.display()).into());
+        }
+        Ok(corpus)
+    }
+
     /// One message of exactly `octets`, or of the least that a header takes.
     pub fn synthetic(octets: usize, fill: Fill) -> Self {
         let header = "From: Bench <bench@example.net>\r\nTo: <user@example.org>\r\nSubject: A message of a given size\r\n\
@@ -78,6 +97,13 @@ impl Corpus {
     /// Octets of all messages that LMTP can carry.
     pub fn octets(&self) -> u64 {
         self.mail.iter().map(|mail| mail.bytes.len() as u64).sum()
+    }
+
+    /// Half of the messages have at most so many octets.
+    pub fn median_octets(&self) -> u64 {
+        let mut octets: Vec<u64> = self.mail.iter().map(|mail| mail.bytes.len() as u64).collect();
+        octets.sort_unstable();
+        octets.get(octets.len() / 2).copied().unwrap_or(0)
     }
 }
 
@@ -133,6 +159,28 @@ fn is_message(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "eml")
 }
 
+fn split_mbox(raw: &[u8]) -> Vec<Vec<u8>> {
+    let mut messages: Vec<Vec<u8>> = Vec::new();
+    let mut after_empty = true;
+    for line in raw.split_inclusive(|&octet| octet == b'\n') {
+        let empty = line.trim_ascii().is_empty();
+        if after_empty && line.starts_with(b"From ") {
+            if let Some(message) = messages.last_mut() {
+                // The empty line before belongs to the separator.
+                let end = message.strip_suffix(b"\r\n").or(message.strip_suffix(b"\n")).map_or(0, <[u8]>::len);
+                message.truncate(end);
+            }
+            messages.push(Vec::new());
+        } else if let Some(message) = messages.last_mut() {
+            let quoted = line.iter().take_while(|&&octet| octet == b'>').count();
+            let unquoted = if quoted > 0 && line[quoted..].starts_with(b"From ") { &line[1..] } else { line };
+            message.extend_from_slice(unquoted);
+        }
+        after_empty = empty;
+    }
+    messages
+}
+
 /// Drops the line with which mbox files separate messages; it is no header.
 pub fn without_mbox_line(raw: &[u8]) -> &[u8] {
     if !raw.starts_with(b"From ") {
@@ -175,6 +223,23 @@ mod tests {
         assert_eq!(without_mbox_line(b"From a@b Tue\nFrom: a\n"), b"From: a\n");
         assert_eq!(without_mbox_line(b"From: a\n"), b"From: a\n");
         assert_eq!(without_mbox_line(b"From "), b"");
+    }
+
+    #[test]
+    fn an_mbox_is_split() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("mbox");
+        let text = b"From a@b Tue\nSubject: 1\n\nFrom here\nit goes on\n>From there\n>>From\n>>From x\n\n\nFrom c Wed\nSubject: 2\n\n2";
+        fs::write(&path, text).unwrap();
+        let corpus = Corpus::load_mbox(&path).unwrap();
+        assert_eq!(corpus.mail.len(), 3);
+        assert_eq!(corpus.mail[0].bytes, b"Subject: 1\r\n");
+        assert_eq!(corpus.mail[1].bytes, b"it goes on\r\nFrom there\r\n>>From\r\n>From x\r\n\r\n");
+        assert_eq!(corpus.mail[2].bytes, b"Subject: 2\r\n\r\n2\r\n");
+        assert_eq!(corpus.median_octets(), corpus.mail[2].bytes.len() as u64);
+        fs::write(&path, b"Subject: none\n\n").unwrap();
+        assert!(Corpus::load_mbox(&path).is_err());
+        assert!(Corpus::load_mbox(&directory.path().join("nothing")).is_err());
     }
 
     #[test]

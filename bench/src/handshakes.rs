@@ -59,10 +59,9 @@ impl Handshakes {
 async fn connection(seat: Seat, plan: Arc<Handshakes>, connector: Connector) {
     let limit = plan.load.operation_timeout();
     seat.ready().await;
-    while seat.next().is_some() {
-        let start = Instant::now();
+    while let Some(turn) = seat.turn().await {
         match timeout(limit, begin(&connector, &seat)).await.unwrap_or(Err(io::ErrorKind::TimedOut.into())) {
-            Ok(()) => seat.count(1, 0, start.elapsed()),
+            Ok(()) => seat.count(1, 0, turn.due.elapsed()),
             Err(error) => seat.count_error(error.kind().to_string(), || error.to_string()),
         }
     }

@@ -12,24 +12,16 @@ use tokio::sync::Semaphore;
 use tokio::task::LocalSet;
 
 use crate::imap::{Client, ImapError};
-use crate::observe::{Machine, cpu_time, rss_anon_bytes};
-use crate::stream::{Address, Connector};
-use crate::tls::TlsOptions;
-use crate::users::Users;
+use crate::observe::{Machine, Watch};
+use crate::report::{BUILD, Keep};
+use crate::session::Login;
+use crate::stream::Connector;
 
 /// Which connections to hold in IDLE.
 #[derive(Clone, Debug, Args)]
 pub struct Idlers {
-    /// The server: HOST:PORT or unix:PATH
-    #[arg(long, value_name = "ADDR")]
-    pub imap: Address,
     #[command(flatten)]
-    pub tls: TlsOptions,
-    #[command(flatten)]
-    pub users: Users,
-    /// The password of all users
-    #[arg(long, value_name = "PASSWORD")]
-    password: String,
+    pub login: Login,
     /// The mailbox that each connection selects
     #[arg(long, value_name = "NAME", default_value = "INBOX")]
     pub mailbox: String,
@@ -47,7 +39,7 @@ impl Idlers {
     /// # Errors
     /// What was asked for cannot be.
     pub async fn open(self: Arc<Self>, connections: usize) -> Result<Opened, Box<dyn Error>> {
-        let connector = Connector::new(&self.imap, self.tls.client())?;
+        let connector = self.login.connector()?;
         let bar = ProgressBar::new(connections as u64);
         let style = ProgressStyle::with_template("{elapsed:>4} [{bar:30}] {pos} of {len} in IDLE")?;
         bar.set_style(style.progress_chars("=> "));
@@ -76,8 +68,7 @@ impl Idlers {
     }
 
     async fn open_one(&self, connector: &Connector, index: usize) -> Result<(Client, u32), ImapError> {
-        let mut client = Client::connect(connector).await?;
-        client.login(&self.users.name(index % self.users.user_count.max(1)), &self.password).await?;
+        let mut client = self.login.client(connector, index).await?;
         let exists = client.select(&self.mailbox, false).await?;
         client.idle().await?;
         Ok((client, exists))
@@ -94,12 +85,13 @@ pub struct Idle {
     /// Measure so long with all in IDLE; the server's CPU in this time is reported
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     hold: f64,
-    /// The server's process
-    #[arg(long, value_name = "PID")]
-    server_pid: u32,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    keep: Keep,
+    #[command(flatten)]
+    watch: Watch,
 }
 
 impl Idle {
@@ -114,7 +106,11 @@ impl Idle {
 }
 
 async fn measure(plan: Idle) -> Result<bool, Box<dyn Error>> {
-    let pid = plan.server_pid;
+    if !plan.watch.has_server() {
+        return Err("what is measured is the server: give --server-pid, --server-cgroup or --server-unit".into());
+    }
+    let calibration = plan.keep.calibration()?;
+    let usage = || plan.watch.usage().map(|usage| usage.expect("there is a server to watch"));
     // One client comes and goes first, so that what the server makes once is not counted.
     let idlers = Arc::new(plan.idlers);
     let (mut first, errors) = Arc::clone(&idlers).open(1).await?;
@@ -122,43 +118,66 @@ async fn measure(plan: Idle) -> Result<bool, Box<dyn Error>> {
         return Err(format!("the first connection failed: {}", errors[0]).into());
     };
     client.done().await.and(client.logout().await).map_err(|error| error.to_string())?;
-    let before = rss_anon_bytes(pid)?;
+    let before = usage()?;
+    let following = plan.watch.follow()?;
     let start = Instant::now();
-    let cpu_before = cpu_time(pid)?;
     let (clients, errors) = Arc::clone(&idlers).open(plan.connections).await?;
     let messages: u64 = clients.iter().map(|(_, exists)| u64::from(*exists)).sum();
     let first_error = errors.first().map(ToString::to_string);
     let errors = errors.len();
     let opening_s = start.elapsed().as_secs_f64();
-    let cpu_open = cpu_time(pid)?;
+    let opened = usage()?;
     tokio::time::sleep(Duration::from_secs_f64(plan.hold)).await;
-    let (after, cpu_after) = (rss_anon_bytes(pid)?, cpu_time(pid)?);
+    drop(following);
+    let after = usage()?;
     let count = clients.len().max(1) as f64;
-    let per_connection = (after as f64 - before as f64) / count;
-    let login_cpu_us = (cpu_open - cpu_before).as_secs_f64() * 1e6 / count;
-    let idle_cpu_share = (cpu_after - cpu_open).as_secs_f64() / plan.hold;
+    let each = |after: u64, before: u64| (after as f64 - before as f64) / count;
+    let (was, is) = (before.memory, after.memory);
+    let anon_each = each(is.rss_anon_bytes, was.rss_anon_bytes);
+    let pss_each = is.pss_bytes.zip(was.pss_bytes).map(|(is, was)| each(is, was));
+    let login_cpu_us = opened.cpu.saturating_sub(before.cpu).as_secs_f64() * 1e6 / count;
+    let idle_cpu_share = after.cpu.saturating_sub(opened.cpu).as_secs_f64() / plan.hold;
+    let report = json!({
+        "workload": "idle",
+        "version": env!("CARGO_PKG_VERSION"),
+        "build": BUILD,
+        "label": plan.keep.label,
+        "calibration": calibration,
+        "command": std::env::args().collect::<Vec<_>>(),
+        "machine": Machine::this(),
+        "parameters": {
+            "server": idlers.login.imap.to_string(),
+            "connections": plan.connections,
+            "tls": idlers.login.tls.tls,
+            "mailbox": idlers.mailbox,
+            "user_count": idlers.login.users.user_count,
+            "hold": plan.hold,
+        },
+        "connections": clients.len(),
+        "tls": idlers.login.tls.tls,
+        "messages_selected_each": messages as f64 / count,
+        "rss_anon_bytes_before": was.rss_anon_bytes,
+        "rss_anon_bytes_after": is.rss_anon_bytes,
+        "rss_anon_bytes_per_connection": anon_each,
+        "pss_bytes_per_connection": pss_each,
+        "server_processes": is.processes,
+        "server_bytes_max": after.bytes_max,
+        "opening_s": opening_s,
+        "server_cpu_us_per_login": login_cpu_us,
+        "server_cores_while_idle": idle_cpu_share,
+        "errors": errors,
+        "first_error": first_error,
+    });
+    plan.keep.append(&report)?;
     if plan.json {
-        let report = json!({
-            "workload": "idle",
-            "version": env!("CARGO_PKG_VERSION"),
-            "command": std::env::args().collect::<Vec<_>>(),
-            "machine": Machine::this(),
-            "connections": clients.len(),
-            "tls": idlers.tls.tls,
-            "messages_selected_each": messages as f64 / count,
-            "rss_anon_bytes_before": before,
-            "rss_anon_bytes_after": after,
-            "rss_anon_bytes_per_connection": per_connection,
-            "opening_s": opening_s,
-            "server_cpu_us_per_login": login_cpu_us,
-            "server_cores_while_idle": idle_cpu_share,
-            "errors": errors,
-            "first_error": first_error,
-        });
         println!("{report}");
     } else {
         println!("     connections  {} in IDLE, with {:.0} messages each", clients.len(), messages as f64 / count);
-        println!("   server memory  {per_connection:.0} bytes each (RssAnon {before} before, {after} after)");
+        let (before, after) = (was.rss_anon_bytes, is.rss_anon_bytes);
+        println!("   server memory  {anon_each:.0} bytes each (RssAnon {before} before, {after} after)");
+        if let Some(pss) = pss_each {
+            println!("                  {pss:.0} bytes each by PSS, {} processes at the end", is.processes);
+        }
         println!("         opening  {opening_s:.1} s, {login_cpu_us:.0} us of server CPU each");
         println!("            idle  {:.2} % of a core in {} s", idle_cpu_share * 100.0, plan.hold);
         println!("          errors  {errors} {}", first_error.unwrap_or_default());

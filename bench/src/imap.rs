@@ -1,7 +1,7 @@
 //! An IMAP client (RFC 9051, RFC 3501): responses without a socket, and a client on one.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::ops::Range;
 
 use crate::stream::{Connector, Input, Stream};
@@ -151,6 +151,8 @@ pub enum ImapError {
     Protocol(String),
     /// NO, BAD or BYE: the command, and the response.
     Refused(&'static str, String),
+    /// What the server said is well formed and cannot be true: what is wrong, in a few words to count by, and the details.
+    Wrong(&'static str, String),
 }
 
 impl ImapError {
@@ -160,6 +162,16 @@ impl ImapError {
             Self::Io(kind) => kind.to_string(),
             Self::Protocol(_) => "protocol violation".to_owned(),
             Self::Refused(command, _) => format!("{command} refused"),
+            Self::Wrong(what, _) => (*what).to_owned(),
+        }
+    }
+
+    /// Whether the connection can be used further.
+    pub fn leaves_connection(&self) -> bool {
+        match self {
+            Self::Refused(_, line) => !line.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("* BYE")),
+            Self::Wrong(..) => true,
+            Self::Io(_) | Self::Protocol(_) => false,
         }
     }
 }
@@ -170,6 +182,7 @@ impl fmt::Display for ImapError {
             Self::Io(kind) => write!(f, "{kind}"),
             Self::Protocol(what) => f.write_str(what),
             Self::Refused(command, line) => write!(f, "{line:?} after {command}"),
+            Self::Wrong(what, details) => write!(f, "{what}: {details}"),
         }
     }
 }
@@ -180,6 +193,71 @@ impl From<io::Error> for ImapError {
     }
 }
 
+/// What a server says that it can do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// In capitals, with spaces between them.
+    names: String,
+}
+
+impl Capabilities {
+    /// Reads the names that stand after CAPABILITY and a space.
+    pub fn parse(names: &[u8]) -> Self {
+        let mut names = String::from_utf8_lossy(names).into_owned();
+        names.make_ascii_uppercase();
+        Self { names }
+    }
+
+    fn remove(&mut self, name: &str) {
+        let others = self.names.split_ascii_whitespace().filter(|other| !other.eq_ignore_ascii_case(name));
+        self.names = others.collect::<Vec<_>>().join(" ");
+    }
+
+    /// Whether it has a capability, whose name is in capitals.
+    pub fn has(&self, name: &str) -> bool {
+        self.names.split_ascii_whitespace().any(|other| other == name)
+    }
+}
+
+/// What a mailbox was like when it was selected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Selected {
+    pub exists: u32,
+    pub uid_validity: Option<u32>,
+    pub uid_next: Option<u32>,
+    /// Without it the mailbox keeps no mod-sequences (RFC 7162, 3.1.2.2).
+    pub highest_modseq: Option<u64>,
+}
+
+impl Selected {
+    /// Takes what an untagged response to SELECT tells.
+    fn take(&mut self, response: &Response<'_>, exists: &mut Option<u32>) {
+        if let Some((number, _)) = response.numbered("EXISTS") {
+            *exists = Some(number);
+        } else if let Some(code) = response.after("* OK [") {
+            let code = code.split(|&octet| octet == b']').next().unwrap_or_default();
+            let mut words = code.split(|&octet| octet == b' ');
+            let (Some(name), Some(number)) = (words.next(), words.next()) else { return };
+            let number = str::from_utf8(number).ok().and_then(|digits| digits.parse::<u64>().ok());
+            let small = number.and_then(|number| u32::try_from(number).ok());
+            if name.eq_ignore_ascii_case(b"UIDVALIDITY") {
+                self.uid_validity = small;
+            } else if name.eq_ignore_ascii_case(b"UIDNEXT") {
+                self.uid_next = small;
+            } else if name.eq_ignore_ascii_case(b"HIGHESTMODSEQ") {
+                self.highest_modseq = number;
+            }
+        }
+    }
+}
+
+/// How the octets of a literal may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LiteralKind {
+    Waiting,
+    NotWaiting,
+}
+
 /// A connection.
 pub struct Client {
     stream: Stream,
@@ -187,6 +265,10 @@ pub struct Client {
     literals: Vec<Range<usize>>,
     output: Vec<u8>,
     next_tag: u32,
+    /// As the server has told them since the login.
+    capabilities: Option<Capabilities>,
+    /// Capabilities of which it makes no use.
+    without: Vec<String>,
 }
 
 impl Client {
@@ -196,8 +278,15 @@ impl Client {
     /// The connection, or what the server says.
     pub async fn connect(connector: &Connector) -> Result<Self, ImapError> {
         let stream = Stream::connect(connector).await?;
-        let mut client =
-            Self { stream, input: Input::default(), literals: Vec::new(), output: Vec::new(), next_tag: 1 };
+        let mut client = Self {
+            stream,
+            input: Input::default(),
+            literals: Vec::new(),
+            output: Vec::new(),
+            next_tag: 1,
+            capabilities: None,
+            without: Vec::new(),
+        };
         let greeting = client.response().await?;
         if greeting.after("* OK").is_none() {
             return Err(ImapError::Refused("connecting", greeting.text()));
@@ -209,7 +298,47 @@ impl Client {
     /// The connection, or what the server says.
     pub async fn login(&mut self, user: &str, password: &str) -> Result<(), ImapError> {
         let line = format!("LOGIN {} {}", quote(user), quote(password));
-        self.command("LOGIN", &line, |_| Ok(())).await
+        let mut told = None;
+        let code = self
+            .run("LOGIN", &line, |response| {
+                told = response.after("* CAPABILITY ").map(Capabilities::parse).or(told.take());
+                Ok(())
+            })
+            .await?;
+        let in_code = code.as_deref().and_then(|code| code_after(code, "CAPABILITY"));
+        self.told(in_code.map(|names| Capabilities::parse(names.as_bytes())).or(told));
+        Ok(())
+    }
+
+    /// Does from now on as if the server did not have some capabilities.
+    pub fn do_without(&mut self, names: &[String]) {
+        self.without = names.to_vec();
+        let told = self.capabilities.take();
+        self.told(told);
+    }
+
+    fn told(&mut self, mut capabilities: Option<Capabilities>) {
+        if let Some(capabilities) = &mut capabilities {
+            self.without.iter().for_each(|name| capabilities.remove(name));
+        }
+        self.capabilities = capabilities;
+    }
+
+    /// What the server can do. If it did not say so at the login, it is asked.
+    ///
+    /// # Errors
+    /// The connection, or what the server says.
+    pub async fn capabilities(&mut self) -> Result<&Capabilities, ImapError> {
+        if self.capabilities.is_none() {
+            let mut told = None;
+            self.run("CAPABILITY", "CAPABILITY", |response| {
+                told = response.after("* CAPABILITY ").map(Capabilities::parse).or(told.take());
+                Ok(())
+            })
+            .await?;
+            self.told(told);
+        }
+        self.capabilities.as_ref().ok_or_else(|| ImapError::Protocol("no CAPABILITY response".to_owned()))
     }
 
     /// Selects a mailbox and returns the number of its messages.
@@ -217,14 +346,57 @@ impl Client {
     /// # Errors
     /// The connection, or what the server says.
     pub async fn select(&mut self, mailbox: &str, read_only: bool) -> Result<u32, ImapError> {
-        let mut exists = None;
         let name = if read_only { "EXAMINE" } else { "SELECT" };
-        self.command(name, &format!("{name} {}", quote(mailbox)), |response| {
-            exists = response.numbered("EXISTS").map(|(number, _)| number).or(exists);
+        Ok(self.open(name, mailbox, "", |_| Ok(())).await?.exists)
+    }
+
+    /// Selects a mailbox by SELECT or EXAMINE with parameters (a list in parentheses, or nothing), and gives responses other than
+    /// those about the mailbox to `untagged`.
+    ///
+    /// # Errors
+    /// The connection; what the server says; or what `untagged` finds.
+    pub async fn open(
+        &mut self,
+        name: &'static str,
+        mailbox: &str,
+        parameters: &str,
+        mut untagged: impl FnMut(&Response<'_>) -> Result<(), String>,
+    ) -> Result<Selected, ImapError> {
+        let (mut selected, mut exists) = (Selected::default(), None);
+        let space = if parameters.is_empty() { "" } else { " " };
+        self.run(name, &format!("{name} {}{space}{parameters}", quote(mailbox)), |response| {
+            selected.take(response, &mut exists);
+            untagged(response)
+        })
+        .await?;
+        selected.exists = exists.ok_or_else(|| ImapError::Protocol(format!("no EXISTS after {name}")))?;
+        Ok(selected)
+    }
+
+    /// Makes a mailbox, if there is none of the name.
+    ///
+    /// # Errors
+    /// The connection, or what the server says.
+    pub async fn create(&mut self, mailbox: &str) -> Result<(), ImapError> {
+        if self.has(mailbox).await? {
+            return Ok(());
+        }
+        match self.run("CREATE", &format!("CREATE {}", quote(mailbox)), |_| Ok(())).await {
+            // Another connection may have made it meanwhile.
+            Err(ImapError::Refused(..)) if self.has(mailbox).await? => Ok(()),
+            result => result.map(drop),
+        }
+    }
+
+    /// Whether there is a mailbox.
+    async fn has(&mut self, mailbox: &str) -> Result<bool, ImapError> {
+        let mut found = false;
+        self.run("LIST", &format!("LIST \"\" {}", quote(mailbox)), |response| {
+            found |= response.after("* LIST ").is_some();
             Ok(())
         })
         .await?;
-        exists.ok_or_else(|| ImapError::Protocol("no EXISTS after SELECT".to_owned()))
+        Ok(found)
     }
 
     /// Sends a command and gives its untagged responses to `untagged`, until its tagged one.
@@ -235,24 +407,152 @@ impl Client {
         &mut self,
         name: &'static str,
         line: &str,
+        untagged: impl FnMut(&Response<'_>) -> Result<(), String>,
+    ) -> Result<(), ImapError> {
+        self.run(name, line, untagged).await.map(drop)
+    }
+
+    /// As [`Client::command`]; returns the response code of the tagged OK without its brackets.
+    ///
+    /// # Errors
+    /// The connection; what the server says; or what `untagged` finds.
+    pub async fn run(
+        &mut self,
+        name: &'static str,
+        line: &str,
+        untagged: impl FnMut(&Response<'_>) -> Result<(), String>,
+    ) -> Result<Option<String>, ImapError> {
+        let tag = self.put(line);
+        self.flush().await?;
+        self.completed(name, tag, untagged).await
+    }
+
+    /// Sends commands together and waits until all are completed. They must not depend on each other (RFC 3501, 5.5).
+    ///
+    /// # Errors
+    /// The connection; what the server says to the first that fails, after all are completed; or what `untagged` finds.
+    pub async fn run_together(
+        &mut self,
+        name: &'static str,
+        lines: &[String],
         mut untagged: impl FnMut(&Response<'_>) -> Result<(), String>,
     ) -> Result<(), ImapError> {
-        let tag = self.send(line).await?;
+        let mut waiting: Vec<u32> = lines.iter().map(|line| self.put(line)).collect();
+        self.flush().await?;
+        let mut refused = None;
+        while !waiting.is_empty() {
+            let response = self.response().await?;
+            match progress(name, &response)? {
+                Progress::Untagged => untagged(&response).map_err(ImapError::Protocol)?,
+                Progress::Tagged(tag, result) => {
+                    let Some(at) = waiting.iter().position(|&waits| waits == tag) else {
+                        return Err(ImapError::Protocol(format!("unexpected {:?}", response.text())));
+                    };
+                    waiting.remove(at);
+                    refused = refused.or(result.err());
+                }
+            }
+        }
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// Appends a message; `flags` are in parentheses, or nothing. Returns the response code without its brackets, which has the
+    /// UID if the server has UIDPLUS. The literal waits for the server unless this announced LITERAL+ or LITERAL- (RFC 7888).
+    ///
+    /// # Errors
+    /// The connection, or what the server says.
+    pub async fn append(
+        &mut self,
+        mailbox: &str,
+        flags: &str,
+        message: &[u8],
+        untagged: impl FnMut(&Response<'_>) -> Result<(), String>,
+    ) -> Result<Option<String>, ImapError> {
+        /// RFC 7888, 5.
+        const LITERAL_MINUS_OCTETS_MAX: usize = 4096;
+        let capabilities = self.capabilities().await?;
+        let small = message.len() <= LITERAL_MINUS_OCTETS_MAX;
+        let kind = match capabilities.has("LITERAL+") || capabilities.has("LITERAL-") && small {
+            true => LiteralKind::NotWaiting,
+            false => LiteralKind::Waiting,
+        };
+        let space = if flags.is_empty() { "" } else { " " };
+        let plus = if kind == LiteralKind::NotWaiting { "+" } else { "" };
+        let octets = message.len();
+        let tag = self.put(&format!("APPEND {}{space}{flags} {{{octets}{plus}}}", quote(mailbox)));
+        if kind == LiteralKind::Waiting {
+            self.flush().await?;
+            loop {
+                let response = self.response().await?;
+                if response.bytes.starts_with(b"+") {
+                    break;
+                }
+                match progress("APPEND", &response)? {
+                    Progress::Untagged => {}
+                    Progress::Tagged(_, Err(error)) => return Err(error),
+                    Progress::Tagged(..) => {
+                        return Err(ImapError::Protocol(format!("unexpected {:?}", response.text())));
+                    }
+                }
+            }
+        }
+        self.output.extend_from_slice(message);
+        self.output.extend_from_slice(b"\r\n");
+        self.flush().await?;
+        self.completed("APPEND", tag, untagged).await
+    }
+
+    /// Reads until a command is completed.
+    async fn completed(
+        &mut self,
+        name: &'static str,
+        tag: u32,
+        mut untagged: impl FnMut(&Response<'_>) -> Result<(), String>,
+    ) -> Result<Option<String>, ImapError> {
         loop {
             let response = self.response().await?;
-            if response.bytes.starts_with(b"* ") {
-                if response.after("* BYE").is_some() && name != "LOGOUT" {
-                    return Err(ImapError::Refused(name, response.text()));
+            match progress(name, &response)? {
+                Progress::Untagged => untagged(&response).map_err(ImapError::Protocol)?,
+                Progress::Tagged(found, result) if found == tag => return result,
+                Progress::Tagged(..) => {
+                    return Err(ImapError::Protocol(format!("unexpected {:?}", response.text())));
                 }
-                untagged(&response).map_err(ImapError::Protocol)?;
-                continue;
             }
-            return match response.after(&format!("{tag} ")) {
-                Some(rest) if rest.get(..3).is_some_and(|word| word.eq_ignore_ascii_case(b"OK ")) => Ok(()),
-                Some(_) => Err(ImapError::Refused(name, response.text())),
-                None => Err(ImapError::Protocol(format!("unexpected {:?}", response.text()))),
-            };
         }
+    }
+
+    /// Sends a command so many times at once, and waits until each is answered with OK. Returns the octets of the answers.
+    ///
+    /// # Errors
+    /// The connection, or what the server says.
+    pub async fn commands(&mut self, name: &'static str, line: &str, count: u32) -> Result<u64, ImapError> {
+        use std::io::Write as _;
+        let first = self.next_tag;
+        self.next_tag += count;
+        self.output.clear();
+        for tag in first..self.next_tag {
+            write!(self.output, "b{tag} {line}\r\n")?;
+        }
+        self.stream.write_all(&self.output).await?;
+        let (mut octets, mut tag) = (0, String::new());
+        for number in first..first + count {
+            tag.clear();
+            let _ = fmt::Write::write_fmt(&mut tag, format_args!("b{number} "));
+            loop {
+                let response = self.response().await?;
+                octets += response.bytes.len() as u64 + 2;
+                match response.after(&tag) {
+                    Some(rest) if rest.get(..3).is_some_and(|word| word.eq_ignore_ascii_case(b"OK ")) => break,
+                    Some(_) => return Err(ImapError::Refused(name, response.text())),
+                    None if response.after("* BYE").is_some() => {
+                        return Err(ImapError::Refused(name, response.text()));
+                    }
+                    None if response.bytes.starts_with(b"* ") => {}
+                    None => return Err(ImapError::Protocol(format!("unexpected {:?}", response.text()))),
+                }
+            }
+        }
+        Ok(octets)
     }
 
     /// Sends IDLE and waits for the continuation.
@@ -260,7 +560,19 @@ impl Client {
     /// # Errors
     /// The connection, or what the server says.
     pub async fn idle(&mut self) -> Result<(), ImapError> {
-        self.send("IDLE").await?;
+        self.idle_with(|_| Ok(())).await
+    }
+
+    /// As [`Client::idle`]; gives untagged responses to `untagged`.
+    ///
+    /// # Errors
+    /// The connection; what the server says; or what `untagged` finds.
+    pub async fn idle_with(
+        &mut self,
+        mut untagged: impl FnMut(&Response<'_>) -> Result<(), String>,
+    ) -> Result<(), ImapError> {
+        self.put("IDLE");
+        self.flush().await?;
         loop {
             let response = self.response().await?;
             if response.bytes.starts_with(b"+") {
@@ -269,6 +581,7 @@ impl Client {
             if !response.bytes.starts_with(b"* ") {
                 return Err(ImapError::Refused("IDLE", response.text()));
             }
+            untagged(&response).map_err(ImapError::Protocol)?;
         }
     }
 
@@ -277,13 +590,19 @@ impl Client {
     /// # Errors
     /// The connection, or what the server says.
     pub async fn done(&mut self) -> Result<(), ImapError> {
+        self.done_with(|_| Ok(())).await
+    }
+
+    /// As [`Client::done`]; gives untagged responses to `untagged`.
+    ///
+    /// # Errors
+    /// The connection; what the server says; or what `untagged` finds.
+    pub async fn done_with(
+        &mut self,
+        untagged: impl FnMut(&Response<'_>) -> Result<(), String>,
+    ) -> Result<(), ImapError> {
         self.stream.write_all(b"DONE\r\n").await?;
-        loop {
-            let response = self.response().await?;
-            if !response.bytes.starts_with(b"* ") {
-                return Ok(());
-            }
-        }
+        self.completed("IDLE", self.next_tag - 1, untagged).await.map(drop)
     }
 
     /// Ends the connection as the protocol wants it.
@@ -294,15 +613,23 @@ impl Client {
         self.command("LOGOUT", "LOGOUT", |_| Ok(())).await
     }
 
-    async fn send(&mut self, line: &str) -> Result<String, ImapError> {
-        let tag = format!("b{}", self.next_tag);
+    /// Puts a command into the output; returns the number of its tag.
+    fn put(&mut self, line: &str) -> u32 {
+        let tag = self.next_tag;
         self.next_tag += 1;
+        // Writing to memory does not fail.
+        let _ = write!(self.output, "b{tag} ");
+        self.output.extend_from_slice(line.as_bytes());
+        self.output.extend_from_slice(b"\r\n");
+        tag
+    }
+
+    async fn flush(&mut self) -> Result<(), ImapError> {
+        const OUTPUT_BYTES_KEPT_MAX: usize = 64 << 10;
+        let written = self.stream.write_all(&self.output).await;
         self.output.clear();
-        for part in [&tag, " ", line, "\r\n"] {
-            self.output.extend_from_slice(part.as_bytes());
-        }
-        self.stream.write_all(&self.output).await?;
-        Ok(tag)
+        self.output.shrink_to(OUTPUT_BYTES_KEPT_MAX);
+        Ok(written?)
     }
 
     /// Whether its TLS session was resumed.
@@ -329,6 +656,43 @@ impl Client {
             }
         }
     }
+}
+
+/// What a response is to whoever waits for a command.
+enum Progress {
+    Untagged,
+    /// The tag's number, and the response code of OK.
+    Tagged(u32, Result<Option<String>, ImapError>),
+}
+
+fn progress(name: &'static str, response: &Response<'_>) -> Result<Progress, ImapError> {
+    if response.bytes.starts_with(b"* ") {
+        if response.after("* BYE").is_some() && name != "LOGOUT" {
+            return Err(ImapError::Refused(name, response.text()));
+        }
+        return Ok(Progress::Untagged);
+    }
+    let tagged = || {
+        let rest = response.bytes.strip_prefix(b"b")?;
+        let digits = rest.iter().take_while(|octet| octet.is_ascii_digit()).count();
+        let tag = str::from_utf8(&rest[..digits]).ok()?.parse().ok()?;
+        Some((tag, rest[digits..].strip_prefix(b" ")?))
+    };
+    let Some((tag, rest)) = tagged() else {
+        return Err(ImapError::Protocol(format!("unexpected {:?}", response.text())));
+    };
+    let ok = rest.get(..3).is_some_and(|word| word.eq_ignore_ascii_case(b"OK "));
+    let code = || {
+        let (code, _) = str::from_utf8(&rest[3..]).ok()?.strip_prefix('[')?.split_once(']')?;
+        Some(code.to_owned())
+    };
+    Ok(Progress::Tagged(tag, if ok { Ok(code()) } else { Err(ImapError::Refused(name, response.text())) }))
+}
+
+/// What follows the name of a response code.
+pub fn code_after<'a>(code: &'a str, name: &str) -> Option<&'a str> {
+    let (head, rest) = code.split_at_checked(name.len())?;
+    head.eq_ignore_ascii_case(name).then(|| rest.strip_prefix(' ')).flatten()
 }
 
 /// A quoted string (RFC 9051, 9).

@@ -1,4 +1,4 @@
-//! An LMTP client (RFC 2033): replies without a socket, and a client on one.
+//! An LMTP (RFC 2033) and SMTP (RFC 5321) client: replies without a socket, and a client on one.
 
 use std::fmt;
 use std::io;
@@ -58,11 +58,20 @@ pub fn parse_reply(input: &[u8]) -> Result<Option<(u16, usize)>, String> {
     }
 }
 
-/// Why something over LMTP failed.
+/// What is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// An answer for each recipient.
+    Lmtp,
+    /// One answer for all recipients.
+    Smtp,
+}
+
+/// Why something over LMTP or SMTP failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LmtpError {
     Io(io::ErrorKind),
-    /// The server does not speak LMTP.
+    /// The server does not speak the protocol.
     Protocol(String),
     /// A reply that is not what it must be: the command, and the reply's last line.
     Reply(&'static str, String),
@@ -122,6 +131,15 @@ impl Data {
         Self { wire, octets: message.len(), eight_bit: !message.is_ascii() }
     }
 
+    /// The same with a header before it, which must be lines that end with CRLF and do not begin with a dot.
+    pub fn with_header(&self, header: &str) -> Self {
+        assert!(header.ends_with("\r\n") && !header.starts_with('.'), "a header is lines");
+        let mut wire = Vec::with_capacity(header.len() + self.wire.len());
+        wire.extend_from_slice(header.as_bytes());
+        wire.extend_from_slice(&self.wire);
+        Self { wire, octets: header.len() + self.octets, eight_bit: self.eight_bit }
+    }
+
     /// Octets of the message itself.
     pub fn octets(&self) -> usize {
         self.octets
@@ -142,14 +160,18 @@ pub struct Outcome {
     pub refused: Vec<LmtpError>,
 }
 
-/// A connection after LHLO.
+/// A connection after LHLO or EHLO.
 pub struct Client {
+    protocol: Protocol,
     stream: Stream,
     input: Input,
     output: Vec<u8>,
     pipelining: bool,
     size: bool,
     eight_bit_mime: bool,
+    /// Recipients of the last message whom the server takes mail for.
+    valid: Vec<usize>,
+    acknowledged: Vec<usize>,
 }
 
 impl Client {
@@ -158,20 +180,35 @@ impl Client {
     /// # Errors
     /// The connection, or what the server says.
     pub async fn connect(connector: &Connector, pipelining: bool) -> Result<Self, LmtpError> {
+        Self::connect_by(Protocol::Lmtp, connector, pipelining).await
+    }
+
+    /// As [`Client::connect`], with the protocol's own greeting.
+    ///
+    /// # Errors
+    /// The connection, or what the server says.
+    pub async fn connect_by(protocol: Protocol, connector: &Connector, pipelining: bool) -> Result<Self, LmtpError> {
         let stream = Stream::connect(connector).await?;
         let mut client = Self {
+            protocol,
             stream,
             input: Input::default(),
             output: Vec::new(),
             pipelining: false,
             size: false,
             eight_bit_mime: false,
+            valid: Vec::new(),
+            acknowledged: Vec::new(),
         };
         client.expect("connecting", 220).await?;
-        client.stream.write_all(b"LHLO bench.example\r\n").await?;
+        let hello = match protocol {
+            Protocol::Lmtp => "LHLO",
+            Protocol::Smtp => "EHLO",
+        };
+        client.stream.write_all(format!("{hello} bench.example\r\n").as_bytes()).await?;
         let reply = client.reply().await?;
         if reply.code != 250 {
-            return Err(LmtpError::Reply("LHLO", reply.last_line()));
+            return Err(LmtpError::Reply(hello, reply.last_line()));
         }
         let (mut can_pipeline, mut size, mut eight_bit_mime) = (false, false, false);
         for line in reply.lines().skip(1) {
@@ -194,22 +231,23 @@ impl Client {
         sent: impl FnOnce(),
     ) -> Result<Outcome, LmtpError> {
         let mut outcome = Outcome::default();
+        self.valid.clear();
+        self.acknowledged.clear();
         self.put_mail(data);
         if !self.pipelining {
             self.flush().await?;
             self.expect("MAIL", 250).await?;
         }
-        let mut accepted = 0;
-        for recipient in recipients {
+        for (index, recipient) in recipients.iter().enumerate() {
             self.output.extend_from_slice(b"RCPT TO:<");
             self.output.extend_from_slice(recipient.as_bytes());
             self.output.extend_from_slice(b">\r\n");
             if !self.pipelining {
                 self.flush().await?;
-                accepted += self.recipient_reply(&mut outcome).await?;
+                self.recipient_reply(index, &mut outcome).await?;
             }
         }
-        if !self.pipelining && accepted == 0 {
+        if !self.pipelining && self.valid.is_empty() {
             self.reset().await?;
             return Ok(outcome);
         }
@@ -218,8 +256,8 @@ impl Client {
         if self.pipelining {
             let mail = self.reply().await?;
             let mail = (mail.code != 250).then(|| LmtpError::Reply("MAIL", mail.last_line()));
-            for _ in recipients {
-                accepted += self.recipient_reply(&mut outcome).await?;
+            for index in 0..recipients.len() {
+                self.recipient_reply(index, &mut outcome).await?;
             }
             if let Some(error) = mail {
                 outcome.refused = vec![error; recipients.len()];
@@ -231,7 +269,7 @@ impl Client {
             outcome.refused.resize(recipients.len(), error);
             return Ok(outcome);
         }
-        if accepted == 0 {
+        if self.valid.is_empty() {
             // RFC 2920, 3.1: 354 came although no recipient is left; nothing is sent.
             self.stream.write_all(b".\r\n").await?;
             self.reply().await?;
@@ -239,15 +277,27 @@ impl Client {
         }
         self.stream.write_all(&data.wire).await?;
         sent();
-        for _ in 0..accepted {
+        // Over SMTP one reply is for all.
+        let (replies, recipients_each) = match self.protocol {
+            Protocol::Lmtp => (self.valid.len(), 1),
+            Protocol::Smtp => (1, self.valid.len()),
+        };
+        for position in 0..replies {
             let reply = self.reply().await?;
             if reply.code == 250 {
-                outcome.accepted += 1;
+                outcome.accepted += recipients_each;
+                self.acknowledged.extend_from_slice(&self.valid[position..position + recipients_each]);
             } else {
-                outcome.refused.push(LmtpError::Reply("the message", reply.last_line()));
+                let error = LmtpError::Reply("the message", reply.last_line());
+                outcome.refused.extend(std::iter::repeat_n(error, recipients_each));
             }
         }
         Ok(outcome)
+    }
+
+    /// Which recipients of the last message have it, by their place in the list; also if the connection then failed.
+    pub fn acknowledged(&self) -> &[usize] {
+        &self.acknowledged
     }
 
     /// Ends the connection as the protocol wants it.
@@ -270,13 +320,14 @@ impl Client {
         self.output.extend_from_slice(b"\r\n");
     }
 
-    async fn recipient_reply(&mut self, outcome: &mut Outcome) -> Result<usize, LmtpError> {
+    async fn recipient_reply(&mut self, index: usize, outcome: &mut Outcome) -> Result<(), LmtpError> {
         let reply = self.reply().await?;
         if matches!(reply.code, 250 | 251) {
-            return Ok(1);
+            self.valid.push(index);
+        } else {
+            outcome.refused.push(LmtpError::Reply("RCPT", reply.last_line()));
         }
-        outcome.refused.push(LmtpError::Reply("RCPT", reply.last_line()));
-        Ok(0)
+        Ok(())
     }
 
     async fn reset(&mut self) -> Result<(), LmtpError> {
@@ -337,5 +388,7 @@ mod tests {
         assert_eq!(data.wire, b"..a\r\nb.\r\n...\r\n.\r\n");
         assert_eq!(data.octets(), 12);
         assert_eq!(Data::new(b"").wire, b".\r\n");
+        let with_header = data.with_header("A: b\r\n");
+        assert_eq!(with_header, Data::new(b"A: b\r\n.a\r\nb.\r\n..\r\n"));
     }
 }

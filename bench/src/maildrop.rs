@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use tokio::time::timeout;
@@ -34,7 +34,7 @@ pub struct Maildrop {
     /// Delete what was retrieved; a run then ends when a connection finds nothing more
     #[arg(long)]
     delete: bool,
-    /// --messages counts messages
+    /// --messages counts messages; with --rate both count groups of --batch
     #[command(flatten)]
     load: Load,
     #[command(flatten)]
@@ -107,16 +107,16 @@ async fn session(seat: &Seat, plan: &Maildrop, connector: &Connector, user: &str
     let mut over = messages == 0;
     while next <= messages && !over {
         let wanted = plan.batch.min(messages - next + 1);
-        let allowed = (0..wanted).take_while(|_| seat.next().is_some()).count() as u64;
-        over = allowed < wanted;
-        if allowed == 0 {
+        let Some(turn) = seat.turn().await else {
+            over = true;
             break;
-        }
+        };
+        let allowed = 1 + (1..wanted).take_while(|_| seat.goes_along()).count() as u64;
+        over = allowed < wanted;
         let last = next + allowed - 1;
-        let start = Instant::now();
         let mut octets = 0;
         limited(limit, client.retrieve(next..=last, |received| octets += received)).await?;
-        seat.count(allowed, octets, start.elapsed());
+        seat.count(allowed, octets, turn.due.elapsed());
         if plan.delete {
             limited(limit, client.delete(next..=last)).await?;
         }

@@ -3,50 +3,23 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
 
-/// The kernel counts CPU time in these units in /proc whatever its own clock (USER_HZ).
-const TICKS_PER_SECOND: u64 = 100;
+use crate::cgroup::Cgroup;
+use crate::processes::{Memory, Tree, cpu_of_self};
+
 /// /proc/diskstats counts sectors of this size whatever the device's.
 const SECTOR_BYTES: u64 = 512;
-
-/// CPU time of a process with all its threads, ended ones too.
-///
-/// # Errors
-/// There is no such process.
-pub fn cpu_time(pid: u32) -> io::Result<Duration> {
-    let text = process_file(pid, "stat")?;
-    parse_cpu_time(&text).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not understood")))
-}
-
-fn process_file(pid: u32, file: &str) -> io::Result<String> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot watch process {pid}: {error}"));
-    fs::read_to_string(format!("/proc/{pid}/{file}")).map_err(named)
-}
-
-fn parse_cpu_time(stat: &str) -> Option<Duration> {
-    // The name may contain spaces and parentheses.
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_ascii_whitespace().skip(11);
-    let ticks = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
-    Some(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
-}
-
-/// Resident anonymous memory of a process.
-///
-/// # Errors
-/// There is no such process.
-pub fn rss_anon_bytes(pid: u32) -> io::Result<u64> {
-    let text = process_file(pid, "status")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let kilobytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kilobytes.map(|kilobytes| kilobytes << 10).ok_or_else(|| io::Error::other("the process has no RssAnon"))
-}
+/// How often one looks for processes of the server that begin and end.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What a block device has done since the system started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,25 +54,100 @@ fn parse_device(diskstats: &str, name: &str) -> Option<Device> {
 /// What to watch.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Watch {
-    /// The server's process: report its CPU and memory
-    #[arg(long, value_name = "PID")]
-    pub server_pid: Option<u32>,
+    /// The server's process, or several: report the CPU and memory of them and of all that they start
+    #[arg(long, value_name = "PID", value_delimiter = ',', conflicts_with_all = ["server_cgroup", "server_unit"])]
+    pub server_pid: Vec<u32>,
+    /// The server's control group (version 1 or 2), by its directory or its name: report its CPU and memory
+    #[arg(long, value_name = "PATH", conflicts_with = "server_unit")]
+    pub server_cgroup: Option<PathBuf>,
+    /// The server's systemd unit: report the CPU and memory of its control group
+    #[arg(long, value_name = "NAME")]
+    pub server_unit: Option<String>,
     /// The block device of the server's data, for example vda: report its flushes and writes
     #[arg(long, value_name = "NAME")]
     pub device: Option<String>,
     /// A shell command that prints the server's own counters as JSON: report how they change
     #[arg(long, value_name = "COMMAND")]
     pub server_stats: Option<String>,
+    /// The server, once it has been looked for; clones share it.
+    #[arg(skip)]
+    server: Arc<Mutex<Option<Server>>>,
+}
+
+/// A server that was found.
+#[derive(Clone, Debug)]
+enum Server {
+    Processes(Tree),
+    Cgroup { cgroup: Cgroup, rss_bytes_max: u64 },
+}
+
+impl Server {
+    fn update(&mut self) -> io::Result<()> {
+        match self {
+            Self::Processes(tree) => tree.update(),
+            Self::Cgroup { cgroup, rss_bytes_max } => {
+                *rss_bytes_max = (*rss_bytes_max).max(cgroup.memory_bytes().unwrap_or(0));
+                Ok(())
+            }
+        }
+    }
+
+    fn usage(&mut self) -> io::Result<Usage> {
+        self.update()?;
+        Ok(match self {
+            Self::Processes(tree) => Usage {
+                cpu: tree.cpu(),
+                memory: Memory::of(tree.pids()),
+                cgroup_bytes: None,
+                bytes_max: tree.rss_bytes_max(),
+            },
+            Self::Cgroup { cgroup, rss_bytes_max } => Usage {
+                cpu: cgroup.cpu()?,
+                memory: Memory::of(cgroup.pids()),
+                cgroup_bytes: cgroup.memory_bytes(),
+                bytes_max: *rss_bytes_max,
+            },
+        })
+    }
+}
+
+/// What a server has used.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    /// Since it began to be watched, or before: only differences mean something.
+    pub cpu: Duration,
+    pub memory: Memory,
+    /// What its control group is charged with, page cache included.
+    pub cgroup_bytes: Option<u64>,
+    /// The most that was seen at once: of resident pages, or of what the control group is charged with.
+    pub bytes_max: u64,
 }
 
 /// Counters at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    server_cpu: Option<Duration>,
+    pub server: Option<Usage>,
     client_cpu: Duration,
     device: Option<Device>,
-    pub rss_anon_bytes: Option<u64>,
     stats: BTreeMap<String, i64>,
+}
+
+/// Looks at the server's processes from time to time, until it is dropped.
+#[derive(Debug)]
+pub struct Following {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It has nothing to say.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Watch {
@@ -135,11 +183,63 @@ impl Watch {
     fn snapshot_of_system(&self) -> io::Result<Snapshot> {
         Ok(Snapshot {
             stats: BTreeMap::new(),
-            server_cpu: self.server_pid.map(cpu_time).transpose()?,
-            client_cpu: cpu_time(std::process::id())?,
+            server: self.usage()?,
+            client_cpu: cpu_of_self()?,
             device: self.device.as_deref().map(device).transpose()?,
-            rss_anon_bytes: self.server_pid.map(rss_anon_bytes).transpose()?,
         })
+    }
+
+    /// Whether a server is to be watched.
+    pub fn has_server(&self) -> bool {
+        !self.server_pid.is_empty() || self.server_cgroup.is_some() || self.server_unit.is_some()
+    }
+
+    /// What the server has used by now.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn usage(&self) -> io::Result<Option<Usage>> {
+        if !self.has_server() {
+            return Ok(None);
+        }
+        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = match server.take() {
+            Some(found) => found,
+            None => self.find_server()?,
+        };
+        server.insert(found).usage().map(Some)
+    }
+
+    fn find_server(&self) -> io::Result<Server> {
+        let cgroup = match (&self.server_unit, &self.server_cgroup) {
+            (Some(unit), _) => Cgroup::of_unit(unit)?,
+            (None, Some(path)) => Cgroup::open(path)?,
+            (None, None) => return Ok(Server::Processes(Tree::new(&self.server_pid)?)),
+        };
+        Ok(Server::Cgroup { cgroup, rss_bytes_max: 0 })
+    }
+
+    /// Follows the server while what is returned is kept: finds processes that begin and end, and the most memory.
+    ///
+    /// # Errors
+    /// A thread could not be made.
+    pub fn follow(&self) -> io::Result<Following> {
+        let over = Arc::new(AtomicBool::new(false));
+        if !self.has_server() {
+            return Ok(Following { over, thread: None });
+        }
+        let (server, ended) = (Arc::clone(&self.server), Arc::clone(&over));
+        let look = move || {
+            while !ended.load(Ordering::Relaxed) {
+                thread::park_timeout(FOLLOW_INTERVAL);
+                if let Some(server) = server.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+                    // The last snapshot says it if the server is gone.
+                    let _ = server.update();
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("follow".to_owned()).spawn(look)?;
+        Ok(Following { over, thread: Some(thread) })
     }
 }
 
@@ -164,6 +264,21 @@ pub struct Cost {
     /// At the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_rss_anon_bytes: Option<u64>,
+    /// At the end; pages that processes share count for each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_rss_bytes: Option<u64>,
+    /// At the end; pages that processes share in equal parts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_pss_bytes: Option<u64>,
+    /// At the end: what the control group is charged with, page cache included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_cgroup_bytes: Option<u64>,
+    /// The most that was seen at once: of resident pages, or of what the control group is charged with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_bytes_max: Option<u64>,
+    /// At the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_processes: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_flushes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -182,9 +297,16 @@ impl Cost {
     pub fn between(before: &Snapshot, after: &Snapshot) -> Self {
         let device = before.device.zip(after.device);
         let change = |field: fn(&Device) -> u64| device.map(|(before, after)| field(&after) - field(&before));
+        let server = before.server.zip(after.server);
+        let memory = after.server.map(|server| server.memory);
         Self {
-            server_cpu_s: before.server_cpu.zip(after.server_cpu).map(|(before, after)| (after - before).as_secs_f64()),
-            server_rss_anon_bytes: after.rss_anon_bytes,
+            server_cpu_s: server.map(|(before, after)| after.cpu.saturating_sub(before.cpu).as_secs_f64()),
+            server_rss_anon_bytes: memory.map(|memory| memory.rss_anon_bytes),
+            server_rss_bytes: memory.map(|memory| memory.rss_bytes),
+            server_pss_bytes: memory.and_then(|memory| memory.pss_bytes),
+            server_cgroup_bytes: after.server.and_then(|server| server.cgroup_bytes),
+            server_bytes_max: after.server.map(|server| server.bytes_max),
+            server_processes: memory.map(|memory| memory.processes),
             device_flushes: change(|device| device.flushes),
             device_writes: change(|device| device.writes),
             device_written_bytes: change(|device| device.written_bytes),
@@ -196,6 +318,29 @@ impl Cost {
                 .collect(),
             client_cpu_s: (after.client_cpu - before.client_cpu).as_secs_f64(),
         }
+    }
+}
+
+impl Cost {
+    /// The server's memory in words, a text for each line of a table.
+    pub fn show_memory(&self) -> Vec<String> {
+        let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
+        let mut lines = Vec::new();
+        if let (Some(anon), Some(rss), Some(processes)) =
+            (self.server_rss_anon_bytes, self.server_rss_bytes, self.server_processes)
+        {
+            let pss = self.server_pss_bytes.map_or(String::new(), |pss| format!(", {} PSS", megabytes(pss)));
+            let plural = if processes == 1 { "" } else { "es" };
+            let (anon, rss) = (megabytes(anon), megabytes(rss));
+            lines.push(format!("{anon} RssAnon, {rss} RSS{pss} at the end, {processes} process{plural}"));
+        }
+        if let Some(bytes) = self.server_cgroup_bytes {
+            lines.push(format!("{} charged to the control group at the end, with page cache", megabytes(bytes)));
+        }
+        if let Some(bytes) = self.server_bytes_max {
+            lines.push(format!("{} at most", megabytes(bytes)));
+        }
+        lines
     }
 }
 
@@ -236,8 +381,6 @@ mod tests {
         let expected = Device { writes: 29796, written_bytes: 2005 * 512, flushes: 2671, read_bytes: 19582994 * 512 };
         assert_eq!(device, expected);
         assert_eq!(parse_device(line, "vd"), None);
-        let stat = "12 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 25 0 0 20 0 1";
-        assert_eq!(parse_cpu_time(stat), Some(Duration::from_millis(1750)));
     }
 
     #[test]
@@ -251,10 +394,16 @@ mod tests {
 
     #[test]
     fn this_process_can_be_watched() {
-        let watch = Watch { server_pid: Some(std::process::id()), ..Watch::default() };
+        let watch = Watch { server_pid: vec![std::process::id()], ..Watch::default() };
         let before = watch.snapshot().unwrap();
+        drop(watch.follow().unwrap());
         let cost = Cost::between(&before, &watch.snapshot().unwrap());
         assert!(cost.server_rss_anon_bytes.unwrap() > 0);
+        assert!(cost.server_bytes_max.unwrap() > 0);
+        assert!(cost.server_cpu_s.unwrap() > 0.0 && cost.server_cpu_s.unwrap() < 60.0);
+        assert!(!cost.show_memory().is_empty());
+        let nobody = Watch { server_cgroup: Some("/no such group".into()), ..Watch::default() };
+        assert!(nobody.snapshot().unwrap_err().to_string().contains("/no such group"));
         assert!(Watch { device: Some("none such".to_owned()), ..Watch::default() }.snapshot().is_err());
         assert!(Machine::this().cores > 0);
     }

@@ -69,6 +69,14 @@ pub fn find_end(input: &[u8], searched: &mut usize) -> Option<usize> {
     found.map(|at| from + at + END.len())
 }
 
+fn without_doubled_dots(data: &[u8]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(data.len());
+    for line in data.split_inclusive(|&octet| octet == b'\n') {
+        message.extend_from_slice(line.strip_prefix(b".").unwrap_or(line));
+    }
+    message
+}
+
 /// A connection.
 pub struct Client {
     stream: Stream,
@@ -144,6 +152,17 @@ impl Client {
             received(octets as u64);
         }
         Ok(())
+    }
+
+    /// One message as it was before dots were doubled for the wire (RFC 1939, 3).
+    ///
+    /// # Errors
+    /// The connection, or what the server says.
+    pub async fn retrieve_message(&mut self, number: u64) -> Result<Vec<u8>, Pop3Error> {
+        self.send(&format!("RETR {number}\r\n")).await?;
+        self.status("RETR").await?;
+        let data = self.data().await?;
+        Ok(without_doubled_dots(&data[..data.len() - 3]))
     }
 
     /// Marks messages to be deleted, in one go.
@@ -222,6 +241,12 @@ mod tests {
         assert!(parse_line(b"+OK\n").is_err());
         assert!(parse_line(b"\n").is_err());
         assert!(parse_line(&[b'+'; 5000]).is_err());
+    }
+
+    #[test]
+    fn dots_are_single_again() {
+        assert_eq!(without_doubled_dots(b"..a\r\nb.\r\n...\r\n"), b".a\r\nb.\r\n..\r\n");
+        assert_eq!(without_doubled_dots(b""), b"");
     }
 
     #[test]

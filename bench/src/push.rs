@@ -1,44 +1,44 @@
 //! How soon a client in IDLE hears of a message after whoever delivered it knows that it is stored.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
 use std::error::Error;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
 use tokio::runtime::Builder;
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 
 use crate::corpus::{Corpus, Fill};
+use crate::deliver::MailServer;
 use crate::drive::{Load, Ran, Tally};
 use crate::idle::Idlers;
 use crate::imap;
 use crate::lmtp::{self, Data, LmtpError};
 use crate::observe::{Cost, Watch};
+use crate::open_loop::{Alarm, Arrivals};
 use crate::report::Report;
-use crate::stream::{Address, Connector};
+use crate::session::limited;
+use crate::stream::Connector;
 
 #[derive(Clone, Debug, Args)]
 pub struct Push {
-    /// Where to deliver: HOST:PORT or unix:PATH
-    #[arg(long, value_name = "ADDR")]
-    lmtp: Address,
+    #[command(flatten)]
+    server: MailServer,
     #[command(flatten)]
     idlers: Idlers,
-    /// Deliveries a second, whether or not the last was heard of [default: each when the last was heard of]
-    #[arg(long, value_name = "N")]
-    rate: Option<f64>,
+    /// Connections that deliver at the same time
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    senders: usize,
     /// The size of the message that is delivered
     #[arg(long, value_name = "BYTES", default_value_t = 4096)]
     size: usize,
-    /// Which connections get mail, in which order
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
-    /// --connections are those in IDLE, which must have users of their own; all is done by one thread
+    /// --connections are those in IDLE, which must have users of their own; all is done by one thread. With --rate,
+    /// deliveries begin when they are due and a sender is free, whether or not the last was heard of; without it, when the
+    /// last was heard of. --seed decides which connections get mail, too
     #[command(flatten)]
     load: Load,
     #[command(flatten)]
@@ -77,9 +77,7 @@ impl Push {
     /// # Errors
     /// It could not be run.
     pub fn run(self) -> Result<bool, Box<dyn Error>> {
-        if self.load.connections > self.idlers.users.user_count {
-            return Err("each connection needs a user of its own: --user-count is less than --connections".into());
-        }
+        self.idlers.login.one_user_each(&self.load)?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
         LocalSet::new().block_on(&runtime, measure(self))
     }
@@ -98,86 +96,127 @@ async fn measure(plan: Push) -> Result<bool, Box<dyn Error>> {
         ears.push(ear);
         counts.push(exists);
     }
-    let connector = Connector::new(&plan.lmtp, None)?;
-    let mut deliverer = lmtp::Client::connect(&connector, true).await.map_err(|error| error.to_string())?;
-    let corpus = Corpus::synthetic(plan.size, Fill::Words);
-    let data = Data::new(&corpus.mail[0].bytes);
-    let names = idlers.users.names();
-
-    let limit = plan.load.operation_timeout();
-    let tally = Rc::new(RefCell::new(Tally::default()));
-    let mut ticks = plan.rate.map(|rate| interval(Duration::from_secs_f64(1.0 / rate)));
-    if let Some(ticks) = &mut ticks {
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let connector = Connector::new(plan.server.address(), None)?;
+    let mut deliverers = Vec::new();
+    for _ in 0..plan.senders.max(1) {
+        let connecting = lmtp::Client::connect_by(plan.server.protocol(), &connector, true);
+        deliverers.push(connecting.await.map_err(|error| error.to_string())?);
     }
-    let mut waiting = Vec::new();
-    let mut random = plan.seed;
+    let corpus = Corpus::synthetic(plan.size, Fill::Words);
+    let arrivals = plan.load.rate.map(|rate| (Arrivals::new(plan.load.seed, rate), Alarm::default()));
+    let calibration = plan.load.keep.calibration()?;
     let before = plan.watch.snapshot_before()?;
-    let start = Instant::now();
-    let mut delivered = 0;
-    while plan.load.goes_on(delivered, start.elapsed()) {
-        if let Some(ticks) = &mut ticks {
-            ticks.tick().await;
+    let following = plan.watch.follow()?;
+    let shared = Rc::new(Shared {
+        ears,
+        counts: RefCell::new(counts),
+        names: idlers.login.users.names(),
+        data: Data::new(&corpus.mail[0].bytes),
+        load: plan.load.clone(),
+        tally: RefCell::new(Tally::default()),
+        arrivals: arrivals.map(tokio::sync::Mutex::new),
+        random: Cell::new(plan.load.seed),
+        delivered: Cell::new(0),
+        start: Instant::now(),
+    });
+    let senders: Vec<_> =
+        deliverers.into_iter().map(|deliverer| tokio::task::spawn_local(send(deliverer, Rc::clone(&shared)))).collect();
+    for sender in senders {
+        sender.await?;
+    }
+    let seconds = shared.start.elapsed().as_secs_f64();
+    drop(following);
+    let cost = Cost::between(&before, &plan.watch.snapshot()?);
+    let client_cpu_share = cost.client_cpu_s / seconds;
+    let ran = Ran { seconds, tally: shared.tally.take(), cost, client_cpu_share, arrivals: None, calibration };
+    let mut parameters = idlers.login.parameters();
+    plan.server.describe(&mut parameters);
+    parameters.insert("senders", plan.senders.into());
+    parameters.insert("mailbox", idlers.mailbox.as_str().into());
+    parameters.insert("size", plan.size.into());
+    Report::new("push", "EXISTS heard of", Some("the delivery"), &plan.load, parameters, ran).print(plan.load.json)
+}
+
+/// What those who deliver share.
+struct Shared {
+    ears: Vec<Rc<Ear>>,
+    /// Messages that each connection's mailbox has.
+    counts: RefCell<Vec<u32>>,
+    names: Vec<String>,
+    data: Data,
+    load: Load,
+    tally: RefCell<Tally>,
+    /// When deliveries are due. Whoever has it waits for the next.
+    arrivals: Option<tokio::sync::Mutex<(Arrivals, Alarm)>>,
+    random: Cell<u64>,
+    delivered: Cell<u64>,
+    start: Instant,
+}
+
+/// Delivers one message after another until the run is over, and waits until the last is heard of.
+async fn send(mut deliverer: lmtp::Client, shared: Rc<Shared>) {
+    let limit = shared.load.operation_timeout();
+    let mut waiting = Vec::new();
+    while shared.load.goes_on(shared.delivered.get(), shared.start.elapsed()) {
+        shared.delivered.set(shared.delivered.get() + 1);
+        let mut due = Instant::now();
+        if let Some(arrivals) = &shared.arrivals {
+            let (arrivals, alarm) = &mut *arrivals.lock().await;
+            due = shared.start + arrivals.following();
+            if shared.load.duration().is_some_and(|duration| due >= shared.start + duration) {
+                break;
+            }
+            alarm.wait_until(due).await.expect("the system has timers");
         }
-        delivered += 1;
-        let chosen = (next_random(&mut random) % ears.len() as u64) as usize;
-        let began = Instant::now();
-        let outcome = timeout(limit, deliverer.deliver(&[&names[chosen]], &data, || {})).await;
+        let mut random = shared.random.get();
+        let chosen = (next_random(&mut random) % shared.ears.len() as u64) as usize;
+        shared.random.set(random);
+        let recipients = [shared.names[chosen].as_str()];
+        let delivery = deliverer.deliver(&recipients, &shared.data, || {});
+        let outcome: Result<_, LmtpError> = limited(limit, delivery).await;
         let acknowledged = Instant::now();
-        let outcome = outcome.unwrap_or(Err(LmtpError::Io(std::io::ErrorKind::TimedOut)));
         let refusal = match outcome {
             Ok(outcome) => outcome.refused.into_iter().next(),
             Err(error) => {
                 // The connection is of no use any more.
-                tally.borrow_mut().count_error(error.kind(), || error.to_string());
+                shared.tally.borrow_mut().count_error(error.kind(), || error.to_string());
                 break;
             }
         };
         if let Some(error) = refusal {
-            tally.borrow_mut().count_error(error.kind(), || error.to_string());
+            shared.tally.borrow_mut().count_error(error.kind(), || error.to_string());
             continue;
         }
-        counts[chosen] += 1;
-        tally.borrow_mut().count_second(acknowledged - began);
-        let (ear, tally, count) = (Rc::clone(&ears[chosen]), Rc::clone(&tally), counts[chosen]);
-        let octets = data.octets() as u64;
-        let waits = tokio::task::spawn_local(async move {
-            match timeout(limit, ear.hears(count)).await {
-                Ok(heard) => {
-                    let mut tally = tally.borrow_mut();
-                    tally.count(octets, heard.saturating_duration_since(acknowledged));
-                    *tally.counts.entry("heard before").or_default() += u64::from(heard < acknowledged);
-                }
-                Err(_) => {
-                    let what = || format!("no EXISTS for message {count} of connection {chosen}");
-                    tally.borrow_mut().count_error("not heard of".to_owned(), what);
-                }
-            }
-        });
-        if ticks.is_some() {
+        // With several senders to one mailbox: as many must have been heard of as are acknowledged.
+        shared.counts.borrow_mut()[chosen] += 1;
+        let count = shared.counts.borrow()[chosen];
+        shared.tally.borrow_mut().count_second(acknowledged - due);
+        let waits = tokio::task::spawn_local(hear(Rc::clone(&shared), chosen, count, acknowledged));
+        if shared.arrivals.is_some() {
             waiting.push(waits);
         } else {
-            waits.await?;
+            waits.await.expect("who waits does not panic");
         }
     }
     for waits in waiting {
-        waits.await?;
+        waits.await.expect("who waits does not panic");
     }
-    let seconds = start.elapsed().as_secs_f64();
-    let cost = Cost::between(&before, &plan.watch.snapshot()?);
-    let client_cpu_share = cost.client_cpu_s / seconds;
-    let ran = Ran { seconds, tally: tally.take(), cost, client_cpu_share };
-    let mut parameters = BTreeMap::new();
-    parameters.insert("server", idlers.imap.to_string().into());
-    parameters.insert("lmtp", plan.lmtp.to_string().into());
-    parameters.insert("tls", idlers.tls.tls.into());
-    parameters.insert("users", idlers.users.pattern.as_str().into());
-    parameters.insert("user_count", idlers.users.user_count.into());
-    parameters.insert("mailbox", idlers.mailbox.as_str().into());
-    parameters.insert("rate", plan.rate.into());
-    parameters.insert("size", plan.size.into());
-    parameters.insert("seed", plan.seed.into());
-    Report::new("push", "EXISTS heard of", Some("the delivery"), &plan.load, parameters, ran).print(plan.load.json)
+}
+
+/// Waits until a connection has heard of so many messages.
+async fn hear(shared: Rc<Shared>, chosen: usize, count: u32, acknowledged: Instant) {
+    let heard = timeout(shared.load.operation_timeout(), shared.ears[chosen].hears(count)).await;
+    let mut tally = shared.tally.borrow_mut();
+    match heard {
+        Ok(heard) => {
+            tally.count(shared.data.octets() as u64, heard.saturating_duration_since(acknowledged));
+            *tally.counts.entry("heard before").or_default() += u64::from(heard < acknowledged);
+        }
+        Err(_) => {
+            let what = || format!("no EXISTS for message {count} of connection {chosen}");
+            tally.count_error("not heard of".to_owned(), what);
+        }
+    }
 }
 
 /// Reads what the server pushes until the connection ends, which those who wait for more then find out.
@@ -200,6 +239,8 @@ fn next_random(state: &mut u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -1,34 +1,22 @@
 //! Whole IMAP sessions, each over a connection of its own: what a client does that looks in and goes.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use clap::Args;
-use tokio::time::timeout;
 
 use crate::drive::{self, Load, Seat};
-use crate::imap::{Client, ImapError, check_fetch};
+use crate::imap::{ImapError, check_fetch};
 use crate::observe::Watch;
 use crate::report::Report;
-use crate::stream::{Address, Connector};
-use crate::tls::TlsOptions;
-use crate::users::Users;
+use crate::session::{Done, Login, each};
+use crate::stream::Connector;
 
 #[derive(Clone, Debug, Args)]
 pub struct Sessions {
-    /// The server: HOST:PORT or unix:PATH
-    #[arg(long, value_name = "ADDR")]
-    imap: Address,
-    #[command(flatten)]
-    tls: TlsOptions,
     /// Each session takes the next user
     #[command(flatten)]
-    users: Users,
-    /// The password of all users
-    #[arg(long, value_name = "PASSWORD")]
-    password: String,
+    login: Login,
     /// The mailbox that each session selects
     #[arg(long, value_name = "NAME", default_value = "INBOX")]
     mailbox: String,
@@ -48,15 +36,10 @@ impl Sessions {
     /// # Errors
     /// It could not be run.
     pub fn run(self) -> Result<bool, Box<dyn Error>> {
-        let mut parameters = BTreeMap::new();
-        parameters.insert("server", self.imap.to_string().into());
-        parameters.insert("tls", self.tls.tls.into());
-        parameters.insert("tls_resume", self.tls.tls_resume.into());
-        parameters.insert("users", self.users.pattern.as_str().into());
-        parameters.insert("user_count", self.users.user_count.into());
+        let mut parameters = self.login.parameters();
         parameters.insert("mailbox", self.mailbox.as_str().into());
         parameters.insert("item", self.item.as_str().into());
-        let connector = Connector::new(&self.imap, self.tls.client())?;
+        let connector = self.login.connector()?;
         let plan = Arc::new(self);
         let shared = Arc::clone(&plan);
         let ran =
@@ -66,34 +49,13 @@ impl Sessions {
 }
 
 async fn connection(seat: Seat, plan: Arc<Sessions>, connector: Connector) {
-    let limit = plan.load.operation_timeout();
-    let names = plan.users.names();
     seat.ready().await;
-    while let Some(number) = seat.next() {
-        let user = &names[(number % names.len() as u64) as usize];
-        let start = Instant::now();
-        match limited(limit, session(&connector, user, &plan)).await {
-            Ok(ended) => {
-                seat.count(1, ended.bytes, start.elapsed());
-                seat.count_also("messages listed", ended.messages);
-                seat.count_also("TLS resumed", u64::from(ended.resumed));
-            }
-            Err(error) => seat.count_error(error.kind(), || error.to_string()),
-        }
-    }
+    each(&seat, &plan.load, async |number| session(&connector, number as usize, &plan).await).await;
 }
 
-/// What a session had.
-struct Ended {
-    messages: u64,
-    bytes: u64,
-    resumed: bool,
-}
-
-async fn session(connector: &Connector, user: &str, plan: &Sessions) -> Result<Ended, ImapError> {
-    let mut client = Client::connect(connector).await?;
+async fn session(connector: &Connector, number: usize, plan: &Sessions) -> Result<Done, ImapError> {
+    let mut client = plan.login.client(connector, number).await?;
     let resumed = client.is_resumed();
-    client.login(user, &plan.password).await?;
     let exists = client.select(&plan.mailbox, false).await?;
     let (mut messages, mut bytes) = (0, 0);
     // A sequence set of an empty mailbox names messages that are not there (RFC 9051, 9: seq-number).
@@ -109,12 +71,11 @@ async fn session(connector: &Connector, user: &str, plan: &Sessions) -> Result<E
             .await?;
     }
     if messages < u64::from(exists) {
-        return Err(ImapError::Protocol(format!("{messages} FETCH responses for {exists} messages")));
+        return Err(ImapError::Wrong(
+            "FETCH responses missing",
+            format!("{messages} FETCH responses for {exists} messages"),
+        ));
     }
     client.logout().await?;
-    Ok(Ended { messages, bytes, resumed })
-}
-
-async fn limited<T>(limit: Duration, operation: impl Future<Output = Result<T, ImapError>>) -> Result<T, ImapError> {
-    timeout(limit, operation).await.unwrap_or(Err(ImapError::Io(std::io::ErrorKind::TimedOut)))
+    Ok(Done::one(bytes).also("messages listed", messages).also("TLS resumed", u64::from(resumed)))
 }

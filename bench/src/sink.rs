@@ -1,4 +1,4 @@
-//! An LMTP server that throws mail away: the limit of what the load generator can do.
+//! Servers that do nothing: LMTP that throws mail away and IMAP without mail. They are the limit of what the load generator can do.
 
 use std::error::Error;
 use std::io;
@@ -8,6 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
 use tokio::task::LocalSet;
 
+use crate::null_imap::{self, Mailbox};
 use crate::stream::{Input, Stream};
 
 #[derive(Clone, Debug, Args)]
@@ -15,19 +16,35 @@ pub struct Sink {
     /// Where to listen
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
     lmtp: String,
+    /// Where to listen for IMAP, too: every login succeeds, and every mailbox is the same
+    #[arg(long, value_name = "HOST:PORT")]
+    imap: Option<String>,
+    /// Messages that every mailbox seems to have
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    mailbox_messages: u32,
+    /// How many of them seem to have changed whenever a client asks for that
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    mailbox_changes: u32,
 }
 
 impl Sink {
-    /// Prints `listening lmtp ADDRESS` and serves until it is killed.
+    /// Prints `listening lmtp ADDRESS`, with `--imap` a line for that too, and serves until it is killed.
     ///
     /// # Errors
     /// The address cannot be listened on.
     pub fn run(self) -> Result<bool, Box<dyn Error>> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         LocalSet::new().block_on(&runtime, async {
-            let listener = TcpListener::bind(&self.lmtp).await?;
-            println!("listening lmtp {}", listener.local_addr()?);
-            serve(listener).await?;
+            let lmtp = TcpListener::bind(&self.lmtp).await?;
+            let mut lines = format!("listening lmtp {}\n", lmtp.local_addr()?);
+            let mailbox = Mailbox { messages: self.mailbox_messages, changed: self.mailbox_changes };
+            if let Some(address) = &self.imap {
+                let imap = TcpListener::bind(address).await?;
+                lines += &format!("listening imap {}\n", imap.local_addr()?);
+                tokio::task::spawn_local(accept(imap, move |stream| null_imap::connection(stream, mailbox)));
+            }
+            print!("{lines}");
+            serve(lmtp).await?;
             Ok(true)
         })
     }
@@ -38,11 +55,19 @@ impl Sink {
 /// # Errors
 /// No connection can be accepted any more.
 pub async fn serve(listener: TcpListener) -> io::Result<()> {
+    accept(listener, connection).await
+}
+
+async fn accept<F: Future<Output = io::Result<()>> + 'static>(
+    listener: TcpListener,
+    connection: impl Fn(TcpStream) -> F + 'static,
+) -> io::Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
         // A client that goes away ends its connection, nothing else.
-        tokio::task::spawn_local(async move { drop(connection(stream).await) });
+        let connection = connection(stream);
+        tokio::task::spawn_local(async move { drop(connection.await) });
     }
 }
 

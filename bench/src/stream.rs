@@ -1,5 +1,6 @@
 //! Stream connections: TCP, Unix, or TLS over TCP.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -133,11 +134,36 @@ impl Stream {
     }
 }
 
+/// Buffers of connections that have ended, for those that begin: a session may be shorter than it takes to find memory.
+const SPARE_BUFFERS_MAX: usize = 64;
+/// What is larger is given back.
+const SPARE_BYTES_MAX: usize = 64 << 10;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Bytes received and not used yet.
 #[derive(Debug, Default)]
 pub struct Input {
     buffer: Vec<u8>,
     used: usize,
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        if (1..=SPARE_BYTES_MAX).contains(&buffer.capacity()) {
+            buffer.clear();
+            // At the end of a thread there is no place for it any more.
+            let _ = SPARE.try_with(|spare| {
+                let mut spare = spare.borrow_mut();
+                if spare.len() < SPARE_BUFFERS_MAX {
+                    spare.push(buffer);
+                }
+            });
+        }
+    }
 }
 
 impl Input {
@@ -160,7 +186,9 @@ impl Input {
     /// The buffer, with room at its end to read into.
     pub fn space(&mut self) -> &mut Vec<u8> {
         const READ_BYTES_MIN: usize = 16 << 10;
-        if self.used == self.buffer.len() {
+        if self.buffer.capacity() == 0 {
+            self.buffer = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        } else if self.used == self.buffer.len() {
             self.buffer.clear();
             self.used = 0;
         } else if self.used >= READ_BYTES_MIN {
@@ -186,6 +214,17 @@ mod tests {
         assert_eq!("unix:/run/lmtp".parse(), Ok(Address::Unix("/run/lmtp".into())));
         assert!("localhost".parse::<Address>().is_err());
         assert!(":24".parse::<Address>().is_err());
+    }
+
+    #[test]
+    fn buffers_are_used_again() {
+        let mut first = Input::default();
+        first.space().extend_from_slice(b"abc");
+        let place = first.buffer.as_ptr();
+        drop(first);
+        let mut second = Input::default();
+        assert_eq!(second.space().as_ptr(), place);
+        assert_eq!(second.unused(), b"");
     }
 
     #[test]

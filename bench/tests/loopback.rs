@@ -10,15 +10,20 @@ fn bench() -> Command {
     Command::new(env!("CARGO_BIN_EXE_posthaste-bench"))
 }
 
-struct Sink(Child, String);
+/// Its process, and where it listens for LMTP and for IMAP.
+struct Sink(Child, String, String);
 
 impl Sink {
     fn start() -> Self {
-        let mut child = bench().arg("sink").stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening lmtp ").unwrap().to_owned();
-        Self(child, address)
+        let mut child = bench().args(["sink", "--imap", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut address = |service: &str| {
+            let mut line = String::new();
+            output.read_line(&mut line).unwrap();
+            line.trim().strip_prefix(&format!("listening {service} ")).unwrap().to_owned()
+        };
+        let (lmtp, imap) = (address("lmtp"), address("imap"));
+        Self(child, lmtp, imap)
     }
 }
 
@@ -54,12 +59,16 @@ fn server(serve: impl Fn(&mut BufReader<TcpStream>) + Send + 'static) -> String 
 
 fn line(stream: &mut BufReader<TcpStream>) -> String {
     let mut line = String::new();
-    stream.read_line(&mut line).unwrap();
+    // A client that has seen enough resets the connection; what it sent is then no line.
+    if stream.read_line(&mut line).is_err() {
+        line.clear();
+    }
     line
 }
 
 fn say(stream: &mut BufReader<TcpStream>, text: &str) {
-    stream.get_mut().write_all(text.as_bytes()).unwrap();
+    // A client that has seen enough may have gone, which the next line tells.
+    let _ = stream.get_mut().write_all(text.as_bytes());
 }
 
 #[test]
@@ -183,7 +192,8 @@ fn fetches_are_counted_and_checked() {
     assert_eq!(report_of_good["bytes"], 36);
     for bad in ["(UID 1 BODY[] {5}\r\n(((\r\n\n)", "(UID 1", "UID 1"] {
         let output = fetch(&imap_server(bad));
-        assert_eq!(report(&output)["errors"]["protocol violation"], 1, "{bad}");
+        // Each of the two commands, over a connection of its own.
+        assert_eq!(report(&output)["errors"]["protocol violation"], 2, "{bad}");
     }
 }
 
@@ -194,4 +204,98 @@ fn users_can_be_printed() {
     let mut text = String::new();
     output.stdout.as_slice().read_to_string(&mut text).unwrap();
     assert_eq!(text, "u1@x:a:b\nu2@x:a:b\n");
+}
+
+#[test]
+fn reports_are_kept_and_compared() {
+    let sink = Sink::start();
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let (a, b) = (path("a.jsonl"), path("b.jsonl"));
+    for (file, messages) in [(&a, "50"), (&a, "60"), (&b, "50")] {
+        let options = ["--messages", messages, "--output", file, "--label", "sink", "--seed", "9"];
+        assert!(deliver(&sink.1, &options).status.success());
+    }
+    let kept = std::fs::read_to_string(&a).unwrap();
+    assert_eq!(kept.lines().count(), 2);
+    let report: serde_json::Value = serde_json::from_str(kept.lines().next().unwrap()).unwrap();
+    assert_eq!((&report["label"], &report["seed"], &report["operations"]), (&"sink".into(), &9.into(), &50.into()));
+    assert_eq!(report["command"][1], "deliver");
+    assert!(report["machine"]["kernel"].is_string() && report["version"].is_string());
+    let compare =
+        |files: [&str; 2], options: &[&str]| bench().arg("compare").args(files).args(options).output().unwrap();
+    let output = compare([&a, &b], &["--json"]);
+    let compared: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&compared[0]["figures"][0]["figure"], &compared[0]["figures"][0]["a"]["n"]),
+        (&"rate, /s".into(), &2.into())
+    );
+    let table = String::from_utf8(compare([&a, &b], &[]).stdout).unwrap();
+    assert!(table.contains("B / A") && table.contains("p99, us"), "{table}");
+    // Nothing is like it, or nothing can be read.
+    deliver(&sink.1, &["--messages", "5", "--connections", "2", "--output", &path("c.jsonl")]);
+    let output = compare([&a, &path("c.jsonl")], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("differ in connections (1 and 2)"));
+    std::fs::write(path("d.jsonl"), "{}\n").unwrap();
+    for missing in ["d.jsonl", "e.jsonl"] {
+        let output = compare([&a, &path(missing)], &[]);
+        assert!(String::from_utf8_lossy(&output.stderr).contains(missing));
+    }
+}
+
+#[test]
+fn a_run_can_be_calibrated() {
+    let sink = Sink::start();
+    let directory = tempfile::tempdir().unwrap();
+    let output = deliver(&sink.1, &["--messages", "5", "--calibrate", &directory.path().display().to_string()]);
+    let report = report(&output);
+    assert!(report["calibration"]["cpu_megabytes_per_s"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(report["calibration"]["disk_4k"]["p99_us"].is_u64(), "{report}");
+    let output = bench().args(["calibrate", "--directory", "/nowhere"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn imap_workloads_run_against_the_sink() {
+    let sink = Sink::start();
+    let run = |workload: &str, options: &[&str]| {
+        let output = bench()
+            .args([workload, "--json", "--timeout", "5", "--imap", &sink.2, "--password", "p", "--connections", "3"])
+            .args(options)
+            .output()
+            .unwrap();
+        let report = report(&output);
+        assert!(output.status.success(), "{workload}: {report}");
+        report
+    };
+    let report = run("noop", &["--messages", "300", "--batch", "10", "--mailbox", "INBOX"]);
+    assert_eq!(report["operations"], 300, "{report}");
+    // Each answer is at least "b1 OK done" with its line end.
+    assert!(report["bytes"].as_u64().unwrap() >= 300 * 12, "{report}");
+    let report = run("sessions", &["--messages", "30", "--item", "BODY.PEEK[]"]);
+    assert_eq!((&report["operations"], &report["counts"]["messages listed"]), (&30.into(), &300.into()), "{report}");
+    let report = run("resync", &["--messages", "30", "--user-count", "3"]);
+    assert_eq!((&report["counts"]["by QRESYNC"], &report["counts"]["flags received"]), (&30.into(), &150.into()));
+    let report = run("resync", &["--messages", "30", "--user-count", "3", "--rate", "200", "--without", "QRESYNC"]);
+    assert_eq!((&report["counts"]["by CONDSTORE"], &report["open_loop"]["arrived"]), (&30.into(), &30.into()));
+    let report = run("fetch", &["--messages", "60", "--batch", "5"]);
+    assert_eq!(report["operations"], 60, "{report}");
+    let report = run("noop", &["--rate", "300", "--messages", "30", "--command", "STATUS INBOX (MESSAGES)"]);
+    assert_eq!((&report["operations"], &report["open_loop"]["arrived"]), (&30.into(), &30.into()), "{report}");
+}
+
+#[test]
+fn a_command_that_is_refused_ends_the_connection() {
+    let address = server(|stream| {
+        say(stream, "* OK x\r\n");
+        line(stream);
+        say(stream, "b1 OK x\r\n");
+        line(stream);
+        say(stream, "b2 BAD x\r\n");
+    });
+    let options = ["--messages", "5", "--timeout", "5", "--password", "p", "--imap", &address];
+    let output = bench().args(["noop", "--json"]).args(options).output().unwrap();
+    assert_eq!(report(&output)["errors"]["the command refused"], 1);
+    assert_eq!(output.status.code(), Some(2));
 }

@@ -71,6 +71,12 @@ fn workloads_run_against_the_real_server() {
         run("push", &[&["--lmtp", &lmtp, "--imap", imap, "--password", PASSWORD, "--messages", "20"], tls].concat());
         run("idle", &[&["--imap", imap, "--password", PASSWORD, "--hold", "0", "--server-pid", &pid], tls].concat());
     }
+    // After all else: the server then has the messages in its cache.
+    for (option, address) in [("--verify-imap", &imap), ("--verify-pop3", &pop3)] {
+        let verify = ["--verify", option, address, "--password", PASSWORD, "--recipients", "2"];
+        let report = run("deliver", &[&["--lmtp", &lmtp, "--messages", "40"], &verify[..]].concat());
+        assert_eq!(number(&report, "proven"), Some(80.0), "{report}");
+    }
     server.stop().unwrap();
 }
 

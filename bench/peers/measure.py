@@ -15,7 +15,7 @@ CLIENT_SECONDS_MAX = 400
 # Between two looks at the memory while connections are held.
 SAMPLE_SECONDS = 0.1
 # At the beginning and end of the time in which connections are held, what is still moving is left out. Hibernation takes 2 s.
-HOLD_MARGIN_SECONDS = (3.0, 0.3)
+HOLD_MARGIN_SECONDS = (5.0, 0.3)
 
 
 class ClientError(Exception):

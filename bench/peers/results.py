@@ -137,7 +137,7 @@ def remarks(runs, workload):
         if (share := runs.spread(workload, server, "client_cpu_share")) and share.median > CLIENT_SHARE
     ]
     if bound:
-        said.append(f"The client was the limit, or near it, with {', '.join(bound)}: rate and latency are the client's, CPU is the server's.")
+        said.append(f"The client was the limit, or near it, with {', '.join(bound)}: rates and latencies are its own, CPU is the server's.")
     noisy = [
         server
         for server in runs.servers(workload)
@@ -209,8 +209,8 @@ Made by `bench/peers/run.py`, which says how under "Peers" in [docs/benchmarking
   measurement, and warmed up with the same load.
 - In each round every server began with an empty store, which the workload `deliver` filled with the same messages in the same order.
   What is read was written shortly before: **the page cache is warm** for all.
-- **CPU** is that of a control group which holds all processes of the server from its start on, with the kernel's work on their behalf, from
-  just before the client starts to just after it ends. Where the client opens its connections before its clock starts, the CPU
+- **CPU** is that of a control group which holds all processes of the server from its start on, with the kernel's work on their
+  behalf, from just before the client starts to just after it ends. Where the client opens its connections before its clock starts, the CPU
   for opening and closing them is measured separately and taken off. CPU is what depends least on this machine's other work. The
   kernel's threads that write back to the device belong to no server.
 - **Device** figures are of the whole device, and other programs write to it too. Written octets include what is written back after
@@ -245,7 +245,7 @@ def page(header, records):
         f"- Date: {header['date']}",
         f"- Machine: {header['cpu']}, {header['cores']} cores, {header['memory_gb']} GB; {header['kernel']}",
         f"- Disk: {header['disk']}",
-        f"- Corpus: {header['corpus_messages']:,} messages, {header['corpus_bytes']:,} octets{thinned}" if header.get("corpus_messages") else "",
+        f"- Corpus: {header.get('corpus_messages', 0):,} messages, {header.get('corpus_bytes', 0):,} octets{thinned}",
         f"- Rounds: {runs.rounds()}, of {header['seconds']} s where a workload has no number of messages",
         f"- Load generator: posthaste-bench {header.get('client_version', 'of unknown version')}",
     ]

@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 
-import figures
 import install
 import measure
 import meter
@@ -34,7 +33,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 # A connection in IDLE takes one inotify instance of Dovecot's user; Dovecot logs an error and polls if there is none left.
 INOTIFY = {"max_user_instances": 65536, "max_user_watches": 1048576, "max_queued_events": 65536}
 # A workload's `push` needs some seconds for enough samples at its rate.
-PUSH_SECONDS_MIN = 10
+PUSH_SECONDS_MIN = 6
 
 
 @contextlib.contextmanager
@@ -147,9 +146,12 @@ class Keeper:
 
     def add(self, record):
         self.records.append(record)
-        self.write()
-
-    def write(self):
+        # What only the runs tell.
+        if record.get("client_version"):
+            self.head["client_version"] = record["client_version"]
+        if record.get("received_bytes"):
+            self.head["corpus_messages"] = record["operations"]
+            self.head["corpus_bytes"] = record["bytes"]
         lines = [json.dumps(self.head)] + [json.dumps(record) for record in self.records]
         self.path.write_text("".join(line + "\n" for line in lines))
 
@@ -223,7 +225,9 @@ def run(options):
             if not options.keep:
                 for server in everyone.values():
                     server.wipe()
-    finish(keeper, client, options)
+    if options.results:
+        options.results.write_text(results.page(keeper.head, keeper.records))
+    print(f"raw figures: {keeper.path}")
 
 
 def say(round_number, workload, name, kept):
@@ -238,20 +242,6 @@ def say(round_number, workload, name, kept):
         if kept["errors"]:
             text += f" {kept['errors']} errors: {kept['first_error']}"
     print(f"{round_number} {workload.name:16} {name:24} {text}", flush=True)
-
-
-def finish(keeper, client, options):
-    """Completes the head with what only the runs told, and writes the page."""
-    for record in keeper.records:
-        if record.get("client_version"):
-            keeper.head["client_version"] = record["client_version"]
-        if record.get("received_bytes"):
-            keeper.head["corpus_messages"] = client.words["corpus_messages"]
-            keeper.head["corpus_bytes"] = record["bytes"]
-    keeper.write()
-    if options.results:
-        options.results.write_text(results.page(keeper.head, keeper.records))
-    print(f"raw figures: {keeper.path}")
 
 
 def programs_of(options):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import imaplib
 import os
 import pathlib
 import pwd
@@ -21,6 +22,7 @@ PASSWORD = "bench"
 CHEAP_HASH = "$argon2id$v=19$m=8,t=1,p=1$1G+pEhhfcplxx7ANWGl9Mw$3hgdr4Ec6oP3hBCC74tCA/2DTjt4Y3iXPhtXJ2AaZkg"
 # Debian has this user on every system.
 MAIL_USER = "mail"
+CYRUS_ADMINISTRATOR = "cyrus"
 START_SECONDS_MAX = 60
 STOP_SECONDS_MAX = 60
 # Lock files and the like, which the peers' documentation puts on a RAM disk.
@@ -61,10 +63,16 @@ POSTHASTE_DURABILITY = (
     "Message, its place in the mailbox and the mailbox's counters are one record of the log, written and synced (fdatasync) before "
     "the reply; deliveries that arrive together share the sync. There is no other mode."
 )
-SDBOX_DURABILITY = "mail_fsync=optimized, the default: the message's file and the index's transaction log are synced before the reply."
-MDBOX_DURABILITY = "mail_fsync=optimized, the default: the storage file, the map's and the mailbox's transaction logs are synced before the reply."
-ALWAYS_DURABILITY = "mail_fsync=always: as above, and every other write as well."
-CYRUS_DURABILITY = "No choice: the message's file, the mailbox's index and cache and the databases' transactions are synced before the reply."
+SDBOX_DURABILITY = (
+    "mail_fsync=optimized, the default: the message's file, its directory and the index's transaction log are synced before the reply, "
+    "one after another."
+)
+MDBOX_DURABILITY = (
+    "mail_fsync=optimized, the default: the storage file, the map's transaction log, the mailbox's transaction log and its directory "
+    "are synced before the reply, one after another."
+)
+ALWAYS_DURABILITY = "mail_fsync=always: what optimized syncs, the cache, and with mdbox the map's log once more."
+CYRUS_DURABILITY = "No choice: the message's file and the mailbox's index and cache are synced before the reply."
 DELIVERIES = frozenset({"deliver", "deliver-128", "deliver-1", "deliver-4k"})
 WHOLE_MESSAGES = frozenset({"fetch-bodies", "pop3"})
 IDLERS = frozenset({"idle", "push"})
@@ -140,8 +148,10 @@ class Server:
         self.programs = programs
         self.directory = scratch / kind.name
         self.store = self.directory / "store"
-        self.volatile = RAM_DISK / meter.CGROUP_NAME / kind.name
         first = port_base + 10 * list(KINDS).index(kind.name)
+        # Two runners with ports of their own do not meet.
+        self.label = f"{kind.name}-{first}"
+        self.volatile = RAM_DISK / meter.CGROUP_NAME / self.label
         self.ports = {"IMAP_PORT": first, "LMTP_PORT": first + 1, "POP3_PORT": first + 2}
         self.group = None
 
@@ -157,8 +167,10 @@ class Server:
         self.wipe()
         self.store.mkdir(parents=True)
         if self.kind.family != "posthaste":
-            # Users are made when they are first used.
             self._give_to_mail_user(self.directory, self.store)
+            # Dovecot makes users when they are first used.
+            if self.kind.family == "cyrus":
+                self._make_mailboxes(users)
             return
         self._write_configuration()
         lines = "".join(f"{user}:{CHEAP_HASH}\n" for user in users)
@@ -176,7 +188,7 @@ class Server:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     raise ServerError(f"port {port} ({protocol}) is in use: stop what uses it or give another --port-base")
         self._write_configuration()
-        self.group = meter.Group.create(self.name)
+        self.group = meter.Group.create(self.label)
         if self.group.processes():
             raise ServerError(f"{self.name} runs already: stop it first")
         command, environment = self._command()
@@ -197,7 +209,7 @@ class Server:
 
     def stop(self):
         """Stops the server, and kills what does not stop."""
-        group = self.group or meter.Group.create(self.name)
+        group = self.group or meter.Group.create(self.label)
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             pid = int((self.directory / "pid").read_text())
             if pid in group.processes():
@@ -224,6 +236,19 @@ class Server:
                 text += "\n".join((self.directory / name).read_text(errors="replace").splitlines()[-lines:]) + "\n"
         return text
 
+    def _make_mailboxes(self, users):
+        """Makes Cyrus' mailboxes as the administrator does, without quotas."""
+        self.start()
+        try:
+            with imaplib.IMAP4("127.0.0.1", self.ports["IMAP_PORT"]) as connection:
+                connection.login(CYRUS_ADMINISTRATOR, PASSWORD)
+                for user in users:
+                    status, answer = connection.create(f"user/{user}")
+                    if status != "OK":
+                        raise ServerError(f"cyrus does not make the mailbox of {user}: {answer}")
+        finally:
+            self.stop()
+
     def _words(self):
         cores = os.cpu_count()
         return dict(
@@ -233,6 +258,7 @@ class Server:
             LOG=self.directory / "log",
             VOLATILE=self.volatile,
             MAIL_USER=MAIL_USER,
+            ADMINISTRATOR=CYRUS_ADMINISTRATOR,
             PASSWORD=PASSWORD,
             CORES=cores,
             PREFORK=max(cores, 4),

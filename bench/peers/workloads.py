@@ -15,7 +15,7 @@ USERS = 32
 OTHER_USERS = {"many": 128, "one": 1, "small": 64, "idler": 50}
 # Connections of `idle`: memory is the difference between the two. The smaller number has all mailboxes open already.
 IDLE_CONNECTIONS = (64, 500)
-IDLE_HOLD_SECONDS = 6
+IDLE_HOLD_SECONDS = 8
 
 HEADER_SET = "UID FLAGS INTERNALDATE RFC822.SIZE ENVELOPE BODYSTRUCTURE"
 READERS = ["--user-count", str(USERS), "--password", servers.PASSWORD]
@@ -72,7 +72,7 @@ SYNC = ("fetch", "--imap", "{imap}", *READERS, "--connections", str(USERS), "--i
 SESSIONS = ("sessions", "--imap", "{imap}", *READERS, "--connections", "16")
 POP3 = ("pop3", "--pop3", "{pop3}", *READERS, "--connections", "16", "--batch", "10")
 PUSH = ("push", "--imap", "{imap}", "--lmtp", "{lmtp}", *of_others("idler"), "--password", servers.PASSWORD)
-PUSH += ("--connections", str(OTHER_USERS["idler"]), "--rate", "20")
+PUSH += ("--connections", str(OTHER_USERS["idler"]), "--rate", "20", "--timeout", "10")
 DELIVER_MANY = (*DELIVER, *CORPUS, *of_others("many"), "--connections", "128")
 DELIVER_ONE = (*DELIVER, *CORPUS, *of_others("one"), "--connections", "1")
 DELIVER_SMALL = (*DELIVER, "--size", "4096", *of_others("small"), "--connections", "16")
@@ -122,7 +122,8 @@ WORKLOADS = {
         ),
         Workload(
             "push",
-            f"a delivery of 4 KB to one of {OTHER_USERS['idler']} connections in IDLE, 20 a second; latency from the 250 to the EXISTS",
+            f"a delivery of 4 KB to one of {OTHER_USERS['idler']} connections in IDLE, 20 a second; the latency is from the 250 to the "
+            "EXISTS, and more than 10 s is an error",
             (*PUSH, "--seconds", "{push_seconds}"),
             warm_up=(*DELIVER, "--size", "4096", *of_others("idler"), "--messages", str(OTHER_USERS["idler"])),
             opens_before=True,
@@ -136,8 +137,8 @@ WORKLOADS = {
         ),
         Workload(
             "deliver-128",
-            f"a message of the corpus to one of {OTHER_USERS['many']} users, the first 1,500; 128 connections",
-            (*DELIVER_MANY, "--messages", "1500"),
+            f"a message of the corpus to one of {OTHER_USERS['many']} users, the first 1,000; 128 connections",
+            (*DELIVER_MANY, "--messages", "1000"),
             warm_up=(*DELIVER_MANY, "--messages", str(OTHER_USERS["many"])),
             writes=True,
         ),

@@ -58,26 +58,33 @@ def first_field(workload):
     return "anonymous_bytes_each" if workloads.WORKLOADS[workload].holds else "cpu_us_per_operation"
 
 
+def own_servers(runs, workload):
+    return [server for server in runs.servers(workload) if servers.KINDS[server].family == OURS]
+
+
 def summary(runs):
-    """One line for each workload: the own server, the best Dovecot, Cyrus."""
+    """One line for each workload and own server: beside it the best Dovecot, and Cyrus."""
     rows = []
     for workload in runs.workloads():
         field = first_field(workload)
-        own = runs.spread(workload, OURS, field)
         best = runs.least(workload, field, peers_of(runs, workload))
         fastest = runs.most(workload, "rate", peers_of(runs, workload))
-        rows.append(
-            [
-                f"[{workload}](#{workload})",
-                "memory, octets" if field == "anonymous_bytes_each" else "CPU, us",
-                number(own.median if own else None),
-                f"{number(runs.spread(workload, best, field).median)} ({best.removeprefix('dovecot-')})" if best else "-",
-                times(runs.ratio(workload, field, best, OURS)) if best else "-",
-                times(runs.ratio(workload, "rate", OURS, fastest)) if fastest else "-",
-                number(cyrus.median) if (cyrus := runs.spread(workload, "cyrus", field)) else "-",
-                times(runs.ratio(workload, field, "cyrus", OURS)),
-            ]
-        )
+        for server in own_servers(runs, workload):
+            own = runs.spread(workload, server, field)
+            cyrus = runs.spread(workload, "cyrus", field)
+            variant = server.removeprefix(OURS).replace("-", ", ")
+            rows.append(
+                [
+                    f"[{workload}](#{workload}){variant}",
+                    "memory, octets" if field == "anonymous_bytes_each" else "CPU, us",
+                    number(own.median if own else None),
+                    f"{number(runs.spread(workload, best, field).median)} ({best.removeprefix('dovecot-')})" if best else "-",
+                    times(runs.ratio(workload, field, best, server)) if best else "-",
+                    times(runs.ratio(workload, "rate", server, fastest)) if fastest else "-",
+                    number(cyrus.median if cyrus else None),
+                    times(runs.ratio(workload, field, "cyrus", server)),
+                ]
+            )
     heads = ["workload", "per operation", "Posthaste", "best Dovecot", "Dovecot / Posthaste", "rate: Posthaste / fastest Dovecot"]
     return table(heads + ["Cyrus", "Cyrus / Posthaste"], rows)
 
@@ -215,6 +222,9 @@ Made by `bench/peers/run.py`, which says how under "Peers" in [docs/benchmarking
   kernel's threads that write back to the device belong to no server.
 - **Device** figures are of the whole device, and other programs write to it too. Written octets include what is written back after
   the run, flushes do not.
+- **Caches**: every server has those that it has by default. Posthaste keeps what it has read decompressed in memory, up to 64 MB a
+  shard, which is more than the mailboxes have here. `posthaste-uncached` does without.
+- **Logs** are as they come: Dovecot writes logins and deliveries to a file, Cyrus to syslog if there is one, Posthaste warnings only.
 - **Passwords** are compared as they are by Dovecot and Cyrus; Posthaste checks an Argon2id hash of the lowest cost. No TLS. Every
   account has an INBOX alone. The client uses one core at most, of the same machine.
 - Figures are medians of the rounds, with the smallest and the largest in parentheses. **Ratios** are medians of the ratios within each

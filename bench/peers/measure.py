@@ -123,6 +123,7 @@ def figures(report, cost, opening):
         "client_cpu_share": report["client_cpu_share"],
         "client_bound": report["client_bound"],
         "errors": error_count(report),
+        "error_kinds": report["errors"],
         "first_error": report.get("first_error"),
         "opening_cpu_seconds": opening,
         "cost": cost,

@@ -171,7 +171,7 @@ def remarks(runs, workload):
         errors = sum(record.get("errors") or 0 for record in runs.of(workload, server))
         if errors:
             first = next(record["first_error"] for record in runs.of(workload, server) if record.get("first_error"))
-            said.append(f"{server}: {errors} operations failed and are in no figure; the first: `{first}`.")
+            said.append(f"{server}: {errors} errors in all rounds, which are in no figure; the first: `{first}`.")
         for record in runs.of(workload, server):
             if record.get("failed"):
                 said.append(f"{server}: round {record['round']} could not be run: `{record['failed']}`.")

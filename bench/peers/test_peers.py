@@ -192,7 +192,7 @@ class Results(unittest.TestCase):
         own = "| [deliver](#deliver) | CPU, us | 200 | 2,000 (mdbox) | 10 (10–10) | 10 (10–10) | 6,000 | 30 (30–30) |"
         self.assertIn(own, page)
         self.assertIn("| posthaste | 0.500 (0.500–0.500) | 2.00 (2.00–2.00) | 3.00 |", page)
-        self.assertIn("cyrus: 2 operations failed and are in no figure; the first: `refused`.", page)
+        self.assertIn("cyrus: 2 errors in all rounds, which are in no figure; the first: `refused`.", page)
         self.assertIn("with all servers", page)
         self.assertIn("of the flushes were made by other programs: posthaste about 50%, dovecot-sdbox about 50%", page)
 

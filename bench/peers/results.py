@@ -238,8 +238,8 @@ Made by `bench/peers/run.py`, which says how under "Peers" in [docs/benchmarking
 
 ## Space
 
-After `deliver` and a stop. Posthaste reserves segments of its log and a reserve before it writes them; the first figure is without
-what was not written yet.
+After `deliver` and a stop, blocks of files and directories together. Posthaste keeps a reserve of 64 MB a shard, which is not
+written: the first figure is without such space.
 
 {stored}
 

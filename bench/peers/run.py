@@ -90,10 +90,8 @@ def disk(path, device):
     kind = file_system(path.resolve(), pathlib.Path("/proc/mounts").read_text())
     if device is None:
         return f"none, {kind}"
-    queue = pathlib.Path(f"/sys/block/{device}/queue")
-    cache = (queue / "write_cache").read_text().strip()
-    rotating = "rotating" if (queue / "rotational").read_text().strip() == "1" else "solid state"
-    return f"{device} ({rotating}, {cache} cache), {kind}"
+    cache = pathlib.Path(f"/sys/block/{device}/queue/write_cache").read_text().strip()
+    return f"{device} ({cache} cache), {kind}"
 
 
 def header(options, programs, device):

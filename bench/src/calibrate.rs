@@ -9,13 +9,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use hdrhistogram::Histogram;
 use nix::time::{ClockId, clock_gettime};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
 
 use crate::corpus::{Corpus, Fill};
+use crate::drive::{latencies, record};
 use crate::report::append_line;
 
 /// How long each of the five parts takes.
@@ -95,21 +95,29 @@ fn disk(directory: &Path, block: usize) -> io::Result<Disk> {
     // Not compressible, for devices that compress.
     let mut random = Xoshiro256PlusPlus::seed_from_u64(1);
     let mut bytes = vec![0; block];
-    let mut micros = Histogram::<u64>::new(3).expect("three digits are allowed");
+    let mut syncs = Vec::new();
     let start = Instant::now();
     while start.elapsed() < PART {
         random.fill_bytes(&mut bytes);
         let began = Instant::now();
         file.write_all(&bytes)?;
         file.sync_data()?;
-        micros.saturating_record(began.elapsed().as_micros() as u64);
+        syncs.push(began.elapsed());
     }
-    let busy = micros.mean() * micros.len() as f64 / 1e6;
-    Ok(Disk {
-        syncs_per_s: micros.len() as f64 / busy.max(1e-6),
-        p50_us: micros.value_at_quantile(0.5),
-        p99_us: micros.value_at_quantile(0.99),
-    })
+    Ok(Disk::of(&syncs))
+}
+
+impl Disk {
+    /// From how long each write took until it was synced.
+    fn of(syncs: &[Duration]) -> Self {
+        let mut micros = latencies();
+        syncs.iter().for_each(|&sync| record(&mut micros, sync));
+        Self {
+            syncs_per_s: syncs.len() as f64 / syncs.iter().sum::<Duration>().as_secs_f64(),
+            p50_us: micros.value_at_quantile(0.5),
+            p99_us: micros.value_at_quantile(0.99),
+        }
+    }
 }
 
 /// Serves one connection by `serve` while `act` uses it.
@@ -232,6 +240,17 @@ impl Calibrate {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slow_syncs_count_for_what_they_took() {
+        let mut syncs = vec![Duration::from_millis(1); 90];
+        syncs.extend([Duration::from_millis(91); 10]);
+        let disk = Disk::of(&syncs);
+        // 100 syncs in 90 ms and 910 ms.
+        assert!((disk.syncs_per_s - 100.0).abs() < 0.01, "{disk:?}");
+        assert_eq!(disk.p50_us, 1_000);
+        assert!((91_000..91_100).contains(&disk.p99_us), "{disk:?}");
+    }
 
     #[test]
     fn a_machine_is_measured() {

@@ -101,9 +101,7 @@ pub struct Tally {
 
 impl Default for Tally {
     fn default() -> Self {
-        let histogram =
-            || Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("an hour in three digits is allowed");
-        let (latency, second, lag) = (histogram(), histogram(), histogram());
+        let (latency, second, lag) = (latencies(), latencies(), latencies());
         Self {
             operations: 0,
             bytes: 0,
@@ -301,7 +299,13 @@ impl Seat {
     }
 }
 
-fn record(histogram: &mut Histogram<u64>, latency: Duration) {
+/// Latencies in microseconds.
+pub fn latencies() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("an hour in three digits is allowed")
+}
+
+/// Records a latency, one that is too long as the longest there is.
+pub fn record(histogram: &mut Histogram<u64>, latency: Duration) {
     let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
     histogram.record(micros.min(LATENCY_US_MAX)).expect("the histogram goes so far");
 }

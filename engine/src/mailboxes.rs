@@ -87,6 +87,13 @@ pub fn normalise_name(name: &str) -> Result<String, Refusal> {
     Ok(name.to_owned())
 }
 
+/// # Errors
+/// An account would have too many mailboxes.
+fn check_number(mailboxes: usize) -> Result<(), Refusal> {
+    let limit = MAILBOXES_MAX;
+    if mailboxes > limit { Err(Refusal::TooManyMailboxes(limit)) } else { Ok(()) }
+}
+
 impl<S: Storage> Shard<S> {
     /// The mailbox of a name, which need not be normalised.
     pub fn mailbox(&self, account: AccountId, name: &str) -> Option<MailboxId> {
@@ -151,9 +158,7 @@ impl<S: Storage> Shard<S> {
             let above = name.match_indices(SEPARATOR).map(|(at, _)| &name[..at]).filter(|level| !exists(level));
             let mut levels: Vec<(&str, u16)> = above.map(|level| (level, 0)).collect();
             levels.push((&name, special_use));
-            if existing.map_or(0, |mailboxes| mailboxes.len()) + levels.len() > MAILBOXES_MAX {
-                return Err(Refusal::TooManyMailboxes(MAILBOXES_MAX).into());
-            }
+            check_number(existing.map_or(0, |mailboxes| mailboxes.len()) + levels.len())?;
             let first_uid_validity = self.uid_validity_next(&state, account);
             let mailbox = self.push_creations(&mut log, account, &levels, first_uid_validity);
             (mailbox, self.ticket(&mut log))
@@ -269,6 +274,7 @@ impl<S: Storage> Shard<S> {
                 .map(|(at, _)| &to[..at])
                 .filter(|level| !mailboxes.contains_key(*level))
                 .collect();
+            check_number(mailboxes.len() + parents.len())?;
             let mut transaction = 0;
             let mut count = 0;
             let mut push = |log: &mut Log, change: &mut dyn FnMut(u64) -> MailboxChange| {
@@ -318,6 +324,7 @@ impl<S: Storage> Shard<S> {
                 .filter(|level| !account_state.mailboxes.contains_key(*level))
                 .collect();
             levels.push(to);
+            check_number(account_state.mailboxes.len() + levels.len())?;
             let slot = state.slots.get_mut(&inbox).ok_or(Refusal::NoSuchMailbox)?;
             if slot.index.is_none() {
                 continue;

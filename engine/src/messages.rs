@@ -286,7 +286,7 @@ impl Messages {
             .filter(move |&(_, modseq)| is_wanted(modseq))
     }
 
-    /// Calls `visit` with both ends of each run of UIDs without a gap from `first` to `last`, ascending. Runs may be adjacent.
+    /// Calls `visit` with both ends of each run of UIDs without a gap from `first` to `last`, ascending, each as long as can be.
     pub fn visit_runs(&self, first: u32, last: u32, mut visit: impl FnMut(u32, u32)) {
         let mut at = self.position(Uid(first)).unwrap_or_else(|at| at);
         let open_start = self.open_start();

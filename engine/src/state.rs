@@ -496,7 +496,7 @@ impl State {
             let placement = &head.placements[number];
             let message = Message {
                 uid: placement.uid,
-                prefix_of: number as u16,
+                prefix_of: u16::try_from(number).expect("a head has no more placements than 16 bits name"),
                 zone_minutes: placement.zone_minutes,
                 modseq: placement.modseq,
                 id: head.id,

@@ -18,7 +18,7 @@ use posthaste_engine::format::record::AccountRecord;
 use posthaste_engine::ids::{AccountId, Position, ShardId, Uid};
 use posthaste_engine::io::Runtime;
 use posthaste_engine::io::sim::{FaultRates, Sim, SimIo};
-use posthaste_engine::mailboxes::SUBSCRIPTIONS_MAX;
+use posthaste_engine::mailboxes::{MAILBOXES_MAX, NAME_LEVELS_MAX, SUBSCRIPTIONS_MAX};
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
 use posthaste_engine::read::Part;
 use posthaste_engine::receipts::ReceiptKey;
@@ -532,6 +532,35 @@ fn subscriptions_have_a_limit() {
     });
 }
 
+/// However mailboxes come about: by name, as levels above one, or by a change of name.
+#[test]
+fn mailboxes_have_a_limit() {
+    near_and_far(|| {
+        on_a_node(1, async |node| {
+            let deep = |number: usize, levels: usize| {
+                let names: Vec<String> = (0..levels).map(|level| format!("{number}.{level}")).collect();
+                names.join("/")
+            };
+            // INBOX is one of them.
+            let mut left = MAILBOXES_MAX - 1;
+            let mut number = 0;
+            while left > 0 {
+                let levels = left.min(NAME_LEVELS_MAX);
+                node.shard.create_mailbox(node.account, &deep(number, levels), 0).await.unwrap();
+                (left, number) = (left - levels, number + 1);
+            }
+            let refused = |result: Result<(), EngineError>| {
+                assert!(matches!(result, Err(EngineError::Refused(Refusal::TooManyMailboxes(_)))), "{result:?}");
+            };
+            refused(node.shard.create_mailbox(node.account, "one more", 0).await.map(drop));
+            refused(node.shard.rename_mailbox(node.account, &deep(0, 3), "above/moved").await);
+            refused(node.shard.rename_mailbox(node.account, "INBOX", "moved").await);
+            // A new name alone is no new mailbox.
+            node.shard.rename_mailbox(node.account, &deep(0, 3), "moved").await.unwrap();
+        });
+    });
+}
+
 /// What was taken although its client had to be told otherwise stays known: over crashes, checkpoints and stops, for its time.
 #[test]
 fn receipts_last_for_their_time() {
@@ -585,4 +614,29 @@ fn receipts_last_for_their_time() {
             })
         });
     });
+}
+
+/// A receipt that has served does not come back with the next checkpoint.
+#[test]
+fn receipts_that_have_served_are_forgotten() {
+    let key = |content| ReceiptKey { content, recipient: 1 };
+    let sim = Sim::new(1);
+    let io = sim.io();
+    let ran = sim.run(async move {
+        let node = start(&io, ShardConfig::default()).await;
+        node.shard.remember_received(&[key(1), key(2)], Duration::from_secs(1800)).await.unwrap();
+        node.shard.forget_received(&[key(1), key(3)]);
+        assert!(!node.shard.is_received(key(1)) && node.shard.is_received(key(2)));
+        node.deliver().await;
+        node.shard.checkpoint().await.unwrap();
+        node._worker.stop().await.unwrap();
+    });
+    ran.expect("no crash is planned");
+    let io = sim.io();
+    sim.run(async move {
+        let node = start(&io, ShardConfig::default()).await;
+        assert!(!node.shard.is_received(key(1)) && node.shard.is_received(key(2)));
+        node._worker.stop().await.unwrap();
+    })
+    .expect("no crash is planned");
 }

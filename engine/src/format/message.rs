@@ -10,8 +10,8 @@ use crate::ids::{Location, Lsn, MailboxId, MessageId, ModSeq, Uid};
 /// The prefix of one placement (trace headers of one recipient) is at most this long.
 pub const PREFIX_BYTES_MAX: usize = 8 << 10;
 
-/// Placements of one record. An index names them by 16 bits.
-pub const PLACEMENTS_MAX: usize = 32_768;
+/// Placements of one record: as many as an index can name by 16 bits.
+pub const PLACEMENTS_MAX: usize = 1 << 16;
 
 /// A message in a mailbox.
 #[derive(Clone, Debug, PartialEq)]

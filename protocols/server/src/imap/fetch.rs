@@ -1,8 +1,8 @@
 //! FETCH (RFC 3501, 6.4.5; RFC 7162, 3.1.4).
 //!
 //! Responses stream: some hundred messages are asked of the engine at a time, and the output is sent whenever 64 KB have
-//! come together. Of a message over 1 MB only what is asked for is read, and a block of it at a time is in memory. Where fetching a body sets \Seen, the body goes out at once; the FLAGS response and the tagged OK wait
-//! until the flag is durable.
+//! come together. Of a message over 1 MB only what is asked for is read, and a block of it at a time is in memory. Where fetching a
+//! body sets \Seen, the body goes out at once; the FLAGS response and the tagged OK wait until the flag is durable.
 
 use std::ops::Range;
 use std::rc::Rc;

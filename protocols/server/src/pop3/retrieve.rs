@@ -27,7 +27,7 @@ impl Pop3 {
             }
         };
         Counters::add(&self.context.node.counters.messages_fetched, 1);
-        if self.context.is_damaged(message.id) {
+        if wanted.lines != Some(0) && self.context.is_damaged(message.id) {
             self.session.refuse(&damaged(), &mut self.output);
             return Ok(());
         }

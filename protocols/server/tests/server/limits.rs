@@ -375,11 +375,16 @@ fn damage_within_a_large_message() {
     let header = client.ok("FETCH 2 (ENVELOPE FLAGS BODY.PEEK[HEADER.FIELDS (SUBJECT)])");
     assert!(header[0].contains("\"large\"") && header[0].contains("Subject: large\r\n"), "{header:?}");
     let mut pop3 = Client::new(server.port("pop3"));
-    pop3.send(&format!("USER {ANN}\r\nPASS {PASSWORD}\r\nRETR 2\r\nRETR 3\r\n"));
+    pop3.send(&format!("USER {ANN}\r\nPASS {PASSWORD}\r\nRETR 2\r\nRETR 3\r\nTOP 2 0\r\n"));
     for expected in ["+OK", "+OK", "+OK", "-ERR [SYS/PERM]", "+OK"] {
         let line = pop3.line();
         assert!(line.starts_with(expected), "{line}");
     }
+    // The header is not damaged.
+    while pop3.line() != "." {}
+    assert!(pop3.line().starts_with("+OK"));
+    let header: Vec<String> = std::iter::from_fn(|| Some(pop3.line()).filter(|line| line != ".")).collect();
+    assert!(header.contains(&"Subject: large".to_owned()), "{header:?}");
     server.stop();
 }
 

@@ -23,6 +23,9 @@ CHEAP_HASH = "$argon2id$v=19$m=8,t=1,p=1$1G+pEhhfcplxx7ANWGl9Mw$3hgdr4Ec6oP3hBCC
 # Debian has this user on every system.
 MAIL_USER = "mail"
 CYRUS_ADMINISTRATOR = "cyrus"
+# master(8): "On systems with a high connection rate it may be desirable to increase this value." Of 128 clients that connect at once,
+# some would wait for minutes with the usual 32.
+CYRUS_LISTEN_QUEUE = 1024
 START_SECONDS_MAX = 60
 STOP_SECONDS_MAX = 60
 # Lock files and the like, which the peers' documentation puts on a RAM disk.
@@ -307,6 +310,7 @@ class Server:
             "-C", self.directory / "cyrus-imapd.conf",
             "-M", self.directory / "cyrus-master.conf",
             "-p", self.directory / "run/master.pid",
+            "-l", CYRUS_LISTEN_QUEUE,
         ]  # fmt: skip
         return command, self.programs.cyrus_environment()
 

@@ -128,6 +128,10 @@ class Servers(unittest.TestCase):
             self.assertLessEqual(kind.only or set(), set(workloads.WORKLOADS))
         self.assertEqual(len(ports), len(set(ports)))
 
+    def test_what_is_left_of_a_dovecot_is_told_by_names(self):
+        self.assertTrue(servers.is_left_alone([]))
+        self.assertFalse(servers.is_left_alone([os.getpid()]))
+
     def test_only_what_cyrus_needs_is_installed(self):
         text = "adduser, cyrus-common (= 3), default-mta | mail-transport-agent, libc6 (>= 2), libpq5 | x, libc6, perl:any"
         self.assertEqual(install.dependencies(text), ["libc6", "libpq5"])

@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 import install
 import measure
@@ -215,11 +216,12 @@ def run(options):
                     server = everyone[name]
                     if not applicable(server.kind, workload):
                         continue
+                    began = time.monotonic()
                     kept = run_one(workload, server, client, device)
                     recorded = workload in chosen and (server.kind.only is None or workload.name in server.kind.only)
                     if recorded or kept.get("failed"):
                         keeper.add({"workload": workload.name, "server": name, "round": round_number, **kept})
-                    say(round_number, workload, name, kept)
+                    say(round_number, workload, name, kept, time.monotonic() - began)
             if not options.keep:
                 for server in everyone.values():
                     server.wipe()
@@ -228,8 +230,8 @@ def run(options):
     print(f"raw figures: {keeper.path}")
 
 
-def say(round_number, workload, name, kept):
-    """One line of progress."""
+def say(round_number, workload, name, kept, seconds):
+    """One line of progress: what was found, and how long all of it took."""
     if kept.get("failed"):
         text = f"FAILED: {kept['failed']}\n{kept['log']}"
     else:
@@ -239,7 +241,7 @@ def say(round_number, workload, name, kept):
             text += f" {kept['anonymous_bytes_each'] / 1024:.1f} KB each"
         if kept["errors"]:
             text += f" {kept['errors']} errors: {kept['first_error']}"
-    print(f"{round_number} {workload.name:16} {name:24} {text}", flush=True)
+    print(f"{round_number} {workload.name:18} {name:24} {seconds:5.1f} s {text}", flush=True)
 
 
 def programs_of(options):

@@ -31,7 +31,7 @@ class Client:
 
     def run(self, command, server, **more):
         """Runs a command line against a server. Returns the report and the command line as it was run."""
-        words = dict(self.words, **{protocol: server.address(protocol) for protocol in ("imap", "lmtp", "pop3")}, **more)
+        words = dict(self.words, **{protocol: server.address(protocol) for protocol in server.ports}, **more)
         line = workloads.command_line(command, words)
         try:
             ran = subprocess.run(

@@ -259,7 +259,7 @@ def start(options):
     if not server.store.exists():
         server.fresh(workloads.all_users())
     server.start()
-    for protocol in ("imap", "lmtp", "pop3"):
+    for protocol in server.ports:
         print(f"{protocol} {server.address(protocol)}")
     print(f"users user1@{servers.DOMAIN} to user{workloads.USERS}@{servers.DOMAIN}, password {servers.PASSWORD}")
 

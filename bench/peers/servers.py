@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 
@@ -32,6 +33,11 @@ STOP_SECONDS_MAX = 60
 RAM_DISK = pathlib.Path("/dev/shm")
 # Of the client as well; the servers inherit it.
 DESCRIPTORS = 16384
+# What is served on the ports from the first one on, in this order.
+PROTOCOLS = ("imap", "lmtp", "pop3", "imaps", "smtp")
+# Those that begin with TLS.
+OVER_TLS = ("imaps",)
+CERTIFICATE_DAYS = 3650
 
 
 class ServerError(Exception):
@@ -150,12 +156,17 @@ class Server:
         self.kind = kind
         self.programs = programs
         self.directory = scratch / kind.name
+        self.tls = scratch / "tls"
         self.store = self.directory / "store"
         first = port_base + 10 * list(KINDS).index(kind.name)
         # Two runners with ports of their own do not meet.
         self.label = f"{kind.name}-{first}"
         self.volatile = RAM_DISK / meter.CGROUP_NAME / self.label
-        self.ports = {"IMAP_PORT": first, "LMTP_PORT": first + 1, "POP3_PORT": first + 2}
+        self.ports = {
+            protocol: first + number
+            for number, protocol in enumerate(PROTOCOLS)
+            if protocol != "smtp" or kind.family == "posthaste"
+        }
         self.group = None
 
     @property
@@ -163,18 +174,19 @@ class Server:
         return self.kind.name
 
     def address(self, protocol):
-        return f"127.0.0.1:{self.ports[protocol.upper() + '_PORT']}"
+        return f"127.0.0.1:{self.ports[protocol]}"
 
     def fresh(self, users):
         """Makes an empty store with these users."""
         self.wipe()
         self.store.mkdir(parents=True)
         if self.kind.family != "posthaste":
-            self._give_to_mail_user(self.directory, self.store)
+            give_to_mail_user(self.directory, self.store)
             # Dovecot makes users when they are first used.
             if self.kind.family == "cyrus":
                 self._make_mailboxes(users)
             return
+        make_certificate(self.tls)
         self._write_configuration()
         lines = "".join(f"{user}:{CHEAP_HASH}\n" for user in users)
         (self.directory / "users").write_text(lines)
@@ -190,6 +202,7 @@ class Server:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     raise ServerError(f"port {port} ({protocol}) is in use: stop what uses it or give another --port-base")
+        make_certificate(self.tls)
         self._write_configuration()
         self.group = meter.Group.create(self.label)
         if self.group.processes():
@@ -247,7 +260,7 @@ class Server:
         """Makes Cyrus' mailboxes as the administrator does, without quotas."""
         self.start()
         try:
-            with imaplib.IMAP4("127.0.0.1", self.ports["IMAP_PORT"]) as connection:
+            with imaplib.IMAP4("127.0.0.1", self.ports["imap"]) as connection:
                 connection.login(CYRUS_ADMINISTRATOR, PASSWORD)
                 for user in users:
                     status, answer = connection.create(f"user/{user}")
@@ -259,7 +272,9 @@ class Server:
     def _words(self):
         cores = os.cpu_count()
         return dict(
-            self.ports,
+            {f"{protocol.upper()}_PORT": port for protocol, port in self.ports.items()},
+            CERTIFICATE=self.tls / "certificate.pem",
+            KEY=self.tls / "key.pem",
             STORE=self.store,
             RUN=self.directory / "run",
             LOG=self.directory / "log",
@@ -287,19 +302,13 @@ class Server:
             self.volatile.mkdir(parents=True, exist_ok=True)
             for name in ("run", "run/state"):
                 (self.directory / name).mkdir(exist_ok=True)
-            self._give_to_mail_user(self.volatile, self.store)
+            give_to_mail_user(self.volatile, self.store)
         if self.kind.family == "cyrus":
             made = [self.store / name for name in ("config", "spool", "sieve", "config/socket", "config/db", "config/log")]
             made += [self.volatile / name for name in ("proc", "lock")]
             for directory in made:
                 directory.mkdir(parents=True, exist_ok=True)
-            self._give_to_mail_user(*made)
-
-    @staticmethod
-    def _give_to_mail_user(*directories):
-        user = pwd.getpwnam(MAIL_USER)
-        for directory in directories:
-            os.chown(directory, user.pw_uid, user.pw_gid)
+            give_to_mail_user(*made)
 
     def _posthaste_options(self):
         return ["--data", self.store, "--config", self.directory / "configuration"]
@@ -320,8 +329,8 @@ class Server:
 
     def _wait_until_it_answers(self, process):
         deadline = time.monotonic() + START_SECONDS_MAX
-        for port in self.ports.values():
-            while not greets(port):
+        for protocol, port in self.ports.items():
+            while not greets(port, protocol in OVER_TLS):
                 if process.poll() is not None or time.monotonic() > deadline:
                     tail = self.log_tail()
                     self.stop()
@@ -344,10 +353,38 @@ def is_left_alone(processes):
     return names <= {"dovecot", "log"}
 
 
-def greets(port):
-    """Whether a server greets whoever connects."""
+def give_to_mail_user(*paths):
+    user = pwd.getpwnam(MAIL_USER)
+    for path in paths:
+        os.chown(path, user.pw_uid, user.pw_gid)
+
+
+def make_certificate(directory):
+    """A certificate that signs itself, for all servers the same: ECDSA with P-256."""
+    certificate, key = directory / "certificate.pem", directory / "key.pem"
+    if certificate.exists() and key.exists():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-sha256"]
+    command += ["-days", str(CERTIFICATE_DAYS), "-subj", "/CN=localhost", "-keyout", key, "-out", certificate]
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ServerError(f"cannot make a certificate: {error} {getattr(error, 'stderr', '')}") from error
+    # Cyrus reads it as this user, the others as root.
+    key.chmod(0o600)
+    give_to_mail_user(key)
+
+
+def greets(port, over_tls=False):
+    """Whether a server greets whoever connects."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with contextlib.ExitStack() as stack:
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+            if over_tls:
+                connection = stack.enter_context(context.wrap_socket(connection))
             return bool(connection.recv(1))
     except OSError:
         return False

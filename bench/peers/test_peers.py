@@ -128,6 +128,12 @@ class Servers(unittest.TestCase):
             self.assertLessEqual(kind.only or set(), set(workloads.WORKLOADS))
         self.assertEqual(len(ports), len(set(ports)))
 
+    def test_smtp_is_only_where_it_is_served(self):
+        programs = servers.Programs(pathlib.Path("p"), pathlib.Path("d"), pathlib.Path("c"))
+        for kind in servers.KINDS.values():
+            ports = servers.Server(kind, pathlib.Path("scratch"), programs, 24000).ports
+            self.assertEqual("smtp" in ports, kind.family == "posthaste")
+
     def test_what_is_left_of_a_dovecot_is_told_by_names(self):
         self.assertTrue(servers.is_left_alone([]))
         self.assertFalse(servers.is_left_alone([os.getpid()]))
@@ -140,7 +146,7 @@ class Servers(unittest.TestCase):
 class Measure(unittest.TestCase):
     def test_every_command_line_can_be_filled_in(self):
         words = dict(corpus="c", corpus_messages=9, mailbox_messages=3, all_messages=6, seconds=1, push_seconds=2, pid=7)
-        words.update(imap="i", lmtp="l", pop3="p")
+        words.update(dict.fromkeys(servers.PROTOCOLS, "a"))
         for workload in workloads.WORKLOADS.values():
             for command in filter(None, (workload.command, workload.warm_up)):
                 line = workloads.command_line(command, words)

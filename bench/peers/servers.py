@@ -64,52 +64,91 @@ class Kind:
     configuration: tuple
     # What is on stable storage when a delivery is acknowledged, and how it gets there.
     durability: str
-    # The workloads that it is for; None: all.
+    # The workloads that it is for, None: all, and why not for others.
     only: frozenset | None = None
+    why_only: str = ""
+
+    def can(self, workload):
+        return self.family not in workload.lacking
+
+    def measures(self, workload):
+        """Whether it is measured with a workload."""
+        return self.can(workload) and (self.only is None or workload.name in self.only)
+
+    def runs(self, workload, chosen):
+        """Whether it runs a workload, be it for what others of those that were chosen read."""
+        wanted = [other for other in chosen if self.measures(other)]
+        return self.can(workload) and (workload in wanted or any(workload.name in other.needs for other in wanted))
 
 
 POSTHASTE_DURABILITY = (
     "Message, its place in the mailbox and the mailbox's counters are one record of the log, written and synced (fdatasync) before "
-    "the reply; deliveries that arrive together share the sync. There is no other mode."
+    "the reply; deliveries that arrive together share the sync. All other changes, flags too, likewise. There is no other mode."
 )
 SDBOX_DURABILITY = (
     "mail_fsync=optimized, the default: the message's file, its directory and the index's transaction log are synced before the reply, "
-    "one after another."
+    "one after another. Changes of flags are not synced."
 )
 MDBOX_DURABILITY = (
     "mail_fsync=optimized, the default: the storage file, the map's transaction log, the mailbox's transaction log and its directory "
-    "are synced before the reply, one after another."
+    "are synced before the reply, one after another. Changes of flags are not synced."
 )
-ALWAYS_DURABILITY = "mail_fsync=always: what optimized syncs, the cache, and with mdbox the map's log once more."
-CYRUS_DURABILITY = "No choice: the message's file and the mailbox's index and cache are synced before the reply."
-DELIVERIES = frozenset({"deliver", "deliver-128", "deliver-1", "deliver-4k"})
-WHOLE_MESSAGES = frozenset({"fetch-bodies", "pop3"})
+ALWAYS_DURABILITY = "mail_fsync=always: what optimized syncs, the cache, and with mdbox the map's log once more; changes of flags too."
+CYRUS_DURABILITY = "No choice: the message's file and the mailbox's index and cache are synced before the reply; changes of flags too."
+WHOLE_MESSAGES = frozenset({"fetch-bodies", "sync-bodies", "pop3", "search-body"})
+CONTENTS = frozenset({"deliver", "deliver-shared", "append", "sync-first", "fetch-headers", "fetch-bodies", "search-body"})
+WRITERS = frozenset({"deliver", "deliver-128", "deliver-1", "append", "flags-one", "move", "expunge"})
 IDLERS = frozenset({"idle", "push"})
+UNCACHED_ONLY = "What reads whole messages; nothing else differs."
+ZSTD_ONLY = "What writes or reads messages, one workload of each sort; nothing else is compressed."
+ALWAYS_ONLY = "What writes, one workload of each sort."
+HIBERNATE_ONLY = "Connections in IDLE; others are as with dovecot-sdbox."
 
 KINDS = {
     kind.name: kind
     for kind in (
         Kind("posthaste", "posthaste", ("posthaste.toml",), POSTHASTE_DURABILITY),
         Kind(
-            "posthaste-uncached", "posthaste", ("posthaste.toml", "posthaste-uncached.toml"), POSTHASTE_DURABILITY, WHOLE_MESSAGES
+            "posthaste-uncached",
+            "posthaste",
+            ("posthaste.toml", "posthaste-uncached.toml"),
+            POSTHASTE_DURABILITY,
+            WHOLE_MESSAGES,
+            UNCACHED_ONLY,
         ),
         Kind("dovecot-sdbox", "dovecot", ("dovecot.conf", "dovecot-sdbox.conf"), SDBOX_DURABILITY),
         Kind("dovecot-mdbox", "dovecot", ("dovecot.conf", "dovecot-mdbox.conf"), MDBOX_DURABILITY),
-        Kind("dovecot-sdbox-zstd", "dovecot", ("dovecot.conf", "dovecot-sdbox.conf", "dovecot-zstd.conf"), SDBOX_DURABILITY),
-        Kind("dovecot-mdbox-zstd", "dovecot", ("dovecot.conf", "dovecot-mdbox.conf", "dovecot-zstd.conf"), MDBOX_DURABILITY),
+        Kind(
+            "dovecot-sdbox-zstd",
+            "dovecot",
+            ("dovecot.conf", "dovecot-sdbox.conf", "dovecot-zstd.conf"),
+            SDBOX_DURABILITY,
+            CONTENTS,
+            ZSTD_ONLY,
+        ),
+        Kind(
+            "dovecot-mdbox-zstd",
+            "dovecot",
+            ("dovecot.conf", "dovecot-mdbox.conf", "dovecot-zstd.conf"),
+            MDBOX_DURABILITY,
+            CONTENTS,
+            ZSTD_ONLY,
+        ),
         Kind(
             "dovecot-sdbox-always",
             "dovecot",
             ("dovecot.conf", "dovecot-sdbox.conf", "dovecot-always.conf"),
             ALWAYS_DURABILITY,
-            DELIVERIES,
+            WRITERS,
+            ALWAYS_ONLY,
         ),
         Kind(
             "dovecot-mdbox-always",
             "dovecot",
             ("dovecot.conf", "dovecot-mdbox.conf", "dovecot-always.conf"),
             ALWAYS_DURABILITY,
-            DELIVERIES,
+            WRITERS,
+            ALWAYS_ONLY,
         ),
         Kind(
             "dovecot-sdbox-hibernate",
@@ -117,6 +156,7 @@ KINDS = {
             ("dovecot.conf", "dovecot-sdbox.conf", "dovecot-hibernate.conf"),
             SDBOX_DURABILITY,
             IDLERS,
+            HIBERNATE_ONLY,
         ),
         Kind("cyrus", "cyrus", ("cyrus-imapd.conf", "cyrus-master.conf"), CYRUS_DURABILITY),
     )

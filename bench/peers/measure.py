@@ -29,13 +29,13 @@ class Client:
         self.program = program
         self.words = words
 
-    def run(self, command, server, **more):
-        """Runs a command line against a server. Returns the report and the command line as it was run."""
-        words = dict(self.words, **{protocol: server.address(protocol) for protocol in ("imap", "lmtp", "pop3")}, **more)
+    def run(self, command, server, options=(), **more):
+        """Runs a command line against a server. Returns the report and the command line as it was run, without the `options`."""
+        words = dict(self.words, **{protocol: server.address(protocol) for protocol in server.ports}, **more)
         line = workloads.command_line(command, words)
         try:
             ran = subprocess.run(
-                [self.program, *line, "--json"], capture_output=True, text=True, timeout=CLIENT_SECONDS_MAX, check=False
+                [self.program, *line, *options, "--json"], capture_output=True, text=True, timeout=CLIENT_SECONDS_MAX, check=False
             )
         except subprocess.TimeoutExpired as error:
             raise ClientError(f"{' '.join(line)} did not end within {CLIENT_SECONDS_MAX} s") from error
@@ -60,6 +60,8 @@ def measure(workload, server, client, device_name):
     if workload.holds:
         return measure_held(workload, server, client)
     received = 0
+    if workload.mail:
+        client.run(workload.mail, server)
     if workload.warm_up:
         report, _ = client.run(workload.warm_up, server)
         received += report["bytes"]
@@ -72,13 +74,15 @@ def measure(workload, server, client, device_name):
     sync()
     background = reader.background() if workload.writes else None
     before = reader.read()
-    report, line = client.run(workload.command, server)
+    report, line = client.run(workload.command, server, own_meter(server, device_name) if workload.sets_up else ())
     after = reader.read()
     cost = meter.between(before, after)
+    if workload.sets_up:
+        cost.update(metered_by_client(report))
     if device_name:
         # What is written back later was written for this run too; flushes for that are not the server's.
         sync()
-        cost["device_written_bytes"] = reader.read().device.written_bytes - before.device.written_bytes
+        cost["device_written_bytes"] += reader.read().device.written_bytes - after.device.written_bytes
     opening = 0.0
     if workload.opens_before:
         opening = opening_cpu_seconds(workload, server, client, reader)
@@ -88,11 +92,26 @@ def measure(workload, server, client, device_name):
         # Per second, of other programs: what the device did while the server had nothing to do.
         kept["background"] = background
     if not workload.writes:
-        for name in ("flushes_per_operation", "written_per_byte"):
-            kept.pop(name, None)
+        kept.pop("flushes_per_operation", None)
+    if not workload.takes_mail:
+        kept.pop("written_per_byte", None)
     if workload.fills:
         kept["received_bytes"] = received + report["bytes"]
     return kept
+
+
+def own_meter(server, device_name):
+    """Options by which the client reads the server's counters itself."""
+    options = ["--server-cgroup", str(server.group.directories["cpuacct"])]
+    return options + (["--device", device_name] if device_name else [])
+
+
+def metered_by_client(report):
+    """What the client saw between the start of its clock and the end of its connections."""
+    cost = report["cost"]
+    seen = {"metered_seconds": report["seconds"], "server_cpu_seconds": cost["server_cpu_s"]}
+    names = ("device_flushes", "device_written_bytes", "device_read_bytes")
+    return seen | {name: cost[name] for name in names if name in cost}
 
 
 def filled_words(report):
@@ -125,6 +144,7 @@ def figures(report, cost, opening):
         "errors": error_count(report),
         "error_kinds": report["errors"],
         "first_error": report.get("first_error"),
+        "counts": report.get("counts", {}),
         "opening_cpu_seconds": opening,
         "cost": cost,
         "client_version": report["version"],

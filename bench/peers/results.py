@@ -72,6 +72,7 @@ def summary(runs):
         for server in own_servers(runs, workload):
             own = runs.spread(workload, server, field)
             cyrus = runs.spread(workload, "cyrus", field)
+            fixed = workloads.WORKLOADS[workload].has_fixed_rate
             variant = server.removeprefix(OURS).replace("-", ", ")
             rows.append(
                 [
@@ -80,7 +81,7 @@ def summary(runs):
                     number(own.median if own else None),
                     f"{number(runs.spread(workload, best, field).median)} ({best.removeprefix('dovecot-')})" if best else "-",
                     times(runs.ratio(workload, field, best, server)) if best else "-",
-                    times(runs.ratio(workload, "rate", server, fastest)) if fastest else "-",
+                    times(runs.ratio(workload, "rate", server, fastest)) if fastest and not fixed else "-",
                     number(cyrus.median if cyrus else None),
                     times(runs.ratio(workload, field, "cyrus", server)),
                 ]
@@ -123,21 +124,44 @@ def details(runs, workload):
             rows.append([server, *memory, of("cpu_us_per_operation"), of("idle_cores")])
             continue
         row = [server, of("rate"), of("cpu_us_per_operation"), of("p50_us"), of("p99_us")]
-        if kind.writes:
-            row += [of("flushes_per_operation"), of("written_per_byte")]
+        row += [of("flushes_per_operation")] if kind.writes else []
+        row += [of("written_per_byte")] if kind.takes_mail else []
         rows.append([*row, of("client_cpu_share"), of("cost.others_cores")])
     if kind.holds:
         heads = ["server", "anonymous KB each", "kernel KB each", "CPU us per login", "cores while idle"]
     else:
         heads = ["server", "rate /s", "CPU us each", "p50 us", "p99 us"]
-        heads += ["flushes each", "written per octet"] if kind.writes else []
+        heads += ["flushes each"] if kind.writes else []
+        heads += ["written per octet"] if kind.takes_mail else []
         heads += ["client, cores", "others, cores"]
     return table(heads, [row + ["-"] * (len(heads) - len(row)) for row in rows])
 
 
-def remarks(runs, workload):
-    """What a reader should know before believing the figures."""
+def told(runs, workload):
+    """What an operation came to with each server, as the client counted it: the same, if they did the same."""
     said = []
+    for name in workloads.WORKLOADS[workload].tells:
+        found = {}
+        for server in runs.servers(workload):
+            each = [(record.get("counts") or {}).get(name, 0) / record["operations"] for record in runs.good(workload, server)]
+            if each:
+                found.setdefault(number(figures.spread(each).median, 2), []).append(server)
+        if len(found) == 1:
+            said.append(f"{name} {next(iter(found))}")
+        elif found:
+            said.append(f"{name} " + ", ".join(f"{figure} ({', '.join(those)})" for figure, those in found.items()))
+    return said
+
+
+def remarks(runs, workload, ran=()):
+    """What a reader should know before believing the figures. `ran` are the servers that were measured at all."""
+    said = []
+    for family, reason in workloads.WORKLOADS[workload].lacking.items():
+        lacking = [server for server in ran if servers.KINDS[server].family == family and servers.KINDS[server].only is None]
+        if lacking:
+            said.append(f"Not with {', '.join(lacking)}: {reason}.")
+    if counted := told(runs, workload):
+        said.append(f"The client counted, for each operation: {'; '.join(counted)}.")
     bound = [
         server
         for server in runs.servers(workload)
@@ -218,15 +242,25 @@ Made by `bench/peers/run.py`, which says how under "Peers" in [docs/benchmarking
   What is read was written shortly before: **the page cache is warm** for all.
 - **CPU** is that of a control group which holds all processes of the server from its start on, with the kernel's work on their
   behalf, from just before the client starts to just after it ends. Where the client opens its connections before its clock starts, the CPU
-  for opening and closing them is measured separately and taken off. CPU is what depends least on this machine's other work. The
-  kernel's threads that write back to the device belong to no server.
+  for opening and closing them is measured separately and taken off. Where it also fills mailboxes or asks for what it compares with
+  (searches, changes of flags, APPEND, MOVE, EXPUNGE, `resync`, `hot`), it reads the counters of CPU and device itself, from the start
+  of its clock until the last LOGOUT. CPU is what depends least on this machine's other work. The kernel's threads that write back to
+  the device belong to no server.
+- **The client checks** what it is told: that flags are as they were set, that what is moved arrives, that a search and its opposite
+  find all messages, that bodies are as large as RFC822.SIZE says. What is wrong is an error and in no figure. Below some tables stands
+  what the client counted for each operation, which shows whether the servers did the same.
 - **Device** figures are of the whole device, and other programs write to it too. Written octets include what is written back after
   the run, flushes do not.
 - **Caches**: every server has those that it has by default. Posthaste keeps what it has read decompressed in memory, up to 64 MB a
   shard, which is more than the mailboxes have here. `posthaste-uncached` does without.
-- **Logs** are as they come: Dovecot writes logins and deliveries to a file, Cyrus to syslog if there is one, Posthaste warnings only.
-- **Passwords** are compared as they are by Dovecot and Cyrus; Posthaste checks an Argon2id hash of the lowest cost. No TLS. Every
-  account has an INBOX alone. The client uses one core at most, of the same machine.
+- **Logs** are as they come: Dovecot writes logins and deliveries to a file, Cyrus to syslog if there is one, Posthaste neither.
+- **Passwords** are compared as they are by Dovecot and Cyrus; Posthaste checks an Argon2id hash of the lowest cost.
+- **TLS** is used by `fetch-bodies-tls`, `handshakes` and `handshakes-resumed` alone: with all servers versions 1.2 and 1.3, of which the
+  client takes 1.3, AES-256-GCM and X25519, and the same certificate (ECDSA, P-256).
+- Every account has an INBOX alone, but for what a workload makes: `resync`, `move` and `expunge` do. What one workload changes, no other
+  reads. The client uses one core at most, of the same machine.
+- **SMTP** is measured with Posthaste alone: Dovecot and Cyrus take mail for their users by LMTP.
+- **Flags**: only some servers sync a change of flags before the reply, see [servers](#servers) and the column "flushes each".
 - Figures are medians of the rounds, with the smallest and the largest in parentheses. **Ratios** are medians of the ratios within each
   round. "Best" is the Dovecot with the smallest median of that line.
 
@@ -236,14 +270,17 @@ Made by `bench/peers/run.py`, which says how under "Peers" in [docs/benchmarking
 
 {servers}
 
-## Space
+{space}{workloads}
+"""
+
+
+SPACE = """## Space
 
 After `deliver` and a stop, blocks of files and directories together. Posthaste keeps a reserve of 64 MB a shard, which is not
 written: the first figure is without such space.
 
 {stored}
 
-{workloads}
 """
 
 
@@ -255,15 +292,16 @@ def page(header, records):
         f"- Date: {header['date']}",
         f"- Machine: {header['cpu']}, {header['cores']} cores, {header['memory_gb']} GB; {header['kernel']}",
         f"- Disk: {header['disk']}",
-        f"- Corpus: {header.get('corpus_messages', 0):,} messages, {header.get('corpus_bytes', 0):,} octets{thinned}",
+        f"- Corpus: {header['corpus_messages']:,} messages, {header['corpus_bytes']:,} octets{thinned}" if "corpus_bytes" in header else "",
         f"- Rounds: {runs.rounds()}, of {header['seconds']} s where a workload has no number of messages",
         f"- Load generator: posthaste-bench {header.get('client_version', 'of unknown version')}",
     ]
     machine += [f"- {remark}" for remark in header.get("remarks", [])]
+    ran = list(dict.fromkeys([*header.get("servers", []), *runs.servers()]))
     sections = []
     for workload in runs.workloads():
         parts = [f"## {workload}", f"An operation is {workloads.WORKLOADS[workload].what}.", details(runs, workload)]
-        parts += ["\n".join(f"- {remark}" for remark in said)] if (said := remarks(runs, workload)) else []
+        parts += ["\n".join(f"- {remark}" for remark in said)] if (said := remarks(runs, workload, ran)) else []
         if line := command_of(runs, workload, header["corpus"]):
             parts.append(f"```sh\n{line}\n```")
         sections.append("\n\n".join(parts))
@@ -271,15 +309,15 @@ def page(header, records):
     rows = []
     for kind in used:
         links = ", ".join(f"[{name}](peers/{name})" for name in kind.configuration)
-        rows.append([kind.name, header["versions"][kind.family], links, kind.durability])
+        rows.append([kind.name, header["versions"][kind.family], links, kind.durability, kind.why_only or "All."])
     # Text, not numbers.
-    heads = ["server", "version", "settings", "what is durable at the 250, and how"]
+    heads = ["server", "version", "settings", "what is durable at the 250, and how", "measured with"]
     servers_table = table(heads, rows).replace("---:", "---")
     return PAGE.format(
         machine="\n".join(line for line in machine if line),
         rounds=runs.rounds(),
         summary=summary(runs),
         servers=servers_table,
-        stored=stored(runs),
+        space=SPACE.format(stored=stored(runs)) if "deliver" in runs.workloads() else "",
         workloads="\n\n".join(sections),
     )

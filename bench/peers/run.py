@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 import install
 import measure
@@ -34,6 +35,8 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 INOTIFY = {"max_user_instances": 65536, "max_user_watches": 1048576, "max_queued_events": 65536}
 # A workload's `push` needs some seconds for enough samples at its rate.
 PUSH_SECONDS_MIN = 6
+# Of a warm-up without a number of messages, at most.
+WARM_SECONDS = 0.5
 
 
 @contextlib.contextmanager
@@ -112,6 +115,7 @@ def header(options, programs, device):
         "kernel": f"{platform.system()} {platform.release()}",
         "disk": disk(options.scratch, device),
         "versions": versions,
+        "servers": options.servers,
         "seconds": options.seconds,
         "corpus": str(options.corpus),
         "every": options.every,
@@ -166,8 +170,10 @@ def read_records(paths):
     return head, records
 
 
-def applicable(kind, workload):
-    return kind.only is None or workload.name in kind.only or workload.fills
+def steps_of(chosen):
+    """The workloads that are chosen and those whose mail they read, in the order of the table."""
+    needed = {name for workload in chosen for name in workload.needs}
+    return [workload for workload in workloads.WORKLOADS.values() if workload in chosen or workload.name in needed]
 
 
 def run_one(workload, server, client, device):
@@ -198,14 +204,13 @@ def run(options):
     words = {
         "corpus": str(options.corpus),
         "seconds": options.seconds,
+        "warm_seconds": min(options.seconds, WARM_SECONDS),
         "push_seconds": max(options.seconds, PUSH_SECONDS_MIN),
     }
     client = measure.Client(options.client, words)
     everyone = {name: servers.Server(servers.KINDS[name], options.scratch, programs, options.port_base) for name in options.servers}
     chosen = [workloads.WORKLOADS[name] for name in workloads.WORKLOADS if name in options.workloads]
-    filling = [workload for workload in workloads.WORKLOADS.values() if workload.fills]
-    # Without a filled store nothing can be read.
-    steps = [workload for workload in filling if workload not in chosen] + chosen
+    steps = steps_of(chosen)
     with raised_limits():
         for round_number in range(1, options.rounds + 1):
             for server in everyone.values():
@@ -213,13 +218,14 @@ def run(options):
             for workload in steps:
                 for name in rotated(options.servers, round_number):
                     server = everyone[name]
-                    if not applicable(server.kind, workload):
+                    if not server.kind.runs(workload, chosen):
                         continue
+                    began = time.monotonic()
                     kept = run_one(workload, server, client, device)
-                    recorded = workload in chosen and (server.kind.only is None or workload.name in server.kind.only)
+                    recorded = workload in chosen and server.kind.measures(workload)
                     if recorded or kept.get("failed"):
                         keeper.add({"workload": workload.name, "server": name, "round": round_number, **kept})
-                    say(round_number, workload, name, kept)
+                    say(round_number, workload, name, kept, time.monotonic() - began)
             if not options.keep:
                 for server in everyone.values():
                     server.wipe()
@@ -228,8 +234,8 @@ def run(options):
     print(f"raw figures: {keeper.path}")
 
 
-def say(round_number, workload, name, kept):
-    """One line of progress."""
+def say(round_number, workload, name, kept, seconds):
+    """One line of progress: what was found, and how long all of it took."""
     if kept.get("failed"):
         text = f"FAILED: {kept['failed']}\n{kept['log']}"
     else:
@@ -239,7 +245,7 @@ def say(round_number, workload, name, kept):
             text += f" {kept['anonymous_bytes_each'] / 1024:.1f} KB each"
         if kept["errors"]:
             text += f" {kept['errors']} errors: {kept['first_error']}"
-    print(f"{round_number} {workload.name:16} {name:24} {text}", flush=True)
+    print(f"{round_number} {workload.name:18} {name:24} {seconds:5.1f} s {text}", flush=True)
 
 
 def programs_of(options):
@@ -257,7 +263,7 @@ def start(options):
     if not server.store.exists():
         server.fresh(workloads.all_users())
     server.start()
-    for protocol in ("imap", "lmtp", "pop3"):
+    for protocol in server.ports:
         print(f"{protocol} {server.address(protocol)}")
     print(f"users user1@{servers.DOMAIN} to user{workloads.USERS}@{servers.DOMAIN}, password {servers.PASSWORD}")
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 
@@ -23,12 +24,20 @@ CHEAP_HASH = "$argon2id$v=19$m=8,t=1,p=1$1G+pEhhfcplxx7ANWGl9Mw$3hgdr4Ec6oP3hBCC
 # Debian has this user on every system.
 MAIL_USER = "mail"
 CYRUS_ADMINISTRATOR = "cyrus"
+# master(8): "On systems with a high connection rate it may be desirable to increase this value." Of 128 clients that connect at once,
+# some would wait for minutes with the usual 32.
+CYRUS_LISTEN_QUEUE = 1024
 START_SECONDS_MAX = 60
 STOP_SECONDS_MAX = 60
 # Lock files and the like, which the peers' documentation puts on a RAM disk.
 RAM_DISK = pathlib.Path("/dev/shm")
 # Of the client as well; the servers inherit it.
 DESCRIPTORS = 16384
+# What is served on the ports from the first one on, in this order.
+PROTOCOLS = ("imap", "lmtp", "pop3", "imaps", "smtp")
+# Those that begin with TLS.
+OVER_TLS = ("imaps",)
+CERTIFICATE_DAYS = 3650
 
 
 class ServerError(Exception):
@@ -55,52 +64,91 @@ class Kind:
     configuration: tuple
     # What is on stable storage when a delivery is acknowledged, and how it gets there.
     durability: str
-    # The workloads that it is for; None: all.
+    # The workloads that it is for, None: all, and why not for others.
     only: frozenset | None = None
+    why_only: str = ""
+
+    def can(self, workload):
+        return self.family not in workload.lacking
+
+    def measures(self, workload):
+        """Whether it is measured with a workload."""
+        return self.can(workload) and (self.only is None or workload.name in self.only)
+
+    def runs(self, workload, chosen):
+        """Whether it runs a workload, be it for what others of those that were chosen read."""
+        wanted = [other for other in chosen if self.measures(other)]
+        return self.can(workload) and (workload in wanted or any(workload.name in other.needs for other in wanted))
 
 
 POSTHASTE_DURABILITY = (
     "Message, its place in the mailbox and the mailbox's counters are one record of the log, written and synced (fdatasync) before "
-    "the reply; deliveries that arrive together share the sync. There is no other mode."
+    "the reply; deliveries that arrive together share the sync. All other changes, flags too, likewise. There is no other mode."
 )
 SDBOX_DURABILITY = (
     "mail_fsync=optimized, the default: the message's file, its directory and the index's transaction log are synced before the reply, "
-    "one after another."
+    "one after another. Changes of flags are not synced."
 )
 MDBOX_DURABILITY = (
     "mail_fsync=optimized, the default: the storage file, the map's transaction log, the mailbox's transaction log and its directory "
-    "are synced before the reply, one after another."
+    "are synced before the reply, one after another. Changes of flags are not synced."
 )
-ALWAYS_DURABILITY = "mail_fsync=always: what optimized syncs, the cache, and with mdbox the map's log once more."
-CYRUS_DURABILITY = "No choice: the message's file and the mailbox's index and cache are synced before the reply."
-DELIVERIES = frozenset({"deliver", "deliver-128", "deliver-1", "deliver-4k"})
-WHOLE_MESSAGES = frozenset({"fetch-bodies", "pop3"})
+ALWAYS_DURABILITY = "mail_fsync=always: what optimized syncs, the cache, and with mdbox the map's log once more; changes of flags too."
+CYRUS_DURABILITY = "No choice: the message's file and the mailbox's index and cache are synced before the reply; changes of flags too."
+WHOLE_MESSAGES = frozenset({"fetch-bodies", "sync-bodies", "pop3", "search-body"})
+CONTENTS = frozenset({"deliver", "deliver-shared", "append", "sync-first", "fetch-headers", "fetch-bodies", "search-body"})
+WRITERS = frozenset({"deliver", "deliver-128", "deliver-1", "append", "flags-one", "move", "expunge"})
 IDLERS = frozenset({"idle", "push"})
+UNCACHED_ONLY = "What reads whole messages; nothing else differs."
+ZSTD_ONLY = "What writes or reads messages, one workload of each sort; nothing else is compressed."
+ALWAYS_ONLY = "What writes, one workload of each sort."
+HIBERNATE_ONLY = "Connections in IDLE; others are as with dovecot-sdbox."
 
 KINDS = {
     kind.name: kind
     for kind in (
         Kind("posthaste", "posthaste", ("posthaste.toml",), POSTHASTE_DURABILITY),
         Kind(
-            "posthaste-uncached", "posthaste", ("posthaste.toml", "posthaste-uncached.toml"), POSTHASTE_DURABILITY, WHOLE_MESSAGES
+            "posthaste-uncached",
+            "posthaste",
+            ("posthaste.toml", "posthaste-uncached.toml"),
+            POSTHASTE_DURABILITY,
+            WHOLE_MESSAGES,
+            UNCACHED_ONLY,
         ),
         Kind("dovecot-sdbox", "dovecot", ("dovecot.conf", "dovecot-sdbox.conf"), SDBOX_DURABILITY),
         Kind("dovecot-mdbox", "dovecot", ("dovecot.conf", "dovecot-mdbox.conf"), MDBOX_DURABILITY),
-        Kind("dovecot-sdbox-zstd", "dovecot", ("dovecot.conf", "dovecot-sdbox.conf", "dovecot-zstd.conf"), SDBOX_DURABILITY),
-        Kind("dovecot-mdbox-zstd", "dovecot", ("dovecot.conf", "dovecot-mdbox.conf", "dovecot-zstd.conf"), MDBOX_DURABILITY),
+        Kind(
+            "dovecot-sdbox-zstd",
+            "dovecot",
+            ("dovecot.conf", "dovecot-sdbox.conf", "dovecot-zstd.conf"),
+            SDBOX_DURABILITY,
+            CONTENTS,
+            ZSTD_ONLY,
+        ),
+        Kind(
+            "dovecot-mdbox-zstd",
+            "dovecot",
+            ("dovecot.conf", "dovecot-mdbox.conf", "dovecot-zstd.conf"),
+            MDBOX_DURABILITY,
+            CONTENTS,
+            ZSTD_ONLY,
+        ),
         Kind(
             "dovecot-sdbox-always",
             "dovecot",
             ("dovecot.conf", "dovecot-sdbox.conf", "dovecot-always.conf"),
             ALWAYS_DURABILITY,
-            DELIVERIES,
+            WRITERS,
+            ALWAYS_ONLY,
         ),
         Kind(
             "dovecot-mdbox-always",
             "dovecot",
             ("dovecot.conf", "dovecot-mdbox.conf", "dovecot-always.conf"),
             ALWAYS_DURABILITY,
-            DELIVERIES,
+            WRITERS,
+            ALWAYS_ONLY,
         ),
         Kind(
             "dovecot-sdbox-hibernate",
@@ -108,6 +156,7 @@ KINDS = {
             ("dovecot.conf", "dovecot-sdbox.conf", "dovecot-hibernate.conf"),
             SDBOX_DURABILITY,
             IDLERS,
+            HIBERNATE_ONLY,
         ),
         Kind("cyrus", "cyrus", ("cyrus-imapd.conf", "cyrus-master.conf"), CYRUS_DURABILITY),
     )
@@ -147,12 +196,17 @@ class Server:
         self.kind = kind
         self.programs = programs
         self.directory = scratch / kind.name
+        self.tls = scratch / "tls"
         self.store = self.directory / "store"
         first = port_base + 10 * list(KINDS).index(kind.name)
         # Two runners with ports of their own do not meet.
         self.label = f"{kind.name}-{first}"
         self.volatile = RAM_DISK / meter.CGROUP_NAME / self.label
-        self.ports = {"IMAP_PORT": first, "LMTP_PORT": first + 1, "POP3_PORT": first + 2}
+        self.ports = {
+            protocol: first + number
+            for number, protocol in enumerate(PROTOCOLS)
+            if protocol != "smtp" or kind.family == "posthaste"
+        }
         self.group = None
 
     @property
@@ -160,18 +214,19 @@ class Server:
         return self.kind.name
 
     def address(self, protocol):
-        return f"127.0.0.1:{self.ports[protocol.upper() + '_PORT']}"
+        return f"127.0.0.1:{self.ports[protocol]}"
 
     def fresh(self, users):
         """Makes an empty store with these users."""
         self.wipe()
         self.store.mkdir(parents=True)
         if self.kind.family != "posthaste":
-            self._give_to_mail_user(self.directory, self.store)
+            give_to_mail_user(self.directory, self.store)
             # Dovecot makes users when they are first used.
             if self.kind.family == "cyrus":
                 self._make_mailboxes(users)
             return
+        make_certificate(self.tls)
         self._write_configuration()
         lines = "".join(f"{user}:{CHEAP_HASH}\n" for user in users)
         (self.directory / "users").write_text(lines)
@@ -187,6 +242,7 @@ class Server:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     raise ServerError(f"port {port} ({protocol}) is in use: stop what uses it or give another --port-base")
+        make_certificate(self.tls)
         self._write_configuration()
         self.group = meter.Group.create(self.label)
         if self.group.processes():
@@ -216,6 +272,8 @@ class Server:
                 os.kill(pid, signal.SIGTERM)
                 deadline = time.monotonic() + STOP_SECONDS_MAX
                 while group.processes() and time.monotonic() < deadline:
+                    if self.kind.family == "dovecot" and is_left_alone(group.processes()):
+                        break
                     with contextlib.suppress(ChildProcessError):
                         os.waitpid(pid, os.WNOHANG)
                     time.sleep(0.02)
@@ -223,6 +281,8 @@ class Server:
         with contextlib.suppress(ChildProcessError, FileNotFoundError):
             os.waitpid(int((self.directory / "pid").read_text()), os.WNOHANG)
         group.remove()
+        # A Dovecot that was left alone did not do it.
+        (self.directory / "run/master.pid").unlink(missing_ok=True)
         self.group = None
 
     def main_process(self):
@@ -240,7 +300,7 @@ class Server:
         """Makes Cyrus' mailboxes as the administrator does, without quotas."""
         self.start()
         try:
-            with imaplib.IMAP4("127.0.0.1", self.ports["IMAP_PORT"]) as connection:
+            with imaplib.IMAP4("127.0.0.1", self.ports["imap"]) as connection:
                 connection.login(CYRUS_ADMINISTRATOR, PASSWORD)
                 for user in users:
                     status, answer = connection.create(f"user/{user}")
@@ -252,7 +312,9 @@ class Server:
     def _words(self):
         cores = os.cpu_count()
         return dict(
-            self.ports,
+            {f"{protocol.upper()}_PORT": port for protocol, port in self.ports.items()},
+            CERTIFICATE=self.tls / "certificate.pem",
+            KEY=self.tls / "key.pem",
             STORE=self.store,
             RUN=self.directory / "run",
             LOG=self.directory / "log",
@@ -280,19 +342,13 @@ class Server:
             self.volatile.mkdir(parents=True, exist_ok=True)
             for name in ("run", "run/state"):
                 (self.directory / name).mkdir(exist_ok=True)
-            self._give_to_mail_user(self.volatile, self.store)
+            give_to_mail_user(self.volatile, self.store)
         if self.kind.family == "cyrus":
             made = [self.store / name for name in ("config", "spool", "sieve", "config/socket", "config/db", "config/log")]
             made += [self.volatile / name for name in ("proc", "lock")]
             for directory in made:
                 directory.mkdir(parents=True, exist_ok=True)
-            self._give_to_mail_user(*made)
-
-    @staticmethod
-    def _give_to_mail_user(*directories):
-        user = pwd.getpwnam(MAIL_USER)
-        for directory in directories:
-            os.chown(directory, user.pw_uid, user.pw_gid)
+            give_to_mail_user(*made)
 
     def _posthaste_options(self):
         return ["--data", self.store, "--config", self.directory / "configuration"]
@@ -307,13 +363,14 @@ class Server:
             "-C", self.directory / "cyrus-imapd.conf",
             "-M", self.directory / "cyrus-master.conf",
             "-p", self.directory / "run/master.pid",
+            "-l", CYRUS_LISTEN_QUEUE,
         ]  # fmt: skip
         return command, self.programs.cyrus_environment()
 
     def _wait_until_it_answers(self, process):
         deadline = time.monotonic() + START_SECONDS_MAX
-        for port in self.ports.values():
-            while not greets(port):
+        for protocol, port in self.ports.items():
+            while not greets(port, protocol in OVER_TLS):
                 if process.poll() is not None or time.monotonic() > deadline:
                     tail = self.log_tail()
                     self.stop()
@@ -326,10 +383,48 @@ class Server:
             raise ServerError(f"{' '.join(map(str, command))} failed:\n{ran.stdout}{ran.stderr}")
 
 
-def greets(port):
-    """Whether a server greets whoever connects."""
+def is_left_alone(processes):
+    """Whether no more is left of a Dovecot that stops than its master, which sleeps for a second before it looks whether its children
+    have ended, and the one that writes the log. Neither has anything of the store."""
+    names = set()
+    for process in processes:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            names.add(pathlib.Path(f"/proc/{process}/comm").read_text().strip())
+    return names <= {"dovecot", "log"}
+
+
+def give_to_mail_user(*paths):
+    user = pwd.getpwnam(MAIL_USER)
+    for path in paths:
+        os.chown(path, user.pw_uid, user.pw_gid)
+
+
+def make_certificate(directory):
+    """A certificate that signs itself, for all servers the same: ECDSA with P-256."""
+    certificate, key = directory / "certificate.pem", directory / "key.pem"
+    if certificate.exists() and key.exists():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-sha256"]
+    command += ["-days", str(CERTIFICATE_DAYS), "-subj", "/CN=localhost", "-keyout", key, "-out", certificate]
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ServerError(f"cannot make a certificate: {error} {getattr(error, 'stderr', '')}") from error
+    # Cyrus reads it as this user, the others as root.
+    key.chmod(0o600)
+    give_to_mail_user(key)
+
+
+def greets(port, over_tls=False):
+    """Whether a server greets whoever connects."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with contextlib.ExitStack() as stack:
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+            if over_tls:
+                connection = stack.enter_context(context.wrap_socket(connection))
             return bool(connection.recv(1))
     except OSError:
         return False

@@ -126,7 +126,34 @@ class Servers(unittest.TestCase):
                 servers.fill_in((servers.HERE / name).read_text(), server._words())
             ports += server.ports.values()
             self.assertLessEqual(kind.only or set(), set(workloads.WORKLOADS))
+            self.assertEqual(bool(kind.only), bool(kind.why_only))
         self.assertEqual(len(ports), len(set(ports)))
+
+    def test_smtp_is_only_where_it_is_served(self):
+        programs = servers.Programs(pathlib.Path("p"), pathlib.Path("d"), pathlib.Path("c"))
+        for kind in servers.KINDS.values():
+            ports = servers.Server(kind, pathlib.Path("scratch"), programs, 24000).ports
+            self.assertEqual("smtp" in ports, kind.family == "posthaste")
+            for workload in filter(kind.measures, workloads.WORKLOADS.values()):
+                words = " ".join(workload.command)
+                self.assertFalse("{smtp}" in words and "smtp" not in ports, f"{workload.name} with {kind.name}")
+
+    def test_a_server_runs_what_it_is_measured_with_and_what_that_needs(self):
+        table = workloads.WORKLOADS
+        always, zstd = servers.KINDS["dovecot-sdbox-always"], servers.KINDS["dovecot-mdbox-zstd"]
+        chosen = [table["search-body"], table["flags-one"], table["deliver-4k-smtp"]]
+        steps = [workload.name for workload in run.steps_of(chosen)]
+        self.assertEqual(steps, ["deliver-shared", "search-body", "flags-one", "deliver-4k-smtp"])
+        self.assertTrue(always.runs(table["deliver-shared"], chosen))
+        self.assertFalse(always.measures(table["deliver-shared"]))
+        self.assertFalse(always.runs(table["search-body"], chosen))
+        self.assertEqual((zstd.runs(table["flags-one"], chosen), zstd.runs(table["search-body"], chosen)), (False, True))
+        self.assertFalse(servers.KINDS["cyrus"].runs(table["deliver-4k-smtp"], chosen))
+        self.assertTrue(servers.KINDS["posthaste"].runs(table["deliver-4k-smtp"], chosen))
+
+    def test_what_is_left_of_a_dovecot_is_told_by_names(self):
+        self.assertTrue(servers.is_left_alone([]))
+        self.assertFalse(servers.is_left_alone([os.getpid()]))
 
     def test_only_what_cyrus_needs_is_installed(self):
         text = "adduser, cyrus-common (= 3), default-mta | mail-transport-agent, libc6 (>= 2), libpq5 | x, libc6, perl:any"
@@ -135,10 +162,10 @@ class Servers(unittest.TestCase):
 
 class Measure(unittest.TestCase):
     def test_every_command_line_can_be_filled_in(self):
-        words = dict(corpus="c", corpus_messages=9, mailbox_messages=3, all_messages=6, seconds=1, push_seconds=2, pid=7)
-        words.update(imap="i", lmtp="l", pop3="p")
+        words = dict(corpus="c", corpus_messages=9, mailbox_messages=3, all_messages=6, seconds=1, warm_seconds=1, push_seconds=2, pid=7)
+        words.update(dict.fromkeys(servers.PROTOCOLS, "a"))
         for workload in workloads.WORKLOADS.values():
-            for command in filter(None, (workload.command, workload.warm_up)):
+            for command in filter(None, (workload.command, workload.warm_up, workload.mail)):
                 line = workloads.command_line(command, words)
                 self.assertFalse([word for word in line if "{{" in word])
         line = workloads.command_line(workloads.WORKLOADS["push"].command, words)
@@ -148,6 +175,14 @@ class Measure(unittest.TestCase):
         line = workloads.opening(("fetch", "--item", "BODY[]", "--seconds", "5", "--batch", "20", "--connections", "2"))
         self.assertEqual(line, ("fetch", "--connections", "2", "--item", "FLAGS", "--batch", "1", "--messages", "1"))
         self.assertEqual(workloads.opening(("push", "--messages", "9")), ("push", "--messages", "1"))
+
+    def test_opening_keeps_tls(self):
+        line = workloads.opening(workloads.WORKLOADS["fetch-bodies-tls"].command)
+        self.assertEqual((line[1:4], line[-6:]), (("--imap", "{imaps}", "--tls"), ("--item", "FLAGS", "--batch", "1", "--messages", "1")))
+
+    def test_the_client_meters_where_it_sets_up(self):
+        report = dict(seconds=2.0, cost=dict(server_cpu_s=0.5, device_flushes=3, client_cpu_s=1))
+        self.assertEqual(measure.metered_by_client(report), dict(metered_seconds=2.0, server_cpu_seconds=0.5, device_flushes=3))
 
     def test_opening_is_taken_off(self):
         report = dict(operations=100, bytes=5000, seconds=2.0, rate=50.0, latency_us={"p50": 1, "p99": 2}, errors={"a": 1, "b": 2})
@@ -165,6 +200,31 @@ class Measure(unittest.TestCase):
         self.assertAlmostEqual(kept["opening_cpu_seconds"], 0.2)
         self.assertAlmostEqual(kept["cores"], 0.1)
         self.assertRaises(measure.ClientError, measure.held, samples, 60.0, 4, 0)
+
+
+class Workloads(unittest.TestCase):
+    def test_what_is_needed_comes_before(self):
+        names = list(workloads.WORKLOADS)
+        for workload in workloads.WORKLOADS.values():
+            for needed in workload.needs:
+                self.assertLess(names.index(needed), names.index(workload.name))
+                self.assertFalse(workloads.WORKLOADS[needed].needs)
+
+    def test_what_changes_flags_comes_after_what_reads_the_same_mailboxes(self):
+        twins = [workload.name for workload in workloads.WORKLOADS.values() if "deliver-shared" in workload.needs]
+        changing = [name for name in twins if name in ("resync", "flags-one", "flags-all")]
+        self.assertEqual(twins[-len(changing) :], changing)
+        # Nobody writes to the mailboxes that `deliver` fills.
+        readers = [workload for workload in workloads.WORKLOADS.values() if "deliver" in workload.needs]
+        self.assertFalse([workload.name for workload in readers if workload.writes or workload.command[0] in ("resync", "flags")])
+
+    def test_users_are_known(self):
+        users = set(workloads.all_users())
+        for workload in workloads.WORKLOADS.values():
+            for command in filter(None, (workload.command, workload.warm_up, workload.mail)):
+                if "--users" in command:
+                    last = command[command.index("--users") + 1].replace("{{n}}", command[command.index("--user-count") + 1])
+                    self.assertIn(last, users)
 
 
 class Results(unittest.TestCase):
@@ -195,6 +255,36 @@ class Results(unittest.TestCase):
         self.assertIn("cyrus: 2 errors in all rounds, which are in no figure; the first: `refused`.", page)
         self.assertIn("with all servers", page)
         self.assertIn("of the flushes were made by other programs: posthaste about 50%, dovecot-sdbox about 50%", page)
+
+    def other_page(self, workload, **more):
+        records = []
+        for server, found in (("posthaste", 67), ("dovecot-sdbox", 67), ("cyrus", 70)):
+            if servers.KINDS[server].measures(workloads.WORKLOADS[workload]):
+                measured = dict(cpu_us_per_operation=5, rate=9, counts={"messages found": found * 2}, operations=2, **more)
+                records.append(dict(record(workload, server, 1), **measured))
+        head = dict(date="d", cpu="c", cores=2, memory_gb=4, kernel="k", disk="x", seconds=1, corpus="/secret/mail")
+        versions = {"posthaste": "1", "dovecot": "2", "cyrus": "3"}
+        ran = ["posthaste", "dovecot-sdbox", "dovecot-sdbox-zstd", "cyrus"]
+        return results.page(dict(head, versions=versions, servers=ran), records)
+
+    def test_the_page_says_what_the_client_counted(self):
+        page = self.other_page("search-body")
+        self.assertIn("- The client counted, for each operation: messages found 67 (posthaste, dovecot-sdbox), 70 (cyrus).", page)
+        self.assertNotIn("## Space", page)
+
+    def test_the_page_says_who_cannot_do_it(self):
+        page = self.other_page("deliver-4k-smtp")
+        self.assertIn("- Not with dovecot-sdbox: it takes mail for its own users by LMTP alone", page)
+        self.assertIn("- Not with cyrus: it takes mail by LMTP alone.", page)
+
+    def test_fixed_rates_are_not_compared(self):
+        self.assertIn("| [hot](#hot) | CPU, us | 5.00 | 5.00 (sdbox) | 1.0 (1.0–1.0) | - |", self.other_page("hot"))
+
+    def test_columns_are_those_of_the_workload(self):
+        self.assertIn("| flushes each | written per octet |", self.other_page("append"))
+        page = self.other_page("move")
+        self.assertIn("| flushes each | client, cores |", page)
+        self.assertIn("| p99 us | client, cores |", self.other_page("resync"))
 
     def test_the_page_names_no_place_of_this_machine(self):
         page = self.page()

@@ -101,7 +101,7 @@ def with_twins(name, what, command, **more):
     connections = OTHER_USERS["twin"]
     line = (*command, "--imap", "{imap}", *of_others("twin"), "--password", servers.PASSWORD, "--connections", str(connections))
     what = f"{what}; {connections} connections, each with a mailbox of {TWIN_MESSAGES} messages, the same in all"
-    return repeated(name, what, line, needs=("deliver-shared",), **more)
+    return repeated(name, what, line, needs=("deliver-shared",), sets_up=True, **more)
 
 
 DELIVER = ("deliver", "--lmtp", "{lmtp}")
@@ -228,21 +228,18 @@ WORKLOADS = {
             "search-flags",
             "SEARCH UNSEEN UNFLAGGED, which finds all messages",
             ("search", "--kind", "flags"),
-            sets_up=True,
             tells=("messages found",),
         ),
         with_twins(
             "search-subject",
             'SEARCH SUBJECT "patch"',
             ("search", "--kind", "header"),
-            sets_up=True,
             tells=("messages found",),
         ),
         with_twins(
             "search-body",
             'SEARCH BODY "patch"; no server has an index of words',
             ("search", "--kind", "body"),
-            sets_up=True,
             tells=("messages found",),
         ),
         with_twins(
@@ -251,14 +248,12 @@ WORKLOADS = {
             "the flags of five messages that have changed, LOGOUT. The client asks for changes by QRESYNC where that is announced, else "
             "by CONDSTORE",
             ("resync",),
-            sets_up=True,
             tells=("flags received", "by QRESYNC", "by CONDSTORE"),
         ),
         with_twins(
             "flags-one",
             "a STORE that changes a flag of one message",
             ("flags",),
-            sets_up=True,
             writes=True,
             tells=("messages changed",),
         ),
@@ -266,7 +261,6 @@ WORKLOADS = {
             "flags-all",
             "a STORE that changes a flag of all messages, 1:*",
             ("flags", "--all"),
-            sets_up=True,
             writes=True,
             tells=("messages changed",),
         ),

@@ -4,17 +4,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{EngineError, Finding};
-use crate::format::FormatError;
 use crate::format::codec::{Input, Wire};
 use crate::format::frame::{FrameInfo, Unpacker};
 use crate::format::manifest::Manifest;
 use crate::format::message::MessageReader;
 use crate::format::page::{DeltaPage, MailboxPage, PageKind, PageLocation, open_page, restore};
 use crate::format::record::{RECORD_HEADER_BYTES, RecordHeader, kind};
-use crate::format::segment::{Footer, TRAILER_BYTES, Trailer};
+use crate::format::segment::{Footer, SegmentHeader, TRAILER_BYTES, Trailer};
+use crate::format::{BLOCK_BYTES, FormatError};
 use crate::ids::{AccountId, Epoch, Location, MailboxId, Position, SegmentId, ShardId};
 use crate::index::{Change, MailboxIndex};
-use crate::read::unpack_block;
+use crate::read::{BLOCK, open_block};
 use crate::recovery::{FoundBatch, dropped_transactions, judge, replay, restore_index, scan_log};
 use crate::state::State;
 use crate::storage::local::{index_file, segment_file, shard_directory};
@@ -51,6 +51,7 @@ pub async fn check_shard<S: Storage>(
         blobs: storage.blobs(id),
         report: ShardCheck::default(),
         unpacker: Unpacker::default(),
+        lost_dictionaries: BTreeSet::new(),
         names: BTreeMap::new(),
     };
     let Some((epoch, number, bytes)) = storage.manifests(id).latest().await? else {
@@ -78,6 +79,8 @@ struct Check<S: Storage> {
     blobs: S::Blobs,
     report: ShardCheck,
     unpacker: Unpacker,
+    /// Ids of dictionaries that no segment has.
+    lost_dictionaries: BTreeSet<u32>,
     /// The segments there are, and whether they are sealed.
     names: BTreeMap<SegmentId, (SegmentName, bool)>,
 }
@@ -111,6 +114,7 @@ impl<S: Storage> Check<S> {
             let offsets = ordinals.entry(batch.position.segment).or_default();
             offsets.extend(batch.records.iter().map(|record| record.offset));
         }
+        // Frames are read in the order of the log, and so are the dictionaries that they name.
         let broken = self.check_frames(&batches, &names, total, &progress).await?;
         let damaged: BTreeSet<SegmentId> =
             batches.iter().filter(|batch| !batch.is_good()).map(|batch| batch.position.segment).collect();
@@ -161,8 +165,8 @@ impl<S: Storage> Check<S> {
                 let Some(&(name, sealed)) = names.get(&segment) else { continue };
                 let bytes = self.read(name, sealed, record.offset, record.len as usize).await?;
                 let result = match record.header.kind {
-                    kind::MESSAGE => self.check_message(&bytes, names).await?,
-                    _ => check_block(&bytes, &mut self.unpacker),
+                    kind::MESSAGE => self.check_message(&bytes, segment, names).await?,
+                    _ => self.check_block(&bytes, segment).await?,
                 };
                 if let Err(error) = result {
                     broken.insert((segment, record.offset), error.to_string());
@@ -182,10 +186,61 @@ impl<S: Storage> Check<S> {
         })
     }
 
+    /// Sees to it that the unpacker knows the dictionaries that frames of a segment name, from this segment or another.
+    async fn have_dictionaries(&mut self, segment: SegmentId, frames: &[FrameInfo]) -> Result<(), EngineError> {
+        let unknown = |info: &FrameInfo| info.needs_dictionary().is_some_and(|id| !self.unpacker.knows_dictionary(id));
+        let missing: BTreeSet<u32> = frames.iter().filter(|info| unknown(info)).map(|info| info.dictionary).collect();
+        if missing.is_subset(&self.lost_dictionaries) {
+            return Ok(());
+        }
+        let mut segments: Vec<(SegmentId, (SegmentName, bool))> =
+            self.names.iter().map(|(id, name)| (*id, *name)).collect();
+        segments.sort_by_key(|(id, _)| id.0.abs_diff(segment.0));
+        for (_, (name, sealed)) in segments {
+            let first = self.read_if_there(name, sealed, 0, BLOCK_BYTES as usize).await?;
+            let Ok(len) = SegmentHeader::length(&first) else { continue };
+            let header = self.read_if_there(name, sealed, 0, len).await?;
+            if let Ok((header, _)) = SegmentHeader::decode_some(&header) {
+                header.dictionaries.into_iter().for_each(|dictionary| self.unpacker.add_dictionary(dictionary));
+            }
+            if missing.iter().all(|&id| self.unpacker.knows_dictionary(id)) {
+                return Ok(());
+            }
+        }
+        self.lost_dictionaries.extend(missing.iter().filter(|&&id| !self.unpacker.knows_dictionary(id)));
+        Ok(())
+    }
+
+    async fn read_if_there(
+        &self,
+        name: SegmentName,
+        sealed: bool,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>, EngineError> {
+        match self.read(name, sealed, offset, len).await {
+            Err(EngineError::Storage(error)) if matches!(*error, StorageError::NotFound(_)) => Ok(Vec::new()),
+            bytes => bytes,
+        }
+    }
+
+    async fn check_block(&mut self, record: &[u8], segment: SegmentId) -> Result<Result<(), FormatError>, EngineError> {
+        const WHAT: &str = "block record";
+        let mut input = Input(record.get(RECORD_HEADER_BYTES..).unwrap_or_default());
+        Ok(match FrameInfo::take(&mut input) {
+            Ok(info) => {
+                self.have_dictionaries(segment, &[info]).await?;
+                info.unpack(BLOCK, input.0, &mut self.unpacker, &mut Vec::new())
+            }
+            Err(source) => Err(FormatError::Decode { what: WHAT, source }),
+        })
+    }
+
     /// Unpacks a whole message and compares it with the checksum of what was received.
     async fn check_message(
         &mut self,
         record: &[u8],
+        segment: SegmentId,
         names: &BTreeMap<SegmentId, (SegmentName, bool)>,
     ) -> Result<Result<(), FormatError>, EngineError> {
         let (mut rest, mut digest) = (Vec::new(), Vec::new());
@@ -194,6 +249,7 @@ impl<S: Storage> Check<S> {
             Ok(reader) => reader,
             Err(error) => return Ok(Err(error)),
         };
+        self.have_dictionaries(segment, &reader.head.frames().map(|(_, info)| info)).await?;
         let unpacker = &mut self.unpacker;
         let unpacked = reader
             .digest(unpacker, &mut digest)
@@ -208,13 +264,17 @@ impl<S: Storage> Check<S> {
                 let detail = format!("a block in segment {segment}, which is not there");
                 return Ok(Err(FormatError::Misplaced { what: "message record", detail }));
             };
-            let bytes = match self.read(name, sealed, block.location.offset(), len as usize).await {
-                // The unpacking of nothing says what is wrong.
-                Err(EngineError::Storage(error)) if matches!(*error, StorageError::NotFound(_)) => Vec::new(),
-                bytes => bytes?,
+            // The unpacking of nothing says what is wrong.
+            let bytes = self.read_if_there(name, sealed, block.location.offset(), len as usize).await?;
+            let unpacked = match open_block(&bytes, block.lsn) {
+                Ok((info, stored)) => {
+                    self.have_dictionaries(segment, &[info]).await?;
+                    info.unpack(BLOCK, stored, &mut self.unpacker, &mut rest)
+                }
+                Err(error) => Err(error),
             };
-            if let Err(error) = unpack_block(&bytes, block.lsn, &mut self.unpacker, &mut rest) {
-                return Ok(Err(error));
+            if unpacked.is_err() {
+                return Ok(unpacked);
             }
         }
         if rest.len() as u64 != reader.head.rest_octets {
@@ -435,14 +495,6 @@ impl<S: Storage> Check<S> {
             None => format!("seg/{:010}-*", segment.0),
         }
     }
-}
-
-fn check_block(record: &[u8], unpacker: &mut Unpacker) -> Result<(), FormatError> {
-    const WHAT: &str = "block record";
-    let payload = record.get(RECORD_HEADER_BYTES..).unwrap_or_default();
-    let mut input = Input(payload);
-    let info = FrameInfo::take(&mut input).map_err(|source| FormatError::Decode { what: WHAT, source })?;
-    info.unpack("block", input.0, unpacker, &mut Vec::new())
 }
 
 /// How two indexes of a mailbox differ, in words.

@@ -6,6 +6,7 @@ use crate::checkpoint::INDEXES_KEPT;
 use crate::error::{EngineError, Refusal};
 use crate::flags::{Flags, KEYWORDS_MAX};
 use crate::format::checksum;
+use crate::format::dictionary::{DictionaryKind, DictionarySet};
 use crate::format::frame::{BLOCK_RAW_BYTES, FrameInfo, HEADER_RAW_BYTES, Packer};
 use crate::format::message::{BlockReference, MessageHead, PLACEMENTS_MAX, PREFIX_BYTES_MAX, Placement};
 use crate::format::record::{Keyword, Record};
@@ -35,6 +36,8 @@ pub struct Prepared {
     frames: Vec<u8>,
     /// A body of more than 256 KB, with what comes before it of a header of more than 1 MB, in blocks.
     blocks: Vec<(FrameInfo, Vec<u8>)>,
+    /// Those that frames or blocks name; the segment that they go to has to embed them.
+    dictionaries: Option<Arc<DictionarySet>>,
 }
 
 impl Prepared {
@@ -51,22 +54,25 @@ impl Prepared {
         let (header_bytes, body_bytes) = rest.split_at(HEADER_RAW_BYTES.min(header_octets as usize));
         let mut frames = Vec::with_capacity(rest.len() / 2 + 256);
         let (small, overflow) = digest.split_at(digest.len().min(DIGEST_BYTES_MAX));
-        let digest = packer.pack(small, &mut frames);
+        let digest = packer.pack_as(DictionaryKind::Digest, small, &mut frames);
         let digest_overflow = packer.pack(overflow, &mut frames);
-        let header = packer.pack(header_bytes, &mut frames);
+        let header = packer.pack_as(DictionaryKind::Header, header_bytes, &mut frames);
         let (mut body, mut blocks) = (FrameInfo::NONE, Vec::new());
         if body_bytes.len() <= BLOCK_RAW_BYTES {
-            body = packer.pack(body_bytes, &mut frames);
+            body = packer.pack_as(DictionaryKind::Body, body_bytes, &mut frames);
         } else {
             blocks = body_bytes
                 .chunks(BLOCK_RAW_BYTES)
                 .map(|block| {
                     let mut stored = Vec::new();
-                    (packer.pack(block, &mut stored), stored)
+                    (packer.pack_as(DictionaryKind::Body, block, &mut stored), stored)
                 })
                 .collect();
         }
+        let infos = [digest, header, body].into_iter().chain(blocks.iter().map(|(info, _)| *info));
+        let are_needed = infos.into_iter().any(|info| info.needs_dictionary().is_some());
         Self {
+            dictionaries: packer.dictionaries().filter(|_| are_needed).cloned(),
             received_ms,
             rest_octets: rest.len() as u64,
             rest_checksum: checksum(rest),
@@ -224,10 +230,14 @@ impl<S: Storage> Shard<S> {
                 extents: Vec::new(),
                 contents: Vec::new(),
             };
+            log.need(message.dictionaries.as_ref());
             log.push(lsn, 0, Record::Message(Box::new(head)), &[&message.frames]);
             break (results, self.ticket(&mut log));
         };
         ticket.committed().await?;
+        if let Some(dictionaries) = self.0.dictionaries.get() {
+            dictionaries.note(message.rest_octets, message.stored_bytes() as u64);
+        }
         Ok(results)
     }
 
@@ -353,6 +363,7 @@ impl<S: Storage> Shard<S> {
                 let mut log = self.0.log.borrow_mut();
                 log.check_open(self.0.id)?;
                 let lsn = log.next_lsn(self.0.epoch);
+                log.need(message.dictionaries.as_ref());
                 let place = log.push(lsn, 0, Record::Block(*info), &[stored]);
                 (lsn, place, self.ticket(&mut log))
             };

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::dictionaries::{DictionaryConfig, SharedDictionaries};
 use crate::error::{Damage, EngineError, RecoveryReport, Refusal};
 use crate::format::codec::{Input, Wire};
 use crate::format::record::{AccountRecord, Record};
@@ -179,6 +180,7 @@ pub struct Cluster<S: Storage> {
     pub superblock: Superblock,
     workers: Vec<mpsc::UnboundedSender<Job<S>>>,
     directory: SharedDirectory,
+    dictionaries: Arc<SharedDictionaries>,
 }
 
 /// A worker's end of the cluster, to be opened on its thread.
@@ -189,10 +191,25 @@ pub struct WorkerSeat<S: Storage> {
 
 impl<S: Storage> Cluster<S> {
     /// Seats for `workers` workers. Shard n belongs to worker n modulo their number.
+    /// Messages are compressed with the dictionaries that the store has, and no others are trained.
     pub fn new(superblock: Superblock, workers: usize) -> (Arc<Self>, Vec<WorkerSeat<S>>) {
+        Self::that_trains(
+            superblock,
+            workers,
+            DictionaryConfig { train_after_octets: 0, ..DictionaryConfig::default() },
+        )
+    }
+
+    /// As [`Cluster::new`]; dictionaries are trained when there is mail to train them on.
+    pub fn that_trains(
+        superblock: Superblock,
+        workers: usize,
+        dictionaries: DictionaryConfig,
+    ) -> (Arc<Self>, Vec<WorkerSeat<S>>) {
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..workers.max(1)).map(|_| mpsc::unbounded_channel()).unzip();
         let seats = receivers.into_iter().enumerate().map(|(index, jobs)| WorkerSeat { index, jobs }).collect();
-        (Arc::new(Self { superblock, workers: senders, directory: SharedDirectory::default() }), seats)
+        let dictionaries = Arc::new(SharedDictionaries::new(dictionaries));
+        (Arc::new(Self { superblock, workers: senders, directory: SharedDirectory::default(), dictionaries }), seats)
     }
 
     pub fn workers(&self) -> usize {
@@ -202,6 +219,11 @@ impl<S: Storage> Cluster<S> {
     /// The worker that owns a shard.
     pub fn owner(&self, shard: ShardId) -> usize {
         shard.0 as usize % self.workers.len()
+    }
+
+    /// What messages are compressed with.
+    pub fn dictionaries(&self) -> &SharedDictionaries {
+        &self.dictionaries
     }
 
     pub fn directory(&self) -> Arc<Directory> {
@@ -272,6 +294,7 @@ impl<S: Storage> Worker<S> {
             let (opened, report) =
                 Shard::open(storage.clone(), shard, cluster.superblock.store, config.shard.clone()).await?;
             opened.share_directory(&cluster.directory);
+            opened.share_dictionaries(&cluster.dictionaries).await?;
             reports.push(report);
             worker.0.shards.borrow_mut().insert(shard, opened);
         }
@@ -283,6 +306,9 @@ impl<S: Storage> Worker<S> {
             cluster.directory.store(Arc::new(directory));
             worker.empty_deleted_accounts(&system);
         }
+        if seat.index == 0 {
+            worker.train_when_wanted();
+        }
         let jobs_worker = Rc::downgrade(&worker.0);
         storage.spawn(async move {
             while let Some(job) = seat.jobs.recv().await {
@@ -291,6 +317,20 @@ impl<S: Storage> Worker<S> {
             }
         });
         Ok((worker, reports))
+    }
+
+    /// Trains dictionaries whenever that is due.
+    fn train_when_wanted(&self) {
+        let (worker, shared) = (Rc::downgrade(&self.0), Arc::clone(&self.0.cluster.dictionaries));
+        self.0.storage.spawn(async move {
+            loop {
+                shared.wanted().await;
+                let Some(worker) = worker.upgrade() else { break };
+                // A store that is being stopped needs none.
+                let trained = Self(worker).train_dictionaries(&shared).await.unwrap_or_default();
+                shared.trained(trained);
+            }
+        });
     }
 
     pub fn storage(&self) -> &S {

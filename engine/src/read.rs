@@ -155,6 +155,7 @@ impl<S: Storage> Shard<S> {
             return Err(damaged(FormatError::Misplaced { what: "message record", detail }));
         }
         let head = &reader.head;
+        self.have_dictionaries(location.segment, &head.frames().map(|(_, info)| info)).await?;
         let mut out = Vec::new();
         if part == Part::Digest {
             reader.digest(&mut self.0.unpacker.borrow_mut(), &mut out).map_err(damaged)?;
@@ -220,20 +221,20 @@ impl<S: Storage> Shard<S> {
         what: &str,
         out: &mut Vec<u8>,
     ) -> Result<(), EngineError> {
+        let damaged = |error| self.damaged(location, what, error);
         let bytes = self.read_segment(location.segment, location.offset(), location.len as usize).await?;
         self.count(|stats| stats.body_frames_unpacked += 1);
-        let mut unpacker = self.0.unpacker.borrow_mut();
-        unpack_block(&bytes, lsn, &mut unpacker, out).map_err(|error| self.damaged(location, what, error))
+        let (info, stored) = open_block(&bytes, lsn).map_err(damaged)?;
+        self.have_dictionaries(location.segment, &[info]).await?;
+        info.unpack(BLOCK, stored, &mut self.0.unpacker.borrow_mut(), out).map_err(damaged)
     }
 }
 
-/// Verifies a block record and appends its raw bytes.
-pub(crate) fn unpack_block(
-    record: &[u8],
-    lsn: crate::ids::Lsn,
-    unpacker: &mut crate::format::frame::Unpacker,
-    out: &mut Vec<u8>,
-) -> Result<(), FormatError> {
+/// What errors call the frame of a block.
+pub(crate) const BLOCK: &str = "block";
+
+/// Verifies a block record; its frame.
+pub(crate) fn open_block(record: &[u8], lsn: crate::ids::Lsn) -> Result<(FrameInfo, &[u8]), FormatError> {
     const WHAT: &str = "block record";
     let (header, payload) = RecordHeader::decode(record)?;
     if header.kind != kind::BLOCK || header.lsn != lsn {
@@ -242,5 +243,5 @@ pub(crate) fn unpack_block(
     }
     let mut input = Input(payload);
     let info = FrameInfo::take(&mut input).map_err(|source| FormatError::Decode { what: WHAT, source })?;
-    info.unpack("block", input.0, unpacker, out)
+    Ok((info, input.0))
 }

@@ -117,8 +117,10 @@ impl<S: Storage> Shard<S> {
         }
         let Location { segment, len, .. } = message.location;
         let record = self.read_segment(segment, message.location.offset(), len as usize).await?;
-        let start = self.unpack_start(&record, message);
-        let (prefix, start, reader) = start.map_err(|error| self.damaged(message.location, &reading.what, error))?;
+        let damaged = |error| self.damaged(message.location, &reading.what, error);
+        let reader = open_record(&record, message).map_err(damaged)?;
+        self.have_dictionaries(segment, &reader.head.frames().map(|(_, info)| info)).await?;
+        let (prefix, start) = self.unpack_start(&reader, message).map_err(damaged)?;
         let (header, rest) = (u64::from(reader.head.header_octets), reader.head.rest_octets);
         reading.shape = Shape { prefix: prefix.len() as u64, header, body: rest - header };
         reading.ready.push_back(Piece::Header(prefix.into()));
@@ -130,18 +132,7 @@ impl<S: Storage> Shard<S> {
     }
 
     /// The prefix of a message, and what its record has of the rest.
-    fn unpack_start<'a>(
-        &self,
-        record: &'a [u8],
-        message: &Message,
-    ) -> Result<(Vec<u8>, Vec<u8>, MessageReader<'a>), FormatError> {
-        const WHAT: &str = "message record";
-        let (header, payload) = RecordHeader::decode(record)?;
-        let reader = MessageReader::new(payload)?;
-        if header.kind != kind::MESSAGE || reader.head.id != message.id {
-            let detail = format!("kind {} of message {}", header.kind, reader.head.id);
-            return Err(FormatError::Misplaced { what: WHAT, detail });
-        }
+    fn unpack_start(&self, reader: &MessageReader<'_>, message: &Message) -> Result<(Vec<u8>, Vec<u8>), FormatError> {
         let prefix = reader.head.placements.get(usize::from(message.prefix_of));
         let prefix = prefix.map(|placement| placement.prefix.clone()).unwrap_or_default();
         let mut start = Vec::new();
@@ -151,8 +142,19 @@ impl<S: Storage> Shard<S> {
             self.count(|stats| stats.body_frames_unpacked += 1);
         }
         reader.body(&mut unpacker, &mut start)?;
-        Ok((prefix, start, reader))
+        Ok((prefix, start))
     }
+}
+
+/// Verifies the record of a message.
+fn open_record<'a>(record: &'a [u8], message: &Message) -> Result<MessageReader<'a>, FormatError> {
+    let (header, payload) = RecordHeader::decode(record)?;
+    let reader = MessageReader::new(payload)?;
+    if header.kind != kind::MESSAGE || reader.head.id != message.id {
+        let detail = format!("kind {} of message {}", header.kind, reader.head.id);
+        return Err(FormatError::Misplaced { what: "message record", detail });
+    }
+    Ok(reader)
 }
 
 impl<S: Storage> Reading<S> {

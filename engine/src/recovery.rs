@@ -67,7 +67,10 @@ pub struct FoundSegment {
     pub sealed: bool,
     /// Its file is not there.
     pub gone: bool,
+    /// Without its dictionaries: those of a whole log are many.
     pub header: Result<SegmentHeader, FormatError>,
+    /// What is wrong with its dictionaries.
+    pub dictionary_errors: Vec<FormatError>,
     /// Where the scan began.
     pub begun: u64,
     pub batches: Vec<FoundBatch>,
@@ -144,22 +147,31 @@ pub(crate) async fn scan_segment<S: Storage>(
     let name = source.name;
     let first = source.read(0, BLOCK_BYTES as usize).await?;
     let header = match SegmentHeader::length(&first) {
-        Ok(len) => SegmentHeader::decode(&source.read(0, len).await?),
+        Ok(len) if len > first.len() => {
+            let bytes = source.read(0, len).await?;
+            SegmentHeader::decode_some(&bytes).map(|decoded| (decoded, len))
+        }
+        Ok(len) => SegmentHeader::decode_some(&first).map(|decoded| (decoded, len)),
         Err(error) => Err(error),
     };
-    let header = header.and_then(|header| {
+    let header = header.and_then(|((header, errors), len)| {
         if header.segment == name.segment && header.epoch == name.epoch {
-            return Ok(header);
+            return Ok((SegmentHeader { dictionaries: Vec::new(), ..header }, errors, len as u64));
         }
         let detail = format!("segment {}, epoch {}", header.segment, header.epoch);
         Err(FormatError::Misplaced { what: "segment header", detail })
     });
-    let first_batch = header.as_ref().map_or(BLOCK_BYTES, |header| header.encode().len() as u64);
+    let (header, dictionary_errors, first_batch) = match header {
+        Ok((header, errors, len)) => (Ok(header), errors, len),
+        // Its dictionaries, if it has any, are blocks that are no batch.
+        Err(error) => (Err(error), Vec::new(), BLOCK_BYTES),
+    };
     let mut found = FoundSegment {
         name,
         sealed: source.sealed,
         gone: false,
         header,
+        dictionary_errors,
         begun: from.max(first_batch),
         batches: Vec::new(),
     };
@@ -395,13 +407,14 @@ pub(crate) fn judge(
         let file = format!("{}/{directory}/{file}", crate::storage::local::shard_directory(shard));
         let finding = |offset, what: String, touches| Finding { shard, file: file.clone(), offset, what, touches };
         let segment_start = Position { segment: segment.name.segment, offset: 0 };
-        if let Err(error) = &segment.header {
-            if segment_start >= durable && segment.batches.is_empty() {
-                // It was begun and never used.
-                continue;
-            }
-            verdict.damage.push(finding(0, error.to_string(), Vec::new()));
+        let damaged = segment.header.as_ref().err().into_iter().chain(&segment.dictionary_errors);
+        let mut damaged = damaged.map(|error| finding(0, error.to_string(), Vec::new())).peekable();
+        let is_used = segment.batches.iter().any(|batch| batch.header.is_some());
+        if damaged.peek().is_some() && segment_start >= durable && !is_used {
+            // It was begun and never used.
+            continue;
         }
+        verdict.damage.extend(damaged);
         for batch in segment.batches {
             let at = batch.position;
             if !batch.is_good() {
@@ -623,6 +636,7 @@ fn gone_segment(name: SegmentName, start: u64, limit: u64) -> FoundSegment {
         sealed: true,
         gone: true,
         header: Err(error),
+        dictionary_errors: Vec::new(),
         begun: start,
         batches: lost.into_iter().collect(),
     }

@@ -6,7 +6,7 @@
 //! of validation.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
@@ -16,12 +16,15 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify, oneshot};
 
+use crate::dictionaries::SharedDictionaries;
 use crate::error::{EngineError, Refusal};
+use crate::format::BLOCK_BYTES;
 use crate::format::batch::{BATCH_BYTES_MAX, BatchBuilder, Touch};
-use crate::format::frame::{Packer, Unpacker};
+use crate::format::dictionary::{Dictionary, DictionarySet};
+use crate::format::frame::{FrameInfo, Packer, Unpacker};
 use crate::format::manifest::{Manifest, SegmentEntry};
 use crate::format::record::{Commit, Record, RecordHeader};
-use crate::format::segment::{Footer, FooterEntry, SegmentHeader};
+use crate::format::segment::{DICTIONARIES_MAX, Footer, FooterEntry, SegmentHeader};
 use crate::ids::{AccountId, Epoch, Location, Lsn, MailboxId, MessageId, Position, SegmentId, ShardId};
 use crate::message_cache::MessageCache;
 use crate::node::SharedDirectory;
@@ -73,6 +76,9 @@ pub(crate) const BATCH_BYTES_GATHERED: usize = 1 << 20;
 const SPACE_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// After so long without a commit, an empty batch records that the last one is durable.
 const IDLE_MARK_AFTER: Duration = Duration::from_millis(200);
+
+/// Segments that a start asks for dictionaries, the newest first.
+const SEGMENTS_ASKED: usize = 4;
 
 /// So many events are kept for whoever listens; older ones are dropped.
 const EVENTS_MAX: usize = 100;
@@ -163,6 +169,8 @@ struct Building {
     /// Mailboxes whose tip counts an operation of this batch, once for each.
     touched: Vec<MailboxId>,
     waiters: Vec<Waiter>,
+    /// What frames of the records name, in sets: almost always one.
+    dictionaries: Vec<Arc<DictionarySet>>,
     /// Somebody waits, or the records must not stay in memory: commit now.
     wanted: bool,
 }
@@ -173,6 +181,8 @@ pub(crate) struct ActiveSegment {
     /// Bytes that were set aside for it, its footer included.
     pub capacity: u64,
     pub entries: Vec<FooterEntry>,
+    /// The ids of the dictionaries that it embeds.
+    dictionaries: Vec<u32>,
 }
 
 /// The log's side of a shard.
@@ -220,6 +230,10 @@ pub(crate) struct Inner<S: Storage> {
     pub messages: RefCell<MessageCache>,
     /// Structure changes of an account go one after another.
     pub account_locks: RefCell<BTreeMap<AccountId, Rc<Mutex<()>>>>,
+    /// Ids of dictionaries that no segment has: they are not looked for again.
+    pub lost_dictionaries: RefCell<BTreeSet<u32>>,
+    /// What messages of the store are compressed with; unset in a shard that no worker has.
+    pub dictionaries: OnceCell<Arc<SharedDictionaries>>,
     /// The accounts of the store; unset in a shard that no worker has.
     pub directory: OnceCell<SharedDirectory>,
     /// Accounts are created, changed and deleted one after another (shard 0).
@@ -293,6 +307,16 @@ impl Log {
         let lsn = Lsn::new(epoch, self.next_counter);
         self.next_counter += 1;
         lsn
+    }
+
+    /// Notes that frames of the next record name dictionaries of this set.
+    pub(crate) fn need(&mut self, set: Option<&Arc<DictionarySet>>) {
+        let needed = &mut self.building.dictionaries;
+        if let Some(set) = set
+            && !needed.iter().any(|known| Arc::ptr_eq(known, set))
+        {
+            needed.push(Arc::clone(set));
+        }
     }
 
     /// Appends a record, with the bytes of its frames if it has any.
@@ -381,6 +405,8 @@ impl<S: Storage> Shard<S> {
             packer: RefCell::default(),
             unpacker: RefCell::default(),
             account_locks: RefCell::default(),
+            lost_dictionaries: RefCell::default(),
+            dictionaries: OnceCell::new(),
             directory: OnceCell::new(),
             directory_lock: Mutex::new(()),
             manifest_lock: Mutex::new(()),
@@ -638,7 +664,7 @@ impl<S: Storage> Shard<S> {
             let refusal = Refusal::TooLarge { octets: batch_bytes, limit: BATCH_BYTES_MAX };
             return self.fail(building, refusal.into());
         }
-        if let Err(error) = self.make_room(batch_bytes, building.records.len()).await {
+        if let Err(error) = self.make_room(batch_bytes, building.records.len(), &building.dictionaries).await {
             return self.fail(building, error);
         }
         let records_start = building.batch.records_start();
@@ -753,14 +779,21 @@ impl<S: Storage> Shard<S> {
         }
     }
 
-    /// Makes sure that the active segment can take a batch, sealing it and beginning the next where it cannot.
-    async fn make_room(&self, batch_bytes: u64, records: usize) -> Result<(), EngineError> {
+    /// Makes sure that the active segment can take a batch and has the dictionaries that it needs, sealing it and beginning
+    /// the next where that is not so.
+    async fn make_room(
+        &self,
+        batch_bytes: u64,
+        records: usize,
+        needed: &[Arc<DictionarySet>],
+    ) -> Result<(), EngineError> {
         let (fits, has_active) = {
             let log = self.0.log.borrow();
             let fits = log.active.as_ref().is_some_and(|active| {
                 // The footer must not need space of its own when the time comes.
                 let footer = Footer::len_of(active.entries.len() + records);
-                log.position.offset + batch_bytes + footer <= active.capacity
+                let has_room = log.position.offset + batch_bytes + footer <= active.capacity;
+                has_room && needed.iter().flat_map(|set| set.iter()).all(|it| active.dictionaries.contains(&it.id))
             });
             (fits, log.active.is_some())
         };
@@ -771,16 +804,17 @@ impl<S: Storage> Shard<S> {
             self.poison(&error);
             return Err(error.into());
         }
+        let dictionaries = self.dictionaries_to_embed(needed);
         let needed = batch_bytes + Footer::len_of(records);
         let (size, small) = (self.0.config.segment_size_bytes, self.small_segment_bytes());
         // On a device that is nearly full: a part of a segment, first beside the reserve, then out of it.
         let size = if self.0.log.borrow().low_space { small } else { size };
-        let mut begun = self.begin_segment(needed, size).await;
+        let mut begun = self.begin_segment(needed, size, &dictionaries).await;
         if matches!(begun, Err(StorageError::NoSpace(_))) && small < size {
-            begun = self.begin_segment(needed, small).await;
+            begun = self.begin_segment(needed, small, &dictionaries).await;
         }
         if matches!(begun, Err(StorageError::NoSpace(_))) && self.use_reserve().await? {
-            begun = self.begin_segment(needed, small).await;
+            begun = self.begin_segment(needed, small, &dictionaries).await;
         }
         if let Err(error) = begun {
             if !matches!(error, StorageError::NoSpace(_)) {
@@ -818,7 +852,25 @@ impl<S: Storage> Shard<S> {
         Ok(())
     }
 
-    async fn begin_segment(&self, needed_bytes: u64, size: u64) -> Result<(), StorageError> {
+    /// What the next segment embeds: what the batch needs that begins it, and what messages are compressed with now and were
+    /// before, so that those on their way find it.
+    fn dictionaries_to_embed(&self, needed: &[Arc<DictionarySet>]) -> Vec<Arc<Dictionary>> {
+        let mut embedded: Vec<Arc<Dictionary>> = Vec::new();
+        let shared = self.0.dictionaries.get().map(|shared| shared.in_use()).unwrap_or_default();
+        for dictionary in needed.iter().chain(&shared).flat_map(|set| set.iter()) {
+            if embedded.len() < DICTIONARIES_MAX && !embedded.iter().any(|known| known.id == dictionary.id) {
+                embedded.push(Arc::clone(dictionary));
+            }
+        }
+        embedded
+    }
+
+    async fn begin_segment(
+        &self,
+        needed_bytes: u64,
+        size: u64,
+        dictionaries: &[Arc<Dictionary>],
+    ) -> Result<(), StorageError> {
         let inner = &self.0;
         let (segment, first_batch) = {
             let log = inner.log.borrow();
@@ -832,14 +884,15 @@ impl<S: Storage> Shard<S> {
             segment,
             generation: 0,
             first_batch,
-            dictionaries: Vec::new(),
+            dictionaries: dictionaries.to_vec(),
         };
         let header = header.encode();
         let header_len = header.len() as u64;
         let capacity = size.max(header_len + needed_bytes);
         inner.wal.begin(name, header, capacity).await?;
         let mut log = inner.log.borrow_mut();
-        log.active = Some(ActiveSegment { name, capacity, entries: Vec::new() });
+        let dictionaries = dictionaries.iter().map(|dictionary| dictionary.id).collect();
+        log.active = Some(ActiveSegment { name, capacity, entries: Vec::new(), dictionaries });
         log.next_segment = SegmentId(segment.0 + 1);
         log.position = Position { segment, offset: header_len };
         log.durable = log.position;
@@ -965,6 +1018,68 @@ impl<S: Storage> Shard<S> {
                 Ok(inner.wal.read(name, offset, len).await?)
             }
         }
+    }
+
+    /// Sees to it that the unpacker knows the dictionaries that frames of a segment name. Where that of the segment is
+    /// damaged, another segment's will do; if none has it, it is missed when the frame is unpacked.
+    pub(crate) async fn have_dictionaries(&self, segment: SegmentId, frames: &[FrameInfo]) -> Result<(), EngineError> {
+        let is_missing =
+            |info: &FrameInfo| info.needs_dictionary().is_some_and(|id| !self.0.unpacker.borrow().knows_dictionary(id));
+        let is_lost =
+            |info: &FrameInfo| is_missing(info) && !self.0.lost_dictionaries.borrow().contains(&info.dictionary);
+        if !frames.iter().any(is_missing) {
+            return Ok(());
+        }
+        self.learn_dictionaries_of(segment).await?;
+        if !frames.iter().any(is_lost) {
+            return Ok(());
+        }
+        let mut others: Vec<SegmentId> = self.0.sealed.borrow().keys().copied().collect();
+        others.sort_by_key(|other| other.0.abs_diff(segment.0));
+        for other in others {
+            self.learn_dictionaries_of(other).await?;
+            if !frames.iter().any(is_missing) {
+                return Ok(());
+            }
+        }
+        let lost = frames.iter().filter(|info| is_missing(info)).map(|info| info.dictionary);
+        self.0.lost_dictionaries.borrow_mut().extend(lost);
+        Ok(())
+    }
+
+    /// Makes the dictionaries of a segment known to the unpacker, as far as they can be read.
+    async fn learn_dictionaries_of(&self, segment: SegmentId) -> Result<(), EngineError> {
+        for dictionary in self.dictionaries_of(segment).await? {
+            self.0.unpacker.borrow_mut().add_dictionary(dictionary);
+        }
+        Ok(())
+    }
+
+    /// Shares the store's dictionaries with this shard, and offers those that its newest segment has.
+    pub(crate) async fn share_dictionaries(&self, shared: &Arc<SharedDictionaries>) -> Result<(), EngineError> {
+        // More than the newest only where that is damaged or none has any.
+        let newest: Vec<SegmentId> = self.0.sealed.borrow().keys().rev().take(SEGMENTS_ASKED).copied().collect();
+        for segment in newest {
+            if let Some(set) = DictionarySet::newest_of(&self.dictionaries_of(segment).await?) {
+                shared.offer(set);
+                break;
+            }
+        }
+        // Nobody has set it before: a shard is opened once.
+        let _ = self.0.dictionaries.set(Arc::clone(shared));
+        Ok(())
+    }
+
+    /// The dictionaries that a segment embeds, without those that are damaged. A segment that is gone has none.
+    async fn dictionaries_of(&self, segment: SegmentId) -> Result<Vec<Arc<Dictionary>>, EngineError> {
+        let read = async |len| match self.read_segment(segment, 0, len).await {
+            Err(EngineError::Storage(error)) if matches!(*error, StorageError::NotFound(_)) => Ok(Vec::new()),
+            bytes => bytes,
+        };
+        let first = read(BLOCK_BYTES as usize).await?;
+        let Ok(len) = SegmentHeader::length(&first) else { return Ok(Vec::new()) };
+        let header = if len > first.len() { read(len).await? } else { first };
+        Ok(SegmentHeader::decode_some(&header).map(|(header, _)| header.dictionaries).unwrap_or_default())
     }
 
     /// Names a position for people.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::dictionaries::invented;
 use posthaste_engine::changes::FlagOp;
 use posthaste_engine::check::check_shard;
 use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
@@ -65,6 +66,7 @@ pub fn layout(document: &str) -> Vec<Layout> {
 pub enum Structure {
     Superblock,
     SegmentHeader,
+    DictionaryEntry,
     BatchHeader,
     TouchTable,
     RecordHeader,
@@ -81,6 +83,7 @@ impl Structure {
         Some(match name {
             "Superblock" => Self::Superblock,
             "Segment header" => Self::SegmentHeader,
+            "Dictionary entry" => Self::DictionaryEntry,
             "Batch header" => Self::BatchHeader,
             "Touch table" => Self::TouchTable,
             "Record header" => Self::RecordHeader,
@@ -265,13 +268,13 @@ async fn open(io: &SimIo) -> Result<Worker<Local<SimIo>>, EngineError> {
     Ok(Worker::open(storage, cluster, seats.remove(0), config()).await?.0)
 }
 
-fn message(number: u64, lines: u64) -> Arc<Prepared> {
+fn message(packer: &mut Packer, number: u64, lines: u64) -> Arc<Prepared> {
     let header = format!("Subject: message {number}\r\nFrom: a@example.org\r\n\r\n");
     let mut bytes = header.clone().into_bytes();
     for line in 0..lines {
         bytes.extend_from_slice(format!("line {line} {}\r\n", line.wrapping_mul(number * 2_654_435_761)).as_bytes());
     }
-    Arc::new(Prepared::new(&mut Packer::default(), &bytes, header.len(), b"digest bytes", 1_790_000_000_000))
+    Arc::new(Prepared::new(packer, &bytes, header.len(), &b"digest bytes".repeat(3), 1_790_000_000_000))
 }
 
 async fn fill(io: SimIo) -> Result<Worker<Local<SimIo>>, EngineError> {
@@ -289,7 +292,13 @@ async fn fill(io: SimIo) -> Result<Worker<Local<SimIo>>, EngineError> {
         flags,
         internal_date: Some((1_700_000_000, 60)),
     };
+    let mut packer = Packer::default();
     for round in 0..3_u32 {
+        // The first messages have no dictionary, later ones two generations of them.
+        if round > 0 {
+            worker.cluster().dictionaries().offer(invented(round));
+            packer.use_dictionaries(worker.cluster().dictionaries().current());
+        }
         let work = shard.create_mailbox(a, &format!("Work {round}"), 0).await?;
         let inbox = shard.inbox(a).await?;
         for number in 0..12 {
@@ -300,7 +309,7 @@ async fn fill(io: SimIo) -> Result<Worker<Local<SimIo>>, EngineError> {
                 target(b, TargetMailbox::Inbox, Vec::new()),
                 target(a, TargetMailbox::Id(work), Vec::new()),
             ];
-            for result in shard.deliver(message(number + 1, lines), targets).await {
+            for result in shard.deliver(message(&mut packer, number + 1, lines), targets).await {
                 result?;
             }
         }
@@ -358,7 +367,12 @@ impl DamagedStore {
         let header = SegmentHeader::decode(bytes).expect("nothing is damaged yet");
         let mut offset = header.encode().len() as u64;
         self.note(Structure::SegmentHeader, file, 0);
-        self.uses(file, 0, 88);
+        let mut used = 88;
+        for number in 0..header.dictionaries.len() as u64 {
+            self.note(Structure::DictionaryEntry, file, used + 24 * number);
+        }
+        used += header.dictionaries.iter().map(|dictionary| 24 + dictionary.bytes().len() as u64).sum::<u64>();
+        self.uses(file, 0, used);
         let sealed = file.contains("/seg/");
         while let Some(rest) = bytes.get(offset as usize..) {
             let position = Position { segment: name.segment, offset };
@@ -529,7 +543,8 @@ impl DamagedStore {
             let worker = open(&io).await?;
             let shown = look(&worker, &accounts).await?;
             let shard = worker.local(SHARD).expect("there is one worker");
-            let mut delivered = Vec::new();
+            let (mut delivered, mut packer) = (Vec::new(), Packer::default());
+            packer.use_dictionaries(worker.cluster().dictionaries().current());
             for (&mailbox, found) in &shown.0 {
                 let mailbox = TargetMailbox::Id(mailbox);
                 let target = Target {
@@ -539,7 +554,7 @@ impl DamagedStore {
                     flags: Vec::new(),
                     internal_date: None,
                 };
-                delivered.push(shard.deliver(message(9, 3), vec![target]).await.remove(0)?);
+                delivered.push(shard.deliver(message(&mut packer, 9, 3), vec![target]).await.remove(0)?);
             }
             shard.checkpoint().await?;
             assert_eq!(shard.stats().checkpoints, 1, "the checkpoint had to wait for something");

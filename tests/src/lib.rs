@@ -3,6 +3,7 @@
 
 pub mod clients;
 pub mod damage;
+pub mod dictionaries;
 pub mod far;
 pub mod imap_grammar;
 pub mod kill;

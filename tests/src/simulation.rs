@@ -23,6 +23,7 @@ use posthaste_engine::storage::Storage;
 use posthaste_engine::storage::faulty::{Faulty, Policy, SharedPolicy};
 use posthaste_engine::storage::local::Local;
 
+use crate::dictionaries::invented;
 use crate::oracle::{Oracle, Shown, Violation};
 
 /// Every run is on storage that can be bad; whether it is, its policy says.
@@ -458,7 +459,14 @@ impl Session {
         let mut message = HEADER.to_vec();
         message.extend_from_slice(&body_of(base));
         let digest = base.to_le_bytes();
-        let prepared = Prepared::new(&mut Packer::default(), &message, HEADER.len(), &digest, self.io.wall_clock_ms());
+        let dictionaries = self.worker.cluster().dictionaries();
+        if self.below(12) == 0 {
+            let generation = dictionaries.current().map_or(0, |set| set.generation()) + 1;
+            dictionaries.offer(invented(generation));
+        }
+        let mut packer = Packer::default();
+        packer.use_dictionaries(dictionaries.current().filter(|_| self.below(8) > 0));
+        let prepared = Prepared::new(&mut packer, &message, HEADER.len(), &digest, self.io.wall_clock_ms());
         let mut targets = Vec::new();
         for token in base..base + count {
             let mailbox = self.some_mailbox().await?;

@@ -3,7 +3,12 @@
 //! The codec stands in the frame's info, never in the bytes, so that stored mail that looks like a compressed frame is
 //! just bytes.
 
+use std::sync::Arc;
+
+use zstd::zstd_safe::{CCtx, CParameter, DCtx, SafeResult, compress_bound};
+
 use super::codec::wire_struct;
+use super::dictionary::{Dictionary, DictionaryKind, DictionarySet, LOG_LEVEL};
 use super::{FormatError, checksum, verify_checksum};
 
 /// How a frame's bytes are stored.
@@ -67,13 +72,22 @@ impl FrameInfo {
         }
         match self.codec {
             codec_id::RAW if self.raw_len == self.stored_len => out.extend_from_slice(stored),
-            codec_id::ZSTD => {
+            codec_id::ZSTD | codec_id::ZSTD_DICTIONARY => {
+                let Unpacker { zstd, dictionaries } = unpacker;
+                let dictionary = match self.needs_dictionary() {
+                    Some(id) => Some(
+                        dictionaries
+                            .iter()
+                            .find(|dictionary| dictionary.id == id)
+                            .ok_or(FormatError::NoDictionary { what, id })?,
+                    ),
+                    None => None,
+                };
                 let start = out.len();
-                out.reserve(self.raw_len as usize);
-                let mut spare = std::io::Cursor::new(std::mem::take(out));
-                spare.set_position(start as u64);
-                let result = unpacker.zstd.decompress_to_buffer(stored, &mut spare);
-                *out = spare.into_inner();
+                let result = append(self.raw_len as usize, out, |spare| match dictionary {
+                    Some(dictionary) => zstd.decompress_using_ddict(spare, stored, dictionary.decoder().as_ddict()),
+                    None => zstd.decompress(spare, stored),
+                });
                 if result.ok() != Some(self.raw_len as usize) {
                     out.truncate(start);
                     return Err(FormatError::Decompress { what });
@@ -83,62 +97,128 @@ impl FrameInfo {
         }
         Ok(())
     }
+
+    /// The id of the dictionary without which this cannot be unpacked.
+    pub fn needs_dictionary(&self) -> Option<u32> {
+        (self.codec == codec_id::ZSTD_DICTIONARY).then_some(self.dictionary)
+    }
 }
 
-/// A reusable decompression context.
+/// Lets `write` write up to `room` bytes behind those of `out`.
+fn append(
+    room: usize,
+    out: &mut Vec<u8>,
+    write: impl FnOnce(&mut std::io::Cursor<Vec<u8>>) -> SafeResult,
+) -> SafeResult {
+    out.reserve(room);
+    let mut spare = std::io::Cursor::new(std::mem::take(out));
+    spare.set_position(spare.get_ref().len() as u64);
+    let result = write(&mut spare);
+    *out = spare.into_inner();
+    result
+}
+
+/// Dictionaries that an unpacker keeps; a store has three of each time that it was trained and not compacted since.
+const DICTIONARIES_KEPT: usize = 64;
+
+/// A reusable decompression context, with the dictionaries that have been met.
 pub struct Unpacker {
-    zstd: zstd::bulk::Decompressor<'static>,
+    zstd: DCtx<'static>,
+    /// The newest last.
+    dictionaries: Vec<Arc<Dictionary>>,
 }
 
 impl Default for Unpacker {
     fn default() -> Self {
-        Self { zstd: zstd::bulk::Decompressor::new().expect("memory for a decompression context") }
+        let zstd = DCtx::try_create().expect("memory for a decompression context");
+        Self { zstd, dictionaries: Vec::new() }
+    }
+}
+
+impl Unpacker {
+    pub fn knows_dictionary(&self, id: u32) -> bool {
+        self.dictionaries.iter().any(|dictionary| dictionary.id == id)
+    }
+
+    /// Keeps a dictionary, in place of one with the same id.
+    pub fn add_dictionary(&mut self, dictionary: Arc<Dictionary>) {
+        self.dictionaries.retain(|known| known.id != dictionary.id);
+        if self.dictionaries.len() == DICTIONARIES_KEPT {
+            self.dictionaries.remove(0);
+        }
+        self.dictionaries.push(dictionary);
     }
 }
 
 /// A reusable compression context, level 1 before the log.
 pub struct Packer {
-    zstd: zstd::bulk::Compressor<'static>,
+    zstd: CCtx<'static>,
+    dictionaries: Option<Arc<DictionarySet>>,
 }
 
 /// Below this a frame is stored raw without trying.
 const COMPRESS_FROM_BYTES: usize = 128;
+/// The same where a dictionary may know what is in it.
+const COMPRESS_FROM_BYTES_WITH_DICTIONARY: usize = 32;
 
 impl Default for Packer {
     fn default() -> Self {
-        Self::new(1)
+        Self::new(LOG_LEVEL)
     }
 }
 
 impl Packer {
     pub fn new(level: i32) -> Self {
-        Self { zstd: zstd::bulk::Compressor::new(level).expect("memory for a compression context") }
+        let mut zstd = CCtx::try_create().expect("memory for a compression context");
+        zstd.set_parameter(CParameter::CompressionLevel(level)).expect("a level of zstd");
+        Self { zstd, dictionaries: None }
+    }
+
+    /// Uses these for what is packed from now on, at the level before the log; `None` for none.
+    pub fn use_dictionaries(&mut self, dictionaries: Option<Arc<DictionarySet>>) {
+        self.dictionaries = dictionaries;
+    }
+
+    pub(crate) fn dictionaries(&self) -> Option<&Arc<DictionarySet>> {
+        self.dictionaries.as_ref()
     }
 
     /// Appends `raw` to `out` as a frame: compressed where that saves a tenth, else raw.
     pub fn pack(&mut self, raw: &[u8], out: &mut Vec<u8>) -> FrameInfo {
+        self.pack_with(None, raw, out)
+    }
+
+    /// As [`Packer::pack`], with the dictionary of this kind if there is one.
+    pub fn pack_as(&mut self, kind: DictionaryKind, raw: &[u8], out: &mut Vec<u8>) -> FrameInfo {
+        let dictionary = self.dictionaries.as_ref().and_then(|set| set.of_kind(kind)).cloned();
+        self.pack_with(dictionary.as_deref(), raw, out)
+    }
+
+    fn pack_with(&mut self, dictionary: Option<&Dictionary>, raw: &[u8], out: &mut Vec<u8>) -> FrameInfo {
         let raw_len = u32::try_from(raw.len()).expect("frames are bounded");
         let start = out.len();
-        let mut codec = codec_id::RAW;
-        if raw.len() >= COMPRESS_FROM_BYTES {
-            out.reserve(zstd::zstd_safe::compress_bound(raw.len()));
-            let mut spare = std::io::Cursor::new(std::mem::take(out));
-            spare.set_position(start as u64);
-            let packed = self.zstd.compress_to_buffer(raw, &mut spare);
-            *out = spare.into_inner();
+        let mut info = FrameInfo { codec: codec_id::RAW, raw_len, ..FrameInfo::NONE };
+        let from = if dictionary.is_some() { COMPRESS_FROM_BYTES_WITH_DICTIONARY } else { COMPRESS_FROM_BYTES };
+        if raw.len() >= from {
+            let zstd = &mut self.zstd;
+            let packed = append(compress_bound(raw.len()), out, |spare| match dictionary {
+                Some(dictionary) => zstd.compress_using_cdict(spare, raw, dictionary.encoder().as_cdict()),
+                None => zstd.compress2(spare, raw),
+            });
             match packed {
                 Ok(len) if len < raw.len() - raw.len() / 10 => {
                     out.truncate(start + len);
-                    codec = codec_id::ZSTD;
+                    info.codec = if dictionary.is_some() { codec_id::ZSTD_DICTIONARY } else { codec_id::ZSTD };
+                    info.dictionary = dictionary.map_or(0, |dictionary| dictionary.id);
                 }
                 _ => out.truncate(start),
             }
         }
-        if codec == codec_id::RAW {
+        if info.codec == codec_id::RAW {
             out.extend_from_slice(raw);
         }
         let stored = &out[start..];
-        FrameInfo { codec, dictionary: 0, stored_len: stored.len() as u32, raw_len, checksum: checksum(stored) }
+        FrameInfo { stored_len: stored.len() as u32, checksum: checksum(stored), ..info }
     }
 }
 
@@ -158,6 +238,52 @@ mod tests {
             info.unpack("frame", &out[6..], &mut unpacker, &mut back).unwrap();
             assert_eq!(&back[5..], raw);
         }
+    }
+
+    #[test]
+    fn a_dictionary_saves_what_it_knows_and_is_needed_again() {
+        let known: Vec<u8> = (0..400_u32).flat_map(|n| format!("X-Field-{n}: {}; ", n * 7919).into_bytes()).collect();
+        let dictionary = Arc::new(Dictionary::new(DictionaryKind::Header, 3, known.clone()));
+        let set = DictionarySet::newest_of(&[Arc::clone(&dictionary)]).expect("a set of one");
+        assert_eq!((set.generation(), set.of_kind(DictionaryKind::Body)), (3, None));
+        let mut packer = Packer::default();
+        packer.use_dictionaries(Some(Arc::new(set)));
+        let raw = &known[1000..1500];
+        let mut out = Vec::new();
+        let plain = packer.pack(raw, &mut out);
+        assert_eq!(packer.pack_as(DictionaryKind::Body, raw, &mut out), plain, "there is none for bodies");
+        let start = out.len();
+        let info = packer.pack_as(DictionaryKind::Header, raw, &mut out);
+        assert_eq!((info.codec, info.dictionary), (codec_id::ZSTD_DICTIONARY, dictionary.id));
+        assert!(info.stored_len < plain.stored_len / 4, "{} and {} bytes", info.stored_len, plain.stored_len);
+        let (mut unpacker, mut back) = (Unpacker::default(), b"there".to_vec());
+        let missing = info.unpack("frame", &out[start..], &mut unpacker, &mut back);
+        assert_eq!(missing, Err(FormatError::NoDictionary { what: "frame", id: dictionary.id }));
+        let other = Dictionary::with_id(dictionary.id, DictionaryKind::Header, 3, vec![b'o'; 5000]);
+        unpacker.add_dictionary(Arc::new(other));
+        let wrong = info.unpack("frame", &out[start..], &mut unpacker, &mut back);
+        assert!(wrong.is_err() || back[5..] != *raw, "another dictionary gives other bytes");
+        back.truncate(5);
+        unpacker.add_dictionary(dictionary);
+        info.unpack("frame", &out[start..], &mut unpacker, &mut back).unwrap();
+        assert_eq!(&back[5..], raw);
+        // What needs none is not disturbed by it.
+        back.clear();
+        plain.unpack("frame", &out[..plain.stored_len as usize], &mut unpacker, &mut back).unwrap();
+        assert_eq!(back, raw);
+    }
+
+    #[test]
+    fn so_many_dictionaries_are_kept_and_the_oldest_go() {
+        let mut unpacker = Unpacker::default();
+        let dictionary = |id| Arc::new(Dictionary::with_id(id, DictionaryKind::Body, id, vec![1; 100]));
+        for id in 1..=DICTIONARIES_KEPT as u32 + 1 {
+            unpacker.add_dictionary(dictionary(id));
+        }
+        assert!(!unpacker.knows_dictionary(1) && unpacker.knows_dictionary(2));
+        unpacker.add_dictionary(dictionary(2));
+        unpacker.add_dictionary(dictionary(1000));
+        assert!(!unpacker.knows_dictionary(3) && unpacker.knows_dictionary(2));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod codec;
+pub mod dictionary;
 pub mod frame;
 pub mod manifest;
 pub mod message;
@@ -40,6 +41,10 @@ pub enum FormatError {
     UnknownRecord { kind: u16 },
     #[error("the {what} has {len} bytes; no more than {limit} can be read back")]
     TooLong { what: &'static str, len: u64, limit: u64 },
+    #[error(
+        "the {what} needs dictionary {id:08x}, which its segment does not have: it is damaged, or the segment's header is"
+    )]
+    NoDictionary { what: &'static str, id: u32 },
     #[error("the {what} does not decompress")]
     Decompress { what: &'static str },
 }

@@ -1,6 +1,9 @@
 //! Segment files: a header with embedded dictionaries, batches, and after the seal a footer with a table of records.
 
-use super::codec::{Wire, wire_struct};
+use std::sync::Arc;
+
+use super::codec::{DecodeError, Wire, wire_struct};
+use super::dictionary::{self, Dictionary, DictionaryKind};
 use super::{BLOCK_BYTES, FORMAT_VERSION, FormatError, checksum, checksum_around, round_up_to_block, verify_checksum};
 use crate::ids::{Epoch, Lsn, SegmentId, ShardId};
 
@@ -8,17 +11,10 @@ const HEADER_MAGIC: [u8; 8] = *b"PHSEGMT1";
 const FOOTER_MAGIC: [u8; 8] = *b"PHFOOTR1";
 /// Magic, version, header length, checksum, fixed fields.
 const HEADER_FIXED_BYTES: usize = 88;
-/// A segment's dictionaries together; the header is never longer than this and a block.
-pub const DICTIONARY_BYTES_MAX: usize = 4 << 20;
+/// Dictionaries of a segment: their table has room in the header's first block.
+pub const DICTIONARIES_MAX: usize = 16;
 /// The trailer stands at the very end of a sealed segment.
 pub const TRAILER_BYTES: usize = 64;
-
-/// A compression dictionary that frames of this segment use.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Dictionary {
-    pub id: u32,
-    pub bytes: Vec<u8>,
-}
 
 /// What a segment says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,16 +27,20 @@ pub struct SegmentHeader {
     pub generation: u32,
     /// The sequence that the first batch will carry.
     pub first_batch: u64,
-    pub dictionaries: Vec<Dictionary>,
+    /// Those that frames of this segment name.
+    pub dictionaries: Vec<Arc<Dictionary>>,
 }
 
 struct DictionaryEntry {
     id: u32,
+    kind: u32,
+    generation: u32,
     offset: u32,
     len: u32,
     checksum: u32,
 }
-wire_struct!(DictionaryEntry { id: u32, offset: u32, len: u32, checksum: u32 });
+wire_struct!(DictionaryEntry { id: u32, kind: u32, generation: u32, offset: u32, len: u32, checksum: u32 });
+const DICTIONARY_ENTRY_BYTES: usize = 24;
 
 impl SegmentHeader {
     /// The header's bytes, a multiple of a block long.
@@ -48,9 +48,10 @@ impl SegmentHeader {
         let mut fixed = Vec::with_capacity(BLOCK_BYTES as usize);
         fixed.extend_from_slice(&HEADER_MAGIC);
         FORMAT_VERSION.put(&mut fixed);
-        let table_bytes = self.dictionaries.len() * 16;
+        assert!(self.dictionaries.len() <= DICTIONARIES_MAX, "a table that fits into a block");
+        let table_bytes = self.dictionaries.len() * DICTIONARY_ENTRY_BYTES;
         let mut offset = HEADER_FIXED_BYTES + table_bytes;
-        let total: usize = offset + self.dictionaries.iter().map(|dictionary| dictionary.bytes.len()).sum::<usize>();
+        let total: usize = offset + self.dictionaries.iter().map(|dictionary| dictionary.bytes().len()).sum::<usize>();
         let header_len = round_up_to_block(total as u64) as u32;
         header_len.put(&mut fixed);
         0_u32.put(&mut fixed); // the checksum, set below
@@ -66,17 +67,19 @@ impl SegmentHeader {
         for dictionary in &self.dictionaries {
             let entry = DictionaryEntry {
                 id: dictionary.id,
+                kind: dictionary.kind.number(),
+                generation: dictionary.generation,
                 offset: offset as u32,
-                len: dictionary.bytes.len() as u32,
-                checksum: checksum(&dictionary.bytes),
+                len: dictionary.bytes().len() as u32,
+                checksum: dictionary.checksum(),
             };
             entry.put(&mut fixed);
-            offset += dictionary.bytes.len();
+            offset += dictionary.bytes().len();
         }
         let crc = checksum_around(&fixed[..16], &fixed[20..]);
         fixed[16..20].copy_from_slice(&crc.to_le_bytes());
         for dictionary in &self.dictionaries {
-            fixed.extend_from_slice(&dictionary.bytes);
+            fixed.extend_from_slice(dictionary.bytes());
         }
         fixed.resize(header_len as usize, 0);
         fixed
@@ -97,7 +100,7 @@ impl SegmentHeader {
             return Err(FormatError::Version { what: WHAT, found: word(8) });
         }
         let len = word(12) as usize;
-        let longest = round_up_to_block((DICTIONARY_BYTES_MAX + HEADER_FIXED_BYTES) as u64 + BLOCK_BYTES) as usize;
+        let longest = DICTIONARIES_MAX * dictionary::DICTIONARY_BYTES_MAX + BLOCK_BYTES as usize;
         if len < BLOCK_BYTES as usize || len > longest || !len.is_multiple_of(BLOCK_BYTES as usize) {
             let detail = format!("a length of {len} bytes");
             return Err(FormatError::Misplaced { what: WHAT, detail });
@@ -107,13 +110,15 @@ impl SegmentHeader {
 
     /// Decodes a whole header, dictionaries verified.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let (header, damaged) = Self::decode_some(bytes)?;
+        damaged.into_iter().next().map_or(Ok(header), Err)
+    }
+
+    /// As [`SegmentHeader::decode`], without those of the dictionaries that are damaged, and what is wrong with them.
+    pub fn decode_some(bytes: &[u8]) -> Result<(Self, Vec<FormatError>), FormatError> {
         const WHAT: &str = "segment header";
         let len = Self::length(bytes)?;
-        let bytes = bytes.get(..len).ok_or(FormatError::Short {
-            what: WHAT,
-            needed: len as u64,
-            available: bytes.len() as u64,
-        })?;
+        let bytes = &bytes[..bytes.len().min(len)];
         let decode = |source| FormatError::Decode { what: WHAT, source };
         let mut input = super::codec::Input(&bytes[16..HEADER_FIXED_BYTES]);
         let expected = u32::take(&mut input).map_err(decode)?;
@@ -125,28 +130,46 @@ impl SegmentHeader {
         let generation = u32::take(&mut input).map_err(decode)?;
         let first_batch = u64::take(&mut input).map_err(decode)?;
         let count = u32::take(&mut input).map_err(decode)? as usize;
-        let table_end = HEADER_FIXED_BYTES + count.saturating_mul(16);
-        if table_end > len {
-            return Err(FormatError::Short { what: WHAT, needed: table_end as u64, available: len as u64 });
+        let table_end = HEADER_FIXED_BYTES + count.saturating_mul(DICTIONARY_ENTRY_BYTES);
+        if table_end > bytes.len() || count > DICTIONARIES_MAX {
+            return Err(FormatError::Short { what: WHAT, needed: table_end as u64, available: bytes.len() as u64 });
         }
         let found = checksum_around(&bytes[..16], &bytes[20..table_end]);
         if found != expected {
             return Err(FormatError::Checksum { what: WHAT, expected, found });
         }
         let mut input = super::codec::Input(&bytes[HEADER_FIXED_BYTES..table_end]);
-        let mut dictionaries = Vec::with_capacity(count);
+        let (mut dictionaries, mut damaged) = (Vec::with_capacity(count), Vec::new());
         for _ in 0..count {
-            let entry = DictionaryEntry::take(&mut input).map_err(decode)?;
-            let end = entry.offset as usize + entry.len as usize;
-            let dictionary = bytes.get(entry.offset as usize..end).ok_or(FormatError::Short {
-                what: "dictionary",
-                needed: end as u64,
-                available: len as u64,
-            })?;
-            verify_checksum("dictionary", entry.checksum, dictionary)?;
-            dictionaries.push(Dictionary { id: entry.id, bytes: dictionary.to_vec() });
+            match DictionaryEntry::take(&mut input).map_err(decode)?.open(bytes) {
+                Ok(dictionary) => dictionaries.push(Arc::new(dictionary)),
+                Err(error) => damaged.push(error),
+            }
         }
-        Ok(Self { store, shard, epoch, segment, generation, first_batch, dictionaries })
+        Ok((Self { store, shard, epoch, segment, generation, first_batch, dictionaries }, damaged))
+    }
+}
+
+impl DictionaryEntry {
+    /// The dictionary among the bytes of the header.
+    fn open(&self, header: &[u8]) -> Result<Dictionary, FormatError> {
+        const WHAT: &str = "dictionary";
+        let value = |field, value: u32| {
+            let source = DecodeError::Value { field, value: value.into() };
+            FormatError::Decode { what: WHAT, source }
+        };
+        let kind = DictionaryKind::from_number(self.kind).ok_or_else(|| value("kind", self.kind))?;
+        if self.len as usize > dictionary::DICTIONARY_BYTES_MAX {
+            return Err(value("length", self.len));
+        }
+        let end = self.offset as usize + self.len as usize;
+        let bytes = header.get(self.offset as usize..end).ok_or(FormatError::Short {
+            what: WHAT,
+            needed: end as u64,
+            available: header.len() as u64,
+        })?;
+        verify_checksum(WHAT, self.checksum, bytes)?;
+        Ok(Dictionary::with_id(self.id, kind, self.generation, bytes.to_vec()))
     }
 }
 
@@ -268,7 +291,10 @@ mod tests {
             segment: SegmentId(3),
             generation: 0,
             first_batch: 9,
-            dictionaries: vec![Dictionary { id: 1, bytes: vec![1; 5000] }, Dictionary { id: 2, bytes: vec![2; 10] }],
+            dictionaries: vec![
+                Arc::new(Dictionary::new(DictionaryKind::Header, 4, vec![1; 5000])),
+                Arc::new(Dictionary::new(DictionaryKind::Body, 4, vec![2; 10])),
+            ],
         }
     }
 
@@ -276,12 +302,24 @@ mod tests {
     fn a_header_comes_back_and_every_flipped_bit_is_noticed() {
         let bytes = header().encode();
         assert_eq!(SegmentHeader::decode(&bytes), Ok(header()));
-        let used = HEADER_FIXED_BYTES + 32 + 5010;
+        let used = HEADER_FIXED_BYTES + 2 * DICTIONARY_ENTRY_BYTES + 5010;
         for at in 0..used {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x10;
             assert!(SegmentHeader::decode(&damaged).is_err(), "byte {at}");
         }
+    }
+
+    #[test]
+    fn a_damaged_dictionary_costs_itself_only() {
+        let mut bytes = header().encode();
+        bytes[HEADER_FIXED_BYTES + 2 * DICTIONARY_ENTRY_BYTES + 100] ^= 1;
+        let (opened, damaged) = SegmentHeader::decode_some(&bytes).unwrap();
+        assert_eq!(opened.dictionaries, header().dictionaries[1..]);
+        assert!(matches!(damaged[..], [FormatError::Checksum { what: "dictionary", .. }]), "{damaged:?}");
+        // Only the first block has been read.
+        let (opened, damaged) = SegmentHeader::decode_some(&bytes[..BLOCK_BYTES as usize]).unwrap();
+        assert_eq!((opened.dictionaries.len(), damaged.len()), (0, 2));
     }
 
     #[test]

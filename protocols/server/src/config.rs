@@ -140,6 +140,7 @@ pub struct Store {
     pub message_cache_bytes: Option<usize>,
     pub gather_us: Option<u64>,
     pub reserve_bytes: Option<u64>,
+    pub train_after_bytes: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -366,7 +367,7 @@ fn insert(table: &mut toml::Table, key: &str, value: toml::Value) -> Option<()> 
 impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         const MB: u64 = 1 << 20;
-        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 21] = [
+        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 22] = [
             ("limits.message_bytes", Some(self.limits.message_bytes), 64 << 10..=1 << 30, "64 KB to 1 GB"),
             (
                 "limits.mailbox_messages",
@@ -403,6 +404,7 @@ impl Config {
             ("store.gather_us", self.store.gather_us, 0..=100_000, "0 to 100,000"),
             ("store.reserve_bytes", self.store.reserve_bytes, 0..=1 << 30, "0 (none) to 1 GB"),
             ("store.checkpoint_bytes", self.store.checkpoint_bytes, MB..=1 << 30, "1 MB to 1 GB"),
+            ("store.train_after_bytes", self.store.train_after_bytes, 0..=1 << 40, "0 (never) to 1 TB"),
         ];
         for (key, value, range, text) in checks {
             if let Some(value) = value
@@ -514,6 +516,7 @@ mod tests {
             "store.message_cache_bytes",
             "store.gather_us",
             "store.reserve_bytes",
+            "store.train_after_bytes",
             "tls.certificate",
             "tls.key",
             "tls.minimum_version",

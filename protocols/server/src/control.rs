@@ -64,6 +64,9 @@ pub enum Response {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Stats {
     pub accounts: u64,
+    /// How many times dictionaries had been trained when those were made that are in use; 0: there are none.
+    #[serde(default)]
+    pub dictionary_generation: u32,
     /// Only of a running server.
     pub server: Option<ServerStats>,
     pub shards: Vec<ShardStats>,
@@ -155,7 +158,11 @@ async fn try_execute(
 
 async fn stats(worker: &Worker, node: Option<&Node>) -> Result<Stats, EngineError> {
     let cluster = worker.cluster();
-    let mut stats = Stats { accounts: cluster.directory().len() as u64, ..Stats::default() };
+    let mut stats = Stats {
+        accounts: cluster.directory().len() as u64,
+        dictionary_generation: cluster.dictionaries().current().map_or(0, |set| set.generation()),
+        ..Stats::default()
+    };
     for shard in 0..cluster.superblock.shards {
         let of_shard = worker.call(ShardId(shard), |shard| async move { shard.stats() }).await?;
         stats.shards.push(ShardStats {

@@ -456,13 +456,20 @@ fn hops(message: &[u8]) -> usize {
 
 /// Parses and compresses a message: here, or elsewhere if it is large.
 pub async fn prepare(context: &Context, message: Vec<u8>, received_ms: u64) -> Arc<Prepared> {
+    let dictionaries = context.worker.cluster().dictionaries().current();
     if message.len() > limits::OFFLOAD_BYTES {
-        let prepare = move || prepare_here(&mut Context::packer(), &message, received_ms);
+        let prepare = move || {
+            let mut packer = Context::packer();
+            packer.use_dictionaries(dictionaries);
+            prepare_here(&mut packer, &message, received_ms)
+        };
         return Arc::new(context.io.offload(prepare).await);
     }
     // What follows takes some 3 us per KB: others' replies do not wait for it.
     context.io.submit_sends();
-    Arc::new(prepare_here(&mut context.packer.borrow_mut(), &message, received_ms))
+    let mut packer = context.packer.borrow_mut();
+    packer.use_dictionaries(dictionaries);
+    Arc::new(prepare_here(&mut packer, &message, received_ms))
 }
 
 fn prepare_here(packer: &mut Packer, message: &[u8], received_ms: u64) -> Prepared {

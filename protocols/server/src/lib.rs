@@ -188,6 +188,10 @@ fn print_stats(stats: &Stats, json: bool) -> std::io::Result<()> {
             writeln!(out, "messages received     {} ({} octets)", server.messages_received, server.octets_received)?;
             writeln!(out, "deliveries            {}", server.deliveries)?;
             writeln!(out, "messages fetched      {}", server.messages_fetched)?;
+            match stats.dictionary_generation {
+                0 => writeln!(out, "dictionaries          none")?,
+                generation => writeln!(out, "dictionaries          generation {generation}")?,
+            }
         }
     }
     writeln!(

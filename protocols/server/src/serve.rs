@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use posthaste_engine::dictionaries::DictionaryConfig;
 use posthaste_engine::error::{EngineError, RecoveryReport};
 use posthaste_engine::io::Runtime;
 use posthaste_engine::io::net::Acceptor;
@@ -57,7 +58,7 @@ pub fn serve(data: &Path, mut config: Config) -> Result<(), Box<dyn Error>> {
     let superblock = run_worker(kind, data.to_owned(), None, async |io| {
         open_superblock(&Local::new(io), shards_at_creation(&config, &cores)).await
     })??;
-    let (cluster, seats) = Cluster::new(superblock, workers);
+    let (cluster, seats) = Cluster::that_trains(superblock, workers, dictionary_config(&config));
     let store = store_config(&config, superblock.shards);
     let node = Node::new(config, kind, Arc::clone(&cluster), tls);
     let (opened, opening) = mpsc::channel();
@@ -140,6 +141,12 @@ fn store_config(config: &Config, shards: u32) -> StoreConfig {
         reserve_bytes: store.reserve_bytes.unwrap_or(RESERVE_BYTES),
     };
     StoreConfig { shard }
+}
+
+fn dictionary_config(config: &Config) -> DictionaryConfig {
+    let default = DictionaryConfig::default();
+    let train_after_octets = config.store.train_after_bytes.unwrap_or(default.train_after_octets);
+    DictionaryConfig { train_after_octets, ..default }
 }
 
 fn start_log(config: &Log) {

@@ -16,6 +16,7 @@ use posthaste_engine::io::sim::SimIo;
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
 use posthaste_engine::read::{MessageInfo, Part};
 use posthaste_engine::shard::{Shard, ShardStats};
+use posthaste_tests::dictionaries::invented;
 use posthaste_tests::far::storage;
 use posthaste_tests::model::{DELETED, How, INBOX, Key, Model, Refused, Stored};
 
@@ -68,6 +69,12 @@ pub async fn open(
         let (worker, found) = receiver.await.expect("workers open or fail")?;
         workers.push(worker);
         reports.extend(found);
+    }
+    // Each start goes on with what it finds, or with another generation.
+    let dictionaries = cluster.dictionaries();
+    let generation = dictionaries.current().map_or(0, |set| set.generation());
+    if io.random().is_multiple_of(2) {
+        dictionaries.offer(invented(generation + 1));
     }
     let node = Node { io: io.clone(), workers, accounts: Vec::new(), sessions: Default::default() };
     Ok((node, reports))
@@ -231,7 +238,9 @@ impl Node {
         let rest = rest_of(token, lines);
         let digest = token.to_le_bytes();
         let received_ms = self.io.wall_clock_ms();
-        let prepared = Arc::new(Prepared::new(&mut Packer::default(), &rest, HEADER.len(), &digest, received_ms));
+        let mut packer = Packer::default();
+        packer.use_dictionaries(self.workers[0].cluster().dictionaries().current());
+        let prepared = Arc::new(Prepared::new(&mut packer, &rest, HEADER.len(), &digest, received_ms));
         for (_, recipients) in by_shard {
             run.model.origins += 1;
             let origin = run.model.origins;

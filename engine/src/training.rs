@@ -1,8 +1,9 @@
 //! Training dictionaries on the store's own mail.
 //!
 //! What goes into a dictionary must be common knowledge: each run of [`WINDOW`] octets of it was received by at least
-//! [`DictionaryConfig::users_min`] users. Everything else in the samples is replaced, before they are trained on, by random
-//! characters of the same kind, so that the statistics stay those of mail and nothing of anybody's own is left.
+//! [`DictionaryConfig::users_min`] users. Everything else in the samples is replaced, before they are trained on, by characters
+//! of the same kind from anywhere in the same sample, so that the statistics stay those of mail and nothing that anybody
+//! wrote is left in its order.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
@@ -198,6 +199,12 @@ impl CommonWindows {
 
     /// A part without what only few have received.
     fn anonymous(&self, part: &[u8], random: &mut u64) -> Vec<u8> {
+        let mut like: [Vec<u8>; CHARACTER_KINDS] = Default::default();
+        for &octet in part {
+            if let Some(kind) = character_kind(octet) {
+                like[kind].push(octet);
+            }
+        }
         let mut out = part.to_vec();
         let mut common_until = 0;
         let mut hashes = windows(part, self.key);
@@ -206,28 +213,38 @@ impl CommonWindows {
             if hashes.next().is_some_and(is_common) {
                 common_until = at + WINDOW;
             }
-            if at >= common_until {
-                *octet = another_like(*octet, random);
+            if at >= common_until
+                && let Some(kind) = character_kind(*octet)
+            {
+                *octet = like[kind][next_below(random, like[kind].len())];
             }
         }
         out
     }
 }
 
-/// A random character of the same kind.
-fn another_like(octet: u8, random: &mut u64) -> u8 {
+const CHARACTER_KINDS: usize = 6;
+
+/// Characters of a kind can stand for each other; white space stands for itself.
+fn character_kind(octet: u8) -> Option<usize> {
+    Some(match octet {
+        b' ' | b'\t' | b'\r' | b'\n' => return None,
+        b'0'..=b'9' => 0,
+        b'a'..=b'z' => 1,
+        b'A'..=b'Z' => 2,
+        0x80.. => 3,
+        0..=0x1f | 0x7f => 4,
+        _ => 5,
+    })
+}
+
+/// A random number less than `end`.
+fn next_below(random: &mut u64, end: usize) -> usize {
     *random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut mixed = *random;
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed ^= mixed >> 27;
-    let from = |first: u8, count: u64| first + (mixed % count) as u8;
-    match octet {
-        b'0'..=b'9' => from(b'0', 10),
-        b'a'..=b'z' => from(b'a', 26),
-        b'A'..=b'Z' => from(b'A', 26),
-        0x80.. => from(0x80, 128),
-        other => other,
-    }
+    (mixed % end as u64) as usize
 }
 
 /// The keyed hashes of all windows, by where they begin.
@@ -256,7 +273,8 @@ mod tests {
     /// Bodies that have a letterhead in common and a number of words of their own.
     fn samples(users: u64, extra: impl Fn(u64) -> String) -> Vec<Sample> {
         let mut random = 7;
-        let mut word = move || -> String { (0..9).map(|_| char::from(another_like(b'a', &mut random))).collect() };
+        let mut word =
+            move || -> String { (0..9).map(|_| char::from(b'a' + next_below(&mut random, 26) as u8)).collect() };
         let mut body = |user: u64, mail: u64| {
             let head = "Dear customer of the Example Savings Bank,\r\nyour statement of account is ready for you.\r\n";
             let foot = "Kind regards\r\nExample Savings Bank, 1 Market Square, Exampletown. Do not reply to this.\r\n";
@@ -299,7 +317,7 @@ mod tests {
         }));
         let mut random = 3;
         let mut noise = |user| {
-            let body = (0..2000).map(|_| another_like(0x80, &mut random)).collect();
+            let body = (0..2000).map(|_| next_below(&mut random, 256) as u8).collect();
             Sample { account: user, parts: [Vec::new(), Vec::new(), body] }
         };
         assert_eq!(train((0..100).map(&mut noise).collect(), &config(), 1, 9), None);

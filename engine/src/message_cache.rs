@@ -66,10 +66,12 @@ impl StoredPart {
         let (start, end) = (number.checked_sub(1).map_or(0, end_of), end_of(number));
         let header = self.prefix_ends.last().map_or(0, |&end| end as usize);
         let body = header + self.header_octets as usize;
+        let is_whole = part == Part::Whole;
         MessageBytes {
             prefix: self.bytes.slice(start..end.max(start)),
             header: self.bytes.slice(header..body),
-            body: if part == Part::Whole { self.bytes.slice(body..) } else { Bytes::new() },
+            body: if is_whole { self.bytes.slice(body..) } else { Bytes::new() },
+            rest: self.bytes.slice(header..if is_whole { self.bytes.len() } else { body }),
             digest: Bytes::new(),
         }
     }
@@ -183,9 +185,11 @@ mod tests {
             assert_eq!((&found.prefix[..], &found.header[..]), (prefix.as_bytes(), &b"head"[..]));
             assert_eq!(&found.body[..], b"bbbbb");
         }
+        let found = cache.find(&message(1, 2), Part::Whole).expect("it was kept");
+        assert_eq!(&found.rest[..], b"headbbbbb");
         let found = cache.find(&message(1, 0), Part::Header).expect("it was kept");
-        assert_eq!((&found.header[..], found.body.len()), (&b"head"[..], 0));
-        assert_eq!((cache.hits, cache.misses), (6, 0));
+        assert_eq!((&found.header[..], found.body.len(), &found.rest[..]), (&b"head"[..], 0, &b"head"[..]));
+        assert_eq!((cache.hits, cache.misses), (7, 0));
     }
 
     #[test]

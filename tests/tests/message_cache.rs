@@ -107,6 +107,28 @@ fn a_message_read_before_is_the_same_and_reads_nothing() {
 }
 
 #[test]
+fn what_is_read_once_is_the_same_and_is_not_kept() {
+    on_a_machine(1 << 20, async |store, _| {
+        store.deliver(5000).await;
+        let inbox = store.inboxes[1];
+        let message = store.shard.messages(inbox, UidSet::range(1..=1000)).await.unwrap()[0].message;
+        for part in [Part::Digest, Part::Header, Part::Whole] {
+            let held = store.shard.stats().message_cache_bytes;
+            let once = store.shard.read_message_once(&message, inbox, part).await.unwrap();
+            assert_eq!(store.shard.stats().message_cache_bytes, held, "{part:?}");
+            assert_eq!(once.rest, [&once.header[..], &once.body].concat());
+            assert!(part == Part::Digest || once.prefix == "Delivered-To: b@example.org\r\n");
+            let kept = store.shard.read_message(&message, inbox, part).await.unwrap();
+            assert_eq!(once, kept);
+            assert!(store.shard.stats().message_cache_bytes > held);
+            let reads = store.shard.stats().record_reads;
+            assert_eq!(store.shard.read_message_once(&message, inbox, part).await.unwrap(), kept);
+            assert_eq!(store.shard.stats().record_reads, reads, "what is there is taken");
+        }
+    });
+}
+
+#[test]
 fn headers_and_digests_are_kept_for_all_recipients() {
     on_a_machine(1 << 20, async |store, _| {
         store.deliver(5000).await;

@@ -295,7 +295,7 @@ impl<I: Io> Wal for LocalShard<I> {
 
     async fn read(&self, name: SegmentName, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
         let file = self.file(BlobName::Segment(name), false).await?;
-        file.read_at(offset, len).await.map_err(failed(self.path(BlobName::Segment(name), false)))
+        file.read_at(offset, len).await.map_err(|error| failed(self.path(BlobName::Segment(name), false))(error))
     }
 
     async fn free_bytes(&self) -> Result<u64, StorageError> {
@@ -346,7 +346,7 @@ impl<I: Io> BlobStore for LocalShard<I> {
 
     async fn get(&self, name: BlobName, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
         let file = self.file(name, true).await?;
-        file.read_at(offset, len).await.map_err(failed(self.path(name, true)))
+        file.read_at(offset, len).await.map_err(|error| failed(self.path(name, true))(error))
     }
 
     async fn get_suffix(&self, name: BlobName, len: usize) -> Result<(Vec<u8>, u64), StorageError> {

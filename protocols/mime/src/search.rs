@@ -90,6 +90,11 @@ impl Query {
         self.needles.is_empty()
     }
 
+    /// Whether the message's own header has to be searched for any of the strings.
+    pub fn asks_header(&self) -> bool {
+        self.needles.iter().any(|needle| needle.place != Place::Body)
+    }
+
     /// Whether a string is decided by the message's own header alone.
     pub fn is_in_header(&self, number: usize) -> bool {
         matches!(self.needles[number].place, Place::Field(_) | Place::Addresses(_))
@@ -232,12 +237,21 @@ fn is_searched(media_type: &[u8]) -> bool {
 /// Longer fields are decoded in pieces of about so many octets, cut where they are folded.
 const FIELD_PIECE_OCTETS: usize = 16 * 1024;
 
-/// One message being searched: what was found, and buffers that serve for the next message, too.
+/// One message being searched.
 pub struct Scan<'q> {
     query: &'q Query,
     found: Vec<bool>,
     text: String,
     /// Folded text of the current field or part: what is new, after as much of what came before as a match may begin in.
+    window: Vec<u8>,
+    octets: Vec<u8>,
+}
+
+/// The memory of a scan that has ended, for the next.
+#[derive(Default)]
+pub struct Buffers {
+    found: Vec<bool>,
+    text: String,
     window: Vec<u8>,
     octets: Vec<u8>,
 }
@@ -259,21 +273,22 @@ struct Field {
 }
 
 impl<'q> Scan<'q> {
-    pub fn new(query: &'q Query) -> Self {
-        let found = vec![false; query.len()];
-        let mut scan = Self { query, found, text: String::new(), window: Vec::new(), octets: Vec::new() };
-        scan.reset();
-        scan
+    /// Begins with a message.
+    pub fn new(query: &'q Query, buffers: Buffers) -> Self {
+        let Buffers { mut found, text, mut window, octets } = buffers;
+        window.clear();
+        found.clear();
+        found.resize(query.len(), false);
+        // The empty string is in every body.
+        for &number in &query.in_body {
+            found[number] = query.needles[number].is_empty;
+        }
+        Self { query, found, text, window, octets }
     }
 
-    /// Begins with another message.
-    pub fn reset(&mut self) {
-        self.window.clear();
-        self.found.fill(false);
-        // The empty string is in every body.
-        for &number in &self.query.in_body {
-            self.found[number] = self.query.needles[number].is_empty;
-        }
+    pub fn into_buffers(self) -> Buffers {
+        let Self { found, text, window, octets, .. } = self;
+        Buffers { found, text, window, octets }
     }
 
     pub fn found(&self, number: usize) -> bool {
@@ -534,7 +549,7 @@ mod tests {
         let by_digest = Stretches::of_digest(digest.digest().unwrap()).unwrap();
         let stretches = Stretches::of_message(message);
         assert_eq!(stretches, by_digest);
-        let mut scan = Scan::new(&query);
+        let mut scan = Scan::new(&query, Buffers::default());
         let mut progress = Progress::default();
         while scan.step_header(header, &mut progress, octets) {}
         let mut progress = Progress::default();

@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use posthaste_imap::response::{write_body, write_body_structure, write_envelope};
 use posthaste_imap::section::header_fields;
 use posthaste_mime::digest::DigestBytes;
-use posthaste_mime::search::{Place, Progress, Query, Scan, Stretches};
+use posthaste_mime::search::{Buffers, Place, Progress, Query, Scan, Stretches};
 use posthaste_mime::{Digest, words};
 
 /// What stands outside literals is TEXT-CHAR (RFC 3501, 9): ASCII without NUL and line ends.
@@ -58,7 +58,7 @@ fuzz_target!(|message: &[u8]| {
         let header_len = message.windows(4).position(|w| w == b"\r\n\r\n").map_or(message.len(), |at| at + 4);
         let (header, body) = message.split_at(header_len);
         let stretches = Stretches::of_message(message);
-        let mut scan = Scan::new(&query);
+        let mut scan = Scan::new(&query, Buffers::default());
         let mut progress = Progress::default();
         let mut steps = 0;
         while scan.step_header(header, &mut progress, step) {

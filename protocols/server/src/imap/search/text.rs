@@ -10,7 +10,7 @@ use posthaste_engine::read::{MessageBytes, Part};
 use posthaste_imap::response::Code;
 use posthaste_mime::date::SentDate;
 use posthaste_mime::digest::DigestBytes;
-use posthaste_mime::search::{Place, Progress, Query, Scan, Stretches};
+use posthaste_mime::search::{Buffers, Place, Progress, Query, Scan, Stretches};
 
 use super::super::fetch::{digest_of, room_to_read};
 use super::super::{Failure, refusal};
@@ -28,6 +28,9 @@ pub(super) struct Reader {
     /// Whether any string is looked for in header fields alone.
     asks_header: bool,
     is_damaged: bool,
+    /// Whether so many messages are read that it is no use to keep them.
+    are_many: bool,
+    buffers: Buffers,
     /// Octets read and compared since others had their turn.
     spent: usize,
 }
@@ -67,11 +70,23 @@ impl Reader {
         mailbox: MailboxId,
         test: &Test,
         strings: Vec<(Place, String)>,
+        messages: u64,
     ) -> Self {
         let query = Query::new(strings);
         let asks_header = (0..query.len()).any(|string| query.is_in_header(string));
         let context = Rc::clone(context);
-        Self { context, shard, mailbox, query, asks_sent: test.asks_sent(), asks_header, is_damaged: false, spent: 0 }
+        Self {
+            context,
+            shard,
+            mailbox,
+            query,
+            asks_sent: test.asks_sent(),
+            asks_header,
+            is_damaged: false,
+            are_many: messages > limits::SEARCH_KEPT_MESSAGES,
+            buffers: Buffers::default(),
+            spent: 0,
+        }
     }
 
     /// Whether any message could not be read.
@@ -82,9 +97,9 @@ impl Reader {
     /// Whether a message passes. One that is gone, or that cannot be read, does not.
     pub async fn decide(&mut self, test: &Test, uid: Uid) -> Result<bool, Failure> {
         let Some(message) = self.shard.look(self.mailbox, |index| index.message(uid)).await? else { return Ok(false) };
-        let mut spent = self.spent;
-        let decided = self.read(test, message, &mut spent).await;
-        self.spent = spent;
+        let (mut spent, mut buffers) = (self.spent, std::mem::take(&mut self.buffers));
+        let decided = self.read(test, message, &mut spent, &mut buffers).await;
+        (self.spent, self.buffers) = (spent, buffers);
         match decided {
             // Damage costs the messages that it touches, not the others. This logs it.
             Err(Failure::Answer(answer)) if answer.code == Some(Code::Corruption) => {
@@ -95,30 +110,44 @@ impl Reader {
         }
     }
 
-    async fn read(&self, test: &Test, message: Message, spent: &mut usize) -> Result<bool, Failure> {
-        let scan = Scan::new(&self.query);
+    async fn read(
+        &self,
+        test: &Test,
+        message: Message,
+        spent: &mut usize,
+        buffers: &mut Buffers,
+    ) -> Result<bool, Failure> {
+        let scan = Scan::new(&self.query, std::mem::take(buffers));
         let mut open = Open { message, sent: None, header_done: false, body_done: false, query: &self.query, scan };
+        let decided = self.look(test, &mut open, spent).await;
+        *buffers = open.scan.into_buffers();
+        decided
+    }
+
+    /// Reads as much of the message as it takes to know whether it passes.
+    async fn look(&self, test: &Test, open: &mut Open<'_>, spent: &mut usize) -> Result<bool, Failure> {
+        let message = open.message;
         if self.asks_sent {
             let digest = digest_of(&self.context, &self.shard, self.mailbox, &message, None).await?;
             open.sent = Some(digest.as_ref().and_then(DigestBytes::digest).and_then(|digest| digest.sent_date()));
             self.spend(spent, 4096).await;
-            if let Some(passes) = test.of(&open) {
+            if let Some(passes) = test.of(open) {
                 return Ok(passes);
             }
         }
         if self.asks_header {
-            let bytes = self.shard.read_message(&message, self.mailbox, Part::Header).await.map_err(damage)?;
-            self.scan_header(&mut open, &bytes, spent).await;
-            if let Some(passes) = test.of(&open) {
+            let bytes = self.bytes(&message, Part::Header).await?;
+            self.scan_header(open, &bytes, spent).await;
+            if let Some(passes) = test.of(open) {
                 return Ok(passes);
             }
         }
         let _room = room_to_read(&self.context, message.size)?;
-        let bytes = self.shard.read_message(&message, self.mailbox, Part::Whole).await.map_err(damage)?;
+        let bytes = self.bytes(&message, Part::Whole).await?;
         self.spend(spent, message.size as usize).await;
-        if !open.header_done {
-            self.scan_header(&mut open, &bytes, spent).await;
-            if let Some(passes) = test.of(&open) {
+        if !open.header_done && self.query.asks_header() {
+            self.scan_header(open, &bytes, spent).await;
+            if let Some(passes) = test.of(open) {
                 return Ok(passes);
             }
         }
@@ -131,7 +160,15 @@ impl Reader {
         self.spend(spent, bytes.body.len().min(limits::SEARCH_STEP_OCTETS)).await;
         open.body_done = true;
         // With everything known nothing is undecided.
-        Ok(test.of(&open).unwrap_or(false))
+        Ok(test.of(open).unwrap_or(false))
+    }
+
+    async fn bytes(&self, message: &Message, part: Part) -> Result<MessageBytes, Failure> {
+        let read = match self.are_many {
+            true => self.shard.read_message_once(message, self.mailbox, part).await,
+            false => self.shard.read_message(message, self.mailbox, part).await,
+        };
+        read.map_err(damage)
     }
 
     async fn scan_header(&self, open: &mut Open<'_>, bytes: &MessageBytes, spent: &mut usize) {
@@ -149,7 +186,7 @@ impl Reader {
     /// Where the parts are: of a small message by looking at it, of a large one by its digest.
     async fn stretches_of(&self, message: &Message, bytes: &MessageBytes) -> Result<Stretches, Failure> {
         if bytes.header.len() + bytes.body.len() <= limits::SEARCH_STEP_OCTETS {
-            return Ok(Stretches::of_message(&[&bytes.header[..], &bytes.body].concat()));
+            return Ok(Stretches::of_message(&bytes.rest));
         }
         let digest = digest_of(&self.context, &self.shard, self.mailbox, message, None).await?;
         let stretches = digest.as_ref().and_then(DigestBytes::digest).and_then(Stretches::of_digest);

@@ -18,7 +18,7 @@ use crate::format::dictionary::DictionarySet;
 #[derive(Clone, Debug)]
 pub struct DictionaryConfig {
     /// Octets of mail that come in before the first training. Later there are looks whether dictionaries still fit, each
-    /// after 64 times as much, and twice that after each training. 0: never.
+    /// after four times as much, and twice that after each training. 0: never.
     pub train_after_octets: u64,
     /// A string must have been received by so many users.
     pub users_min: usize,
@@ -30,7 +30,7 @@ pub struct DictionaryConfig {
 
 impl Default for DictionaryConfig {
     fn default() -> Self {
-        Self { train_after_octets: 16 << 20, users_min: 8, samples_max: 1000, bytes_max: 64 << 10 }
+        Self { train_after_octets: 256 << 20, users_min: 8, samples_max: 600, bytes_max: 64 << 10 }
     }
 }
 
@@ -38,7 +38,7 @@ impl Default for DictionaryConfig {
 const WORSE_PERCENT: u64 = 110;
 /// After the first training it takes so many times as much mail until there is a look at what mail takes: kinds of mail come
 /// and go.
-const LATER_LOOKS: u64 = 64;
+const LATER_LOOKS: u64 = 4;
 /// The time between looks doubles with each training, so often at most.
 const DOUBLINGS_MAX: u32 = 10;
 
@@ -200,15 +200,15 @@ mod tests {
         assert!(training());
         shared.trained(Some(set(1)));
         assert!(!training(), "what came meanwhile does not count");
-        for (stored, wanted) in [(25_600, false), (28_000, false), (19_200, false), (21_100, false), (21_140, true)] {
-            shared.note(63_000, stored);
+        for (stored, wanted) in [(1600, false), (1750, false), (1200, false), (1310, false), (1330, true)] {
+            shared.note(3000, stored);
             assert!(!training());
             shared.note(1000, 0);
             assert_eq!(training(), wanted, "{stored}");
         }
         shared.trained(Some(set(2)));
-        shared.note(127_999, 128_000);
-        assert_eq!(shared.raw.load(Ordering::Relaxed), 127_999, "twice as much until the next look");
+        shared.note(7999, 8000);
+        assert_eq!(shared.raw.load(Ordering::Relaxed), 7999, "twice as much until the next look");
         shared.note(1, 0);
         assert_eq!(shared.raw.load(Ordering::Relaxed), 0);
         let never = SharedDictionaries::new(DictionaryConfig { train_after_octets: 0, ..DictionaryConfig::default() });

@@ -6,7 +6,7 @@
 //! wrote is left in its order.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use crate::dictionaries::{DictionaryConfig, SharedDictionaries};
@@ -164,10 +164,28 @@ fn is_worth_having(dictionary: &[u8], judged: &[&[u8]]) -> bool {
     with * 100 <= without * (100 - SAVED_PERCENT_MIN)
 }
 
+/// Takes keys as they are: they are keyed hashes.
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.0 = self.0.rotate_left(8) ^ u64::from(byte));
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+}
+
 /// The windows that many users have received.
 struct CommonWindows {
     /// By their keyed hash: the last account that had it, and how many had.
-    counts: HashMap<u64, (u64, usize), BuildHasherDefault<DefaultHasher>>,
+    counts: HashMap<u64, (u64, usize), BuildHasherDefault<AsItIs>>,
     users_min: usize,
     key: u64,
 }
@@ -175,18 +193,23 @@ struct CommonWindows {
 impl CommonWindows {
     fn of(parts: &[(u64, &[u8])], users_min: usize, key: u64) -> Self {
         // First inexactly, since most windows are seen once and shall take no room: what shares a slot counts together.
-        let mut slots = vec![(u64::MAX, 0_u32); SLOTS];
+        // Accounts come one after another, so that a number for each will do.
+        let mut slots = vec![(0_u16, 0_u16); SLOTS];
+        let (mut number, mut before) = (0_u16, None);
         for &(account, part) in parts {
+            if before != Some(account) {
+                (number, before) = (number % u16::MAX + 1, Some(account));
+            }
             for hash in windows(part, key) {
                 let (last, count) = &mut slots[hash as usize % SLOTS];
-                if *last != account {
-                    (*last, *count) = (account, *count + 1);
+                if *last != number {
+                    (*last, *count) = (number, count.saturating_add(1));
                 }
             }
         }
         let mut counts: HashMap<u64, (u64, usize), _> = HashMap::default();
         for &(account, part) in parts {
-            for hash in windows(part, key).filter(|&hash| slots[hash as usize % SLOTS].1 as usize >= users_min) {
+            for hash in windows(part, key).filter(|&hash| usize::from(slots[hash as usize % SLOTS].1) >= users_min) {
                 let (last, count) = counts.entry(hash).or_insert((u64::MAX, 0));
                 if *last != account {
                     (*last, *count) = (account, *count + 1);

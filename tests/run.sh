@@ -6,10 +6,11 @@ cd "$(dirname "$0")/.."
 tier=${1:-ci}
 minutes=${2:-60}
 
-step() { printf '\n== %s\n' "$*"; }
+step() { printf '\n== %s (after %d s)\n' "$*" "$SECONDS"; }
 
 step "licences, bans, sources"
-command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+# Tools that run for a second need no minutes of optimisation.
+command -v cargo-deny >/dev/null || cargo install --locked --debug cargo-deny
 cargo deny check licenses bans sources
 
 step "format and lints"
@@ -33,7 +34,7 @@ bash tests/clients/install.sh
 bash tests/clients/run.sh
 
 step "the proofs, optimised"
-cargo build --release -p posthaste-tests --features planted-bugs --bins
+cargo build --release -p posthaste-tests --features planted-bugs --bin simulate --bin mutations
 
 if [ "$tier" = nightly ]; then
   step "all tests, epoll"
@@ -43,6 +44,7 @@ if [ "$tier" = nightly ]; then
   step "planted bugs"
   target/release/mutations --runs 20
   step "kill -9, 100 rounds"
+  cargo build --release -p posthaste-tests --features planted-bugs --bin kill-rounds
   target/release/kill-rounds --rounds 100
   step "fuzzing, $minutes minutes"
   bash tests/fuzz/run.sh $((minutes * 10))

@@ -12,7 +12,7 @@ shift
 targets=("$@")
 [ $# -gt 0 ] || targets=(imap mime smtp pop3 store sessions)
 corpus=${FUZZ_CORPUS:-${CARGO_TARGET_DIR:-$PWD/target}/fuzz-corpus}
-command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+command -v cargo-fuzz >/dev/null || cargo install --locked --debug cargo-fuzz
 export RUSTC_BOOTSTRAP=1
 
 fuzz() { cargo fuzz "$1" --fuzz-dir tests/fuzz -s none "${@:2}"; }

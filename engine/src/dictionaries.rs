@@ -92,14 +92,18 @@ impl SharedDictionaries {
         in_use.iter().flat_map(|sets| [Some(&sets.current), sets.previous.as_ref()]).flatten().cloned().collect()
     }
 
-    /// Uses a set, unless one of its generation or a later one is in use.
+    /// Uses a set, unless a later one is in use. One of the same generation is completed by what it lacks.
     pub fn offer(&self, set: DictionarySet) {
         let set = Arc::new(set);
         let doublings = set.generation().saturating_sub(1).min(DOUBLINGS_MAX);
         let due = self.config.train_after_octets.saturating_mul(LATER_LOOKS << doublings);
         self.due.fetch_max(due, Ordering::Relaxed);
         self.in_use.rcu(|in_use| match in_use {
-            Some(sets) if sets.current.generation() >= set.generation() => Some(Arc::clone(sets)),
+            Some(sets) if sets.current.generation() > set.generation() => Some(Arc::clone(sets)),
+            Some(sets) if sets.current.generation() == set.generation() => Some(Arc::new(InUse {
+                current: Arc::new(sets.current.completed_by(&set)),
+                previous: sets.previous.clone(),
+            })),
             sets => Some(Arc::new(InUse {
                 current: Arc::clone(&set),
                 previous: sets.as_ref().map(|sets| Arc::clone(&sets.current)),

@@ -294,7 +294,7 @@ impl<S: Storage> Worker<S> {
             let (opened, report) =
                 Shard::open(storage.clone(), shard, cluster.superblock.store, config.shard.clone()).await?;
             opened.share_directory(&cluster.directory);
-            opened.share_dictionaries(&cluster.dictionaries).await?;
+            opened.share_dictionaries(&cluster.dictionaries).await;
             reports.push(report);
             worker.0.shards.borrow_mut().insert(shard, opened);
         }

@@ -180,7 +180,12 @@ impl<S: Storage> Shard<S> {
             return Err(damaged(FormatError::Misplaced { what: "message record", detail }));
         }
         let head = &reader.head;
-        self.have_dictionaries(location.segment, &head.frames().map(|(_, info)| info)).await?;
+        let frames = match part {
+            Part::Digest => [head.digest, head.digest_overflow],
+            Part::Header => [head.header, FrameInfo::NONE],
+            Part::Whole => [head.header, head.body],
+        };
+        self.have_dictionaries(location.segment, &frames).await?;
         let mut out = Vec::new();
         if part == Part::Digest {
             reader.digest(&mut self.0.unpacker.borrow_mut(), &mut out).map_err(damaged)?;

@@ -119,7 +119,7 @@ impl<S: Storage> Shard<S> {
         let record = self.read_segment(segment, message.location.offset(), len as usize).await?;
         let damaged = |error| self.damaged(message.location, &reading.what, error);
         let reader = open_record(&record, message).map_err(damaged)?;
-        self.have_dictionaries(segment, &reader.head.frames().map(|(_, info)| info)).await?;
+        self.have_dictionaries(segment, &[reader.head.header, reader.head.body]).await?;
         let (prefix, start) = self.unpack_start(&reader, message).map_err(damaged)?;
         let (header, rest) = (u64::from(reader.head.header_octets), reader.head.rest_octets);
         reading.shape = Shape { prefix: prefix.len() as u64, header, body: rest - header };

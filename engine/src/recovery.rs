@@ -148,7 +148,11 @@ pub(crate) async fn scan_segment<S: Storage>(
     let first = source.read(0, BLOCK_BYTES as usize).await?;
     let header = match SegmentHeader::length(&first) {
         Ok(len) if len > first.len() => {
-            let bytes = source.read(0, len).await?;
+            let bytes = match source.read(0, len).await {
+                // Its dictionaries cannot be read, which is for those to find who need them.
+                Err(StorageError::Failed { .. }) => first,
+                bytes => bytes?,
+            };
             SegmentHeader::decode_some(&bytes).map(|decoded| (decoded, len))
         }
         Ok(len) => SegmentHeader::decode_some(&first).map(|decoded| (decoded, len)),
@@ -410,9 +414,13 @@ pub(crate) fn judge(
         let damaged = segment.header.as_ref().err().into_iter().chain(&segment.dictionary_errors);
         let mut damaged = damaged.map(|error| finding(0, error.to_string(), Vec::new())).peekable();
         let is_used = segment.batches.iter().any(|batch| batch.header.is_some());
-        if damaged.peek().is_some() && segment_start >= durable && !is_used {
+        if let Some(unsynced) = damaged.peek().filter(|_| segment_start >= durable && !is_used) {
             // It was begun and never used.
-            continue;
+            if segment.batches.is_empty() {
+                continue;
+            }
+            verdict.torn = Some((segment_start, format!("{file}: {}", unsynced.what)));
+            break 'log;
         }
         verdict.damage.extend(damaged);
         for batch in segment.batches {

@@ -853,15 +853,21 @@ impl<S: Storage> Shard<S> {
     }
 
     /// What the next segment embeds: what the batch needs that begins it, and what messages are compressed with now and were
-    /// before, so that those on their way find it.
+    /// before, so that those on their way find it. On a full device there are none on their way, and each octet counts.
     fn dictionaries_to_embed(&self, needed: &[Arc<DictionarySet>]) -> Vec<Arc<Dictionary>> {
+        let is_full = self.0.log.borrow().low_space;
+        let shared = self.0.dictionaries.get().filter(|_| !is_full).map(|shared| shared.in_use()).unwrap_or_default();
         let mut embedded: Vec<Arc<Dictionary>> = Vec::new();
-        let shared = self.0.dictionaries.get().map(|shared| shared.in_use()).unwrap_or_default();
         for dictionary in needed.iter().chain(&shared).flat_map(|set| set.iter()) {
             if embedded.len() < DICTIONARIES_MAX && !embedded.iter().any(|known| known.id == dictionary.id) {
                 embedded.push(Arc::clone(dictionary));
             }
         }
+        let has = |id| embedded.iter().any(|known| known.id == id);
+        assert!(
+            needed.iter().flat_map(|set| set.iter()).all(|it| has(it.id)),
+            "a batch of more sets than a header has room for"
+        );
         embedded
     }
 
@@ -1021,53 +1027,62 @@ impl<S: Storage> Shard<S> {
     }
 
     /// Sees to it that the unpacker knows the dictionaries that frames of a segment name. Where that of the segment is
-    /// damaged, another segment's will do; if none has it, it is missed when the frame is unpacked.
+    /// damaged, one that is in use or another segment's will do; if there is none, it is missed when the frame is unpacked.
+    ///
+    /// # Errors
+    /// It was not found, and some of where it may be could not be read.
     pub(crate) async fn have_dictionaries(&self, segment: SegmentId, frames: &[FrameInfo]) -> Result<(), EngineError> {
-        let is_missing =
-            |info: &FrameInfo| info.needs_dictionary().is_some_and(|id| !self.0.unpacker.borrow().knows_dictionary(id));
-        let is_lost =
-            |info: &FrameInfo| is_missing(info) && !self.0.lost_dictionaries.borrow().contains(&info.dictionary);
-        if !frames.iter().any(is_missing) {
+        let unpacker = &self.0.unpacker;
+        let missing = || {
+            let needed = frames.iter().filter_map(FrameInfo::needs_dictionary);
+            needed.filter(|&id| !unpacker.borrow().knows_dictionary(id)).collect::<Vec<u32>>()
+        };
+        if missing().is_empty() {
             return Ok(());
         }
-        self.learn_dictionaries_of(segment).await?;
-        if !frames.iter().any(is_lost) {
+        let in_use = self.0.dictionaries.get().map(|shared| shared.in_use()).unwrap_or_default();
+        let learn = |dictionary: &Arc<Dictionary>| unpacker.borrow_mut().add_dictionary(Arc::clone(dictionary));
+        in_use.iter().flat_map(|set| set.iter()).for_each(learn);
+        let is_lost = |id: &u32| self.0.lost_dictionaries.borrow().contains(id);
+        if missing().iter().all(is_lost) {
             return Ok(());
         }
-        let mut others: Vec<SegmentId> = self.0.sealed.borrow().keys().copied().collect();
-        others.sort_by_key(|other| other.0.abs_diff(segment.0));
-        for other in others {
-            self.learn_dictionaries_of(other).await?;
-            if !frames.iter().any(is_missing) {
+        let mut segments: BTreeSet<SegmentId> = self.0.sealed.borrow().keys().copied().collect();
+        segments.extend([segment, self.0.log.borrow().position.segment]);
+        let mut segments: Vec<SegmentId> = segments.into_iter().collect();
+        segments.sort_by_key(|other| other.0.abs_diff(segment.0));
+        let mut failure = None;
+        for segment in segments {
+            match self.dictionaries_of(segment).await {
+                Ok(dictionaries) => dictionaries.iter().for_each(learn),
+                Err(error) => failure = Some(error),
+            }
+            if missing().iter().all(is_lost) {
                 return Ok(());
             }
+            self.0.storage.yield_now().await;
         }
-        let lost = frames.iter().filter(|info| is_missing(info)).map(|info| info.dictionary);
-        self.0.lost_dictionaries.borrow_mut().extend(lost);
-        Ok(())
+        match failure {
+            // It may be there the next time.
+            Some(error) => Err(error),
+            None => {
+                self.0.lost_dictionaries.borrow_mut().extend(missing());
+                Ok(())
+            }
+        }
     }
 
-    /// Makes the dictionaries of a segment known to the unpacker, as far as they can be read.
-    async fn learn_dictionaries_of(&self, segment: SegmentId) -> Result<(), EngineError> {
-        for dictionary in self.dictionaries_of(segment).await? {
-            self.0.unpacker.borrow_mut().add_dictionary(dictionary);
-        }
-        Ok(())
-    }
-
-    /// Shares the store's dictionaries with this shard, and offers those that its newest segment has.
-    pub(crate) async fn share_dictionaries(&self, shared: &Arc<SharedDictionaries>) -> Result<(), EngineError> {
-        // More than the newest only where that is damaged or none has any.
+    /// Shares the store's dictionaries with this shard, and offers those that its newest segment has. Without them mail takes
+    /// more room and is no less safe: what cannot be read here keeps no store closed.
+    pub(crate) async fn share_dictionaries(&self, shared: &Arc<SharedDictionaries>) {
+        // More than one, because some may be damaged, or have been begun without for lack of space.
         let newest: Vec<SegmentId> = self.0.sealed.borrow().keys().rev().take(SEGMENTS_ASKED).copied().collect();
         for segment in newest {
-            if let Some(set) = DictionarySet::newest_of(&self.dictionaries_of(segment).await?) {
-                shared.offer(set);
-                break;
-            }
+            let dictionaries = self.dictionaries_of(segment).await.unwrap_or_default();
+            DictionarySet::newest_of(&dictionaries).into_iter().for_each(|set| shared.offer(set));
         }
         // Nobody has set it before: a shard is opened once.
         let _ = self.0.dictionaries.set(Arc::clone(shared));
-        Ok(())
     }
 
     /// The dictionaries that a segment embeds, without those that are damaged. A segment that is gone has none.

@@ -22,15 +22,18 @@ use crate::storage::Storage;
 /// Octets that are looked for as one in the mail of others.
 const WINDOW: usize = 12;
 /// So much of a part is looked at.
-const PART_BYTES_MAX: usize = 16 << 10;
+const PART_BYTES_MAX: usize = 8 << 10;
 /// Larger messages are left out: most of what they have is theirs alone.
 const MESSAGE_OCTETS_MAX: u64 = 256 << 10;
-/// Slots of the first, inexact count of windows.
-const SLOTS: usize = 1 << 20;
+/// Slots of the first, inexact count of windows: half as many as there are windows at most, so that few slots are shared by
+/// windows of many.
+const SLOTS: usize = 1 << 21;
 /// One sample in so many is not trained on: whether a dictionary is worth having is judged by these.
 const JUDGED_EVERY: usize = 5;
 /// A dictionary has to save so many hundredths of what its kind of frame takes without it.
 const SAVED_PERCENT_MIN: usize = 3;
+/// Mailboxes that are looked at before others have their turn: some 100 us.
+const SLOTS_AT_ONCE: usize = 2048;
 /// Fewer are no sample of anything.
 const SAMPLES_MIN: usize = 50;
 
@@ -43,18 +46,10 @@ pub(crate) struct Sample {
 impl<S: Storage> Shard<S> {
     /// Recent messages of many mailboxes, at most `count`. What cannot be read is left out.
     async fn samples(&self, count: usize, random: u64) -> Vec<Sample> {
-        let mailboxes: Vec<(MailboxId, u64)> = {
-            let state = self.0.state.borrow();
-            let slots = state.slots.iter().filter(|(_, slot)| slot.meta.exists > 0);
-            slots.map(|(&mailbox, slot)| (mailbox, slot.meta.account.0)).collect()
-        };
-        let chosen = mailboxes.len().min(count);
+        let mailboxes = self.some_mailboxes(count, random).await;
         let mut samples = Vec::new();
-        for number in 0..chosen {
-            // Spread over all of them, beginning anywhere.
-            let at = (number * mailboxes.len() / chosen + random as usize % mailboxes.len()) % mailboxes.len();
-            let (mailbox, account) = mailboxes[at];
-            let wanted = (count - samples.len()).div_ceil(chosen - number);
+        for (number, &(mailbox, account)) in mailboxes.iter().enumerate() {
+            let wanted = (count - samples.len()).div_ceil(mailboxes.len() - number);
             let newest = self.look(mailbox, |index| {
                 let start = index.messages.len().saturating_sub(wanted);
                 index.messages.iter_from(start).collect::<Vec<_>>()
@@ -63,10 +58,9 @@ impl<S: Storage> Shard<S> {
                 if message.size > MESSAGE_OCTETS_MAX {
                     continue;
                 }
-                let digest = self.read_message(&message, mailbox, Part::Digest).await;
-                let (Ok(digest), Ok(whole)) = (digest, self.read_message(&message, mailbox, Part::Whole).await) else {
-                    continue;
-                };
+                let digest = self.read_message_once(&message, mailbox, Part::Digest).await;
+                let whole = self.read_message_once(&message, mailbox, Part::Whole).await;
+                let (Ok(digest), Ok(whole)) = (digest, whole) else { continue };
                 let part = |bytes: &[u8]| bytes[..bytes.len().min(PART_BYTES_MAX)].to_vec();
                 let parts = [part(&digest.digest), part(&whole.header), part(&whole.body)];
                 samples.push(Sample { account, parts });
@@ -74,6 +68,32 @@ impl<S: Storage> Shard<S> {
             }
         }
         samples
+    }
+
+    /// At most `count` mailboxes with messages, and their accounts: each with the same chance.
+    async fn some_mailboxes(&self, count: usize, mut random: u64) -> Vec<(MailboxId, u64)> {
+        let (mut chosen, mut seen, mut next) = (Vec::new(), 0, Some(MailboxId(0)));
+        while let Some(from) = next.take() {
+            {
+                let state = self.0.state.borrow();
+                let mut slots = state.slots.range(from..);
+                for (&mailbox, slot) in slots.by_ref().take(SLOTS_AT_ONCE) {
+                    if slot.meta.exists == 0 {
+                        continue;
+                    }
+                    seen += 1;
+                    let found = (mailbox, slot.meta.account.0);
+                    if chosen.len() < count {
+                        chosen.push(found);
+                    } else if let Some(place) = chosen.get_mut(next_below(&mut random, seen)) {
+                        *place = found;
+                    }
+                }
+                next = slots.next().map(|(&mailbox, _)| mailbox);
+            }
+            self.0.storage.yield_now().await;
+        }
+        chosen
     }
 }
 
@@ -114,8 +134,10 @@ pub(crate) fn train(
         .filter_map(|(kind, part)| {
             let parts: Vec<(u64, &[u8])> =
                 samples.iter().map(|sample| (sample.account, &sample.parts[part as usize][..])).collect();
-            let bytes = train_kind(&parts, config, key)?;
-            Some(Arc::new(Dictionary::new(kind, generation, bytes)))
+            let dictionary = Dictionary::new(kind, generation, train_kind(&parts, config, key)?);
+            // Here, and not when a worker first needs it.
+            dictionary.prepare();
+            Some(Arc::new(dictionary))
         })
         .collect();
     DictionarySet::newest_of(&dictionaries)
@@ -139,7 +161,7 @@ fn train_kind(parts: &[(u64, &[u8])], config: &DictionaryConfig, key: u64) -> Op
     if trained.len() < SAMPLES_MIN {
         return None;
     }
-    // A hundredth of the samples, as the library advises, and no more than is allowed.
+    // The library advises a hundredth of the samples; but most of these is not to be learnt.
     let octets: usize = trained.iter().map(Vec::len).sum();
     let size = (octets / 50).clamp(1 << 10, config.bytes_max);
     let mut bytes = zstd::dict::from_samples(&trained, size).ok()?;
@@ -228,21 +250,47 @@ impl CommonWindows {
                 like[kind].push(octet);
             }
         }
+        let is_common = |hash| self.counts.get(&hash).is_some_and(|(_, count)| *count >= self.users_min);
+        let common: Vec<bool> = windows(part, self.key).map(is_common).collect();
         let mut out = part.to_vec();
-        let mut common_until = 0;
-        let mut hashes = windows(part, self.key);
+        // What is kept of a run of common windows that begins before the last one is past, or right behind it, is only what
+        // comes after its first window: what bridges the two need not be common.
+        let (mut kept_from, mut kept_until) = (0, 0);
         for (at, octet) in out.iter_mut().enumerate() {
-            let is_common = |hash| self.counts.get(&hash).is_some_and(|(_, count)| *count >= self.users_min);
-            if hashes.next().is_some_and(is_common) {
-                common_until = at + WINDOW;
+            let begins = common.get(at).is_some_and(|&common| common) && !(at > 0 && common[at - 1]);
+            if begins {
+                kept_from = if at > 0 && at <= kept_until { at + WINDOW - 1 } else { at };
             }
-            if at >= common_until
-                && let Some(kind) = character_kind(*octet)
-            {
+            if common.get(at).is_some_and(|&common| common) {
+                kept_until = at + WINDOW;
+            }
+            let is_kept = at < kept_until && at >= kept_from;
+            if let Some(kind) = character_kind(*octet).filter(|_| !is_kept) {
                 *octet = like[kind][next_below(random, like[kind].len())];
             }
         }
+        // By chance, and where a sample has one character of a kind, what was replaced is what it was.
+        for (at, &common) in common.iter().enumerate() {
+            let window = at..at + WINDOW;
+            if common || out[window.clone()] != part[window.clone()] {
+                continue;
+            }
+            if let Some(last) = window.rev().find(|&at| character_kind(part[at]).is_some()) {
+                out[last] = unlike(part[last]);
+            }
+        }
         out
+    }
+}
+
+/// Another character of the same kind.
+fn unlike(octet: u8) -> u8 {
+    match octet {
+        b'9' | b'z' | b'Z' | 0xff => octet - 1,
+        0x7f => 0,
+        0x1f => 1,
+        b'/' | b'@' | b'`' | b'~' => b'.',
+        other => other + 1,
     }
 }
 
@@ -330,6 +378,33 @@ mod tests {
                 assert!(!has(dictionary, window), "{window}");
             }
         }
+    }
+
+    /// Two runs that many have received do not make what one has received common where they meet.
+    #[test]
+    fn what_bridges_common_runs_is_not_kept() {
+        let letter = |first: &str, last: &str, code: u32| {
+            let code = format!("Your code is {code}.\r\nThank you, 7777 7777 7777\r\n");
+            format!("Newsletter of the club\r\n\r\nDear {first} {last},\r\n\r\n{code}it goes on.").into_bytes()
+        };
+        let name = |start: &str, number: u32| format!("{start}{}", char::from(b'a' + number as u8));
+        let annas = (0..9).map(|number| letter("Anna", &name("Q", number), 4800 + number));
+        let schmidts = (0..9).map(|number| letter(&name("Vw", number), "Schmidt", number * 100 + 15));
+        let letters: Vec<Vec<u8>> = annas.chain(schmidts).chain([letter("Anna", "Schmidt", 4815)]).collect();
+        let parts: Vec<(u64, &[u8])> = (0..).zip(letters.iter().map(|letter| &letter[..])).collect();
+        let common = CommonWindows::of(&parts, 8, 77);
+        let (mut random, mut kept) = (5, 0);
+        for (_, part) in parts {
+            let anonymous = common.anonymous(part, &mut random);
+            assert_eq!(anonymous.len(), part.len());
+            for (at, hash) in windows(part, 77).enumerate() {
+                let (before, after) = (&part[at..at + WINDOW], &anonymous[at..at + WINDOW]);
+                let is_common = common.counts.contains_key(&hash);
+                assert!(before != after || is_common, "{:?}", String::from_utf8_lossy(before));
+                kept += usize::from(before == after);
+            }
+        }
+        assert!(kept > 19 * 20, "only {kept} windows are kept");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use zstd::dict::{DecoderDictionary, EncoderDictionary};
+use zstd::zstd_safe::{CDict, DDict};
 
 use super::checksum;
 
@@ -48,21 +48,24 @@ pub struct Dictionary {
     /// How many times dictionaries had been trained in this store, this time included.
     pub generation: u32,
     bytes: Box<[u8]>,
-    encoder: OnceLock<EncoderDictionary<'static>>,
-    decoder: OnceLock<DecoderDictionary<'static>>,
+    /// `None`: zstd cannot use it, though its checksum is good.
+    encoder: OnceLock<Option<CDict<'static>>>,
+    decoder: OnceLock<Option<DDict<'static>>>,
 }
 
 impl Dictionary {
     /// A dictionary of bytes in the format of zstd, or of any bytes. Its id is derived from them.
     pub fn new(kind: DictionaryKind, generation: u32, bytes: Vec<u8>) -> Self {
-        // 0 stands for no dictionary.
-        let id = u32::from_le_bytes(blake3_prefix(&bytes)).max(1);
-        Self::with_id(id, kind, generation, bytes)
-    }
-
-    pub(crate) fn with_id(id: u32, kind: DictionaryKind, generation: u32, bytes: Vec<u8>) -> Self {
+        let id = Self::id_of(&bytes);
         let (bytes, encoder, decoder) = (bytes.into(), OnceLock::new(), OnceLock::new());
         Self { id, kind, generation, bytes, encoder, decoder }
+    }
+
+    /// The id of a dictionary of these bytes. 0 stands for no dictionary.
+    pub fn id_of(bytes: &[u8]) -> u32 {
+        let mut prefix = [0; 4];
+        prefix.copy_from_slice(&blake3::hash(bytes).as_bytes()[..4]);
+        u32::from_le_bytes(prefix).max(1)
     }
 
     pub fn bytes(&self) -> &[u8] {
@@ -73,20 +76,19 @@ impl Dictionary {
         checksum(&self.bytes)
     }
 
-    pub(crate) fn encoder(&self) -> &EncoderDictionary<'static> {
-        self.encoder.get_or_init(|| EncoderDictionary::copy(&self.bytes, LOG_LEVEL))
+    /// Makes what compression and decompression need: some milliseconds for a large one.
+    pub(crate) fn prepare(&self) {
+        self.encoder();
+        self.decoder();
     }
 
-    pub(crate) fn decoder(&self) -> &DecoderDictionary<'static> {
-        self.decoder.get_or_init(|| DecoderDictionary::copy(&self.bytes))
+    pub(crate) fn encoder(&self) -> Option<&CDict<'static>> {
+        self.encoder.get_or_init(|| CDict::try_create(&self.bytes, LOG_LEVEL)).as_ref()
     }
-}
 
-fn blake3_prefix(bytes: &[u8]) -> [u8; 4] {
-    let hash = blake3::hash(bytes);
-    let mut prefix = [0; 4];
-    prefix.copy_from_slice(&hash.as_bytes()[..4]);
-    prefix
+    pub(crate) fn decoder(&self) -> Option<&DDict<'static>> {
+        self.decoder.get_or_init(|| DDict::try_create(&self.bytes)).as_ref()
+    }
 }
 
 impl PartialEq for Dictionary {
@@ -116,6 +118,12 @@ impl DictionarySet {
         let generation = dictionaries.iter().map(|dictionary| dictionary.generation).max()?;
         let newest = dictionaries.iter().filter(|dictionary| dictionary.generation == generation);
         Some(Self { dictionaries: newest.cloned().collect() })
+    }
+
+    /// These, and those of kinds that only the other set of the same generation has.
+    pub(crate) fn completed_by(&self, other: &Self) -> Self {
+        let missing = other.iter().filter(|dictionary| self.of_kind(dictionary.kind).is_none());
+        Self { dictionaries: self.dictionaries.iter().chain(missing).cloned().collect() }
     }
 
     pub fn generation(&self) -> u32 {

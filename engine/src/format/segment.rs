@@ -11,8 +11,9 @@ const HEADER_MAGIC: [u8; 8] = *b"PHSEGMT1";
 const FOOTER_MAGIC: [u8; 8] = *b"PHFOOTR1";
 /// Magic, version, header length, checksum, fixed fields.
 const HEADER_FIXED_BYTES: usize = 88;
-/// Dictionaries of a segment: their table has room in the header's first block.
-pub const DICTIONARIES_MAX: usize = 16;
+/// Dictionaries of a segment: their table has room in the header's first block. A batch is of two sets of three at most, but where
+/// messages wait while dictionaries are trained again and again.
+pub const DICTIONARIES_MAX: usize = 64;
 /// The trailer stands at the very end of a sealed segment.
 pub const TRAILER_BYTES: usize = 64;
 
@@ -169,7 +170,11 @@ impl DictionaryEntry {
             available: header.len() as u64,
         })?;
         verify_checksum(WHAT, self.checksum, bytes)?;
-        Ok(Dictionary::with_id(self.id, kind, self.generation, bytes.to_vec()))
+        // A wrong id would let frames be unpacked with another dictionary than theirs.
+        if self.id != Dictionary::id_of(bytes) {
+            return Err(value("id", self.id));
+        }
+        Ok(Dictionary::new(kind, self.generation, bytes.to_vec()))
     }
 }
 

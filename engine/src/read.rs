@@ -128,7 +128,8 @@ impl<S: Storage> Shard<S> {
         self.read(message, mailbox, part, true).await
     }
 
-    /// As [`Shard::read_message`] for one of many that are looked at once: it is not kept, which takes half the time again.
+    /// As [`Shard::read_message`] for one of many that nobody will want again: it is not kept, and displaces nothing. It takes
+    /// no less time.
     ///
     /// # Errors
     /// As [`Shard::read_message`].

@@ -64,8 +64,6 @@ pub const INPUT_BUFFERS_HELD: usize = 256;
 pub const FETCH_CHUNK: u64 = 256;
 /// Octets that a SEARCH decodes and compares before others have their turn: some 100 us.
 pub const SEARCH_STEP_OCTETS: usize = 32 * 1024;
-/// Of searches over more messages than this, none is kept in memory after it has been looked at.
-pub const SEARCH_KEPT_MESSAGES: u64 = 2000;
 /// Tests of messages by what the index knows before others have their turn: as long.
 pub const SEARCH_STEP_TESTS: usize = 16 * 1024;
 /// Octets of names times octets of patterns that a LIST compares before others have their turn: some 200 us.

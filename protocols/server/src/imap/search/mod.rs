@@ -50,7 +50,7 @@ impl Session {
         let (shard, mailbox, mut uids) = (view.shard().clone(), view.mailbox(), view.uids().0);
         uids = shard.look(mailbox, |index| those_left(index, &uids)).await?;
         let tests_each = test.tests_each();
-        let mut reader = Reader::new(&self.context, shard.clone(), mailbox, &test, resolved.strings, uids.len());
+        let mut reader = Reader::new(&self.context, shard.clone(), mailbox, &test, resolved.strings);
         let (mut found, mut modseq) = (RoaringBitmap::new(), 0);
         // A set is combined with others some hundred times as fast as messages are looked at one by one, and nothing is copied
         // for it.

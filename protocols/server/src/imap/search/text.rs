@@ -28,8 +28,6 @@ pub(super) struct Reader {
     /// Whether any string is looked for in header fields alone.
     asks_header: bool,
     is_damaged: bool,
-    /// Whether so many messages are read that it is no use to keep them.
-    are_many: bool,
     buffers: Buffers,
     /// Octets read and compared since others had their turn.
     spent: usize,
@@ -70,7 +68,6 @@ impl Reader {
         mailbox: MailboxId,
         test: &Test,
         strings: Vec<(Place, String)>,
-        messages: u64,
     ) -> Self {
         let query = Query::new(strings);
         let asks_header = (0..query.len()).any(|string| query.is_in_header(string));
@@ -83,7 +80,6 @@ impl Reader {
             asks_sent: test.asks_sent(),
             asks_header,
             is_damaged: false,
-            are_many: messages > limits::SEARCH_KEPT_MESSAGES,
             buffers: Buffers::default(),
             spent: 0,
         }
@@ -164,11 +160,7 @@ impl Reader {
     }
 
     async fn bytes(&self, message: &Message, part: Part) -> Result<MessageBytes, Failure> {
-        let read = match self.are_many {
-            true => self.shard.read_message_once(message, self.mailbox, part).await,
-            false => self.shard.read_message(message, self.mailbox, part).await,
-        };
-        read.map_err(damage)
+        self.shard.read_message(message, self.mailbox, part).await.map_err(damage)
     }
 
     async fn scan_header(&self, open: &mut Open<'_>, bytes: &MessageBytes, spent: &mut usize) {

@@ -24,7 +24,8 @@ export POSTHASTE_BIN="$PWD/target/release/posthaste"
 
 step "all tests, io_uring"
 cargo test --workspace
-cargo test -p posthaste-bench --benches
+# Of the whole workspace, so that nothing is compiled again with other features.
+cargo test --workspace --bench engine --bench pieces
 
 step "the comparison with other servers computes what it should"
 python3 -m unittest discover bench/peers

@@ -2,9 +2,13 @@
 //! something else than they were written.
 #![no_main]
 
+use std::sync::Arc;
+
 use libfuzzer_sys::fuzz_target;
 use posthaste_engine::format::batch::{BatchHeader, decode_touches};
-use posthaste_engine::format::frame::Unpacker;
+use posthaste_engine::format::checksum;
+use posthaste_engine::format::dictionary::{Dictionary, DictionaryKind};
+use posthaste_engine::format::frame::{FrameInfo, Unpacker, codec_id};
 use posthaste_engine::format::manifest::Manifest;
 use posthaste_engine::format::page::open_page_at;
 use posthaste_engine::format::record::{Record, RecordHeader};
@@ -20,10 +24,11 @@ fuzz_target!(|data: &[u8]| {
         22 => drop(Manifest::from_bytes(data)),
         23 => drop(open_page_at(data, &mut Unpacker::default())),
         24 => drop(RecordHeader::decode(data)),
-        25 => drop(SegmentHeader::decode(data)),
+        25 => drop(SegmentHeader::decode_some(data)),
         26 => drop(Trailer::decode(data, data.len() as u64)),
         27 => drop(DigestBytes::from_storage(data).map(|bytes| bytes.digest().map(|digest| digest.parts().len()))),
         28 => drop(Record::decode(0x8010, data)),
+        29 => unpack(data),
         kind => {
             if let Ok(Some(record)) = Record::decode(kind.into(), data) {
                 let mut payload = Vec::new();
@@ -34,3 +39,21 @@ fuzz_target!(|data: &[u8]| {
         }
     }
 });
+
+/// A frame and the dictionary that it names, both with good checksums.
+fn unpack(data: &[u8]) {
+    let Some((lengths, data)) = data.split_at_checked(4) else { return };
+    let (dictionary, stored) = data.split_at(data.len().min(usize::from(lengths[0]) * 16));
+    let dictionary = Arc::new(Dictionary::new(DictionaryKind::Body, 1, dictionary.to_vec()));
+    let info = FrameInfo {
+        codec: codec_id::ZSTD_DICTIONARY,
+        dictionary: dictionary.id,
+        stored_len: stored.len() as u32,
+        raw_len: u32::from(u16::from_le_bytes([lengths[1], lengths[2]])),
+        checksum: checksum(stored),
+    };
+    let (mut unpacker, mut out) = (Unpacker::default(), vec![1]);
+    unpacker.add_dictionary(dictionary);
+    let unpacked = info.unpack("frame", stored, &mut unpacker, &mut out);
+    assert_eq!(out.len(), 1 + unpacked.map_or(0, |()| info.raw_len as usize));
+}

@@ -1,9 +1,9 @@
 //! Training dictionaries on the store's own mail.
 //!
-//! What goes into a dictionary must be common knowledge: each run of [`WINDOW`] octets of it was received by at least
-//! [`DictionaryConfig::users_min`] users. Everything else in the samples is replaced, before they are trained on, by characters
-//! of the same kind from anywhere in the same sample, so that the statistics stay those of mail and nothing that anybody
-//! wrote is left in its order.
+//! What is learnt must be common knowledge. In the samples each run of [`WINDOW`] octets that fewer than
+//! [`DictionaryConfig::users_min`] users have received is broken up, before they are trained on: its characters are replaced by
+//! others of the same kind from anywhere in the same sample, so that the statistics stay those of mail and nothing that
+//! somebody wrote to few is left in its order. White space stays where it is.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};

@@ -9,13 +9,15 @@ use crate::format::frame::{FrameInfo, Unpacker};
 use crate::format::manifest::Manifest;
 use crate::format::message::MessageReader;
 use crate::format::page::{DeltaPage, MailboxPage, PageKind, PageLocation, open_page, restore};
-use crate::format::record::{RECORD_HEADER_BYTES, RecordHeader, kind};
+use crate::format::record::{RECORD_HEADER_BYTES, Record, RecordHeader, kind};
 use crate::format::segment::{Footer, SegmentHeader, TRAILER_BYTES, Trailer};
 use crate::format::{BLOCK_BYTES, FormatError};
-use crate::ids::{AccountId, Epoch, Location, MailboxId, Position, SegmentId, ShardId};
-use crate::index::{Change, MailboxIndex};
+use crate::ids::{AccountId, Epoch, Location, MailboxId, MessageId, Position, SegmentId, ShardId};
+use crate::index::{Change, MailboxIndex, Moved};
 use crate::read::{BLOCK, open_block};
-use crate::recovery::{FoundBatch, dropped_transactions, judge, replay, restore_index, scan_log};
+use crate::recovery::{
+    FoundBatch, dropped_transactions, judge, judge_compacted, replay, restore_index, scan_compacted, scan_log,
+};
 use crate::state::State;
 use crate::storage::local::{index_file, segment_file, shard_directory};
 use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, StorageError, Wal};
@@ -52,6 +54,7 @@ pub async fn check_shard<S: Storage>(
         report: ShardCheck::default(),
         unpacker: Unpacker::default(),
         lost_dictionaries: BTreeSet::new(),
+        moved: BTreeMap::new(),
         names: BTreeMap::new(),
     };
     let Some((epoch, number, bytes)) = storage.manifests(id).latest().await? else {
@@ -81,6 +84,8 @@ struct Check<S: Storage> {
     unpacker: Unpacker,
     /// Ids of dictionaries that no segment has.
     lost_dictionaries: BTreeSet<u32>,
+    /// The messages that records are of, by where these lie, where some lie twice.
+    moved: BTreeMap<Place, MessageId>,
     /// The segments there are, and whether they are sealed.
     names: BTreeMap<SegmentId, (SegmentName, bool)>,
 }
@@ -97,15 +102,18 @@ impl<S: Storage> Check<S> {
     async fn run(&mut self, manifest: &Manifest, progress: impl Fn(u64, u64)) -> Result<(), EngineError> {
         // The log alone.
         let segments = scan_log::<S>(&self.wal, &self.blobs, manifest, Position::default()).await?;
+        let compacted = scan_compacted::<S>(&self.wal, &self.blobs, manifest).await?;
+        let all = || segments.iter().chain(&compacted);
         let names: BTreeMap<SegmentId, (SegmentName, bool)> =
-            segments.iter().map(|segment| (segment.name.segment, (segment.name, segment.sealed))).collect();
+            all().map(|segment| (segment.name.segment, (segment.name, segment.sealed))).collect();
         self.names.clone_from(&names);
         let total: u64 =
-            segments.iter().flat_map(|segment| &segment.batches).map(|batch| batch.end - batch.position.offset).sum();
+            all().flat_map(|segment| &segment.batches).map(|batch| batch.end - batch.position.offset).sum();
         self.report.log_bytes = total;
         progress(0, total);
         let proven = manifest.replay_from.max(manifest.log_end);
-        let verdict = judge(self.id, segments, proven, None, Position::default());
+        let mut verdict = judge(self.id, segments, proven, None, Position::default());
+        judge_compacted(self.id, compacted, &mut verdict);
         self.report.torn_tail = verdict.torn.map(|(_, what)| what);
         self.report.findings.extend(verdict.damage);
         let batches = verdict.batches;
@@ -119,8 +127,21 @@ impl<S: Storage> Check<S> {
         let damaged: BTreeSet<SegmentId> =
             batches.iter().filter(|batch| !batch.is_good()).map(|batch| batch.position.segment).collect();
         self.check_footers(&batches, &names, &damaged).await?;
-        let tail: Vec<FoundBatch> =
-            batches.iter().filter(|batch| batch.position >= manifest.replay_from).cloned().collect();
+        if batches.iter().any(|batch| batch.position.segment.is_compacted()) {
+            for batch in &batches {
+                for found in &batch.records {
+                    if let Some(Record::Message(head)) = &found.record {
+                        self.moved.insert((batch.position.segment, found.offset), head.id);
+                    }
+                }
+            }
+        }
+        // Without an index the whole log is its tail.
+        let is_all = manifest.replay_from == Position::default();
+        let is_of_tail = |batch: &&FoundBatch| {
+            is_all || (!batch.position.segment.is_compacted() && batch.position >= manifest.replay_from)
+        };
+        let tail: Vec<FoundBatch> = batches.iter().filter(is_of_tail).cloned().collect();
         let mut from_log = State { shard: self.id, ..State::default() };
         self.report.records = replay(&mut from_log, batches, &ordinals);
         let directory = shard_directory(self.id);
@@ -362,10 +383,7 @@ impl<S: Storage> Check<S> {
                 let what = format!("the index has {meta:?}, the log gives {:?}", slot.meta);
                 differences.push((mailbox, what));
             }
-            let mut rebuilt = MailboxIndex::default();
-            for (_, change) in &slot.delta {
-                rebuilt.apply(change);
-            }
+            let mut rebuilt = MailboxIndex::of_changes(&slot.delta);
             match self.open_index(mailbox, indexed.page, indexed.delta_page).await? {
                 Err((page, error)) => {
                     let file = format!("idx/{}", index_file(page.blob, Epoch(page.epoch)));
@@ -376,6 +394,8 @@ impl<S: Storage> Check<S> {
                     for (_, change) in &indexed.delta {
                         index.apply(change);
                     }
+                    index.forget_stray_flags();
+                    self.take_either_copy(&mut index, &rebuilt);
                     uncount(&mut index);
                     uncount(&mut rebuilt);
                     if index != rebuilt {
@@ -407,6 +427,22 @@ impl<S: Storage> Check<S> {
             self.find("idx".to_owned(), 0, what, touches);
         }
         Ok(())
+    }
+
+    /// Where a record lies twice, because compaction did not come to its end, the index may name either.
+    fn take_either_copy(&self, index: &mut MailboxIndex, rebuilt: &MailboxIndex) {
+        let mut moved = Vec::new();
+        for message in index.messages.iter() {
+            let Some(other) = rebuilt.message(message.uid).filter(|other| other.location != message.location) else {
+                continue;
+            };
+            let Location { segment, offset_units, .. } = message.location;
+            if self.moved.get(&(segment, message.location.offset())) == Some(&other.id) {
+                let (to, head_bytes) = (other.location, other.head_bytes);
+                moved.push(Moved { uid: message.uid, from: segment, from_units: offset_units, to, head_bytes });
+            }
+        }
+        index.messages.relocate(&moved);
     }
 
     async fn open_index(
@@ -458,10 +494,7 @@ impl<S: Storage> Check<S> {
         let mut touched: BTreeMap<Place, Vec<(MailboxId, u32, u32)>> = BTreeMap::new();
         let mut dangling = Vec::new();
         for (&mailbox, slot) in &from_log.slots {
-            let mut index = MailboxIndex::default();
-            for (_, change) in &slot.delta {
-                index.apply(change);
-            }
+            let index = MailboxIndex::of_changes(&slot.delta);
             for message in index.messages.iter() {
                 self.report.messages += 1;
                 let place = (message.location.segment, message.location.offset());

@@ -93,6 +93,11 @@ impl<S: Storage> Shard<S> {
     /// Storage that fails. The old checkpoint stays in force.
     pub async fn checkpoint(&self) -> Result<(), EngineError> {
         let _one_at_a_time = self.0.checkpoint_lock.lock().await;
+        self.checkpoint_alone().await
+    }
+
+    /// As [`Shard::checkpoint`], for who has its lock.
+    pub(crate) async fn checkpoint_alone(&self) -> Result<(), EngineError> {
         match self.checkpoint_now().await {
             Err(EngineError::Full) if self.use_reserve().await? => self.checkpoint_now().await,
             result => result,
@@ -170,7 +175,12 @@ impl<S: Storage> Shard<S> {
         let entry = IndexEntry { blob, epoch, directory_offset, directory_len, full };
         let mut unused = Vec::new();
         let used = self.blobs_in_use(&written, blob);
+        // Pages may already say where compaction has moved records.
+        let compacted = inner.compaction.to_commit();
         let committed = self.commit_manifest(|manifest| {
+            if let Some(compacted) = &compacted {
+                compacted.edit(manifest);
+            }
             manifest.indexes.push(entry);
             let first = manifest.indexes.iter().rposition(|entry| entry.full).unwrap_or(0);
             let mut place = 0;
@@ -193,6 +203,9 @@ impl<S: Storage> Shard<S> {
             }
             return Err(error);
         }
+        if compacted.is_some() {
+            inner.compaction.committed();
+        }
         self.take_over(written, full, known, &accounts, &directory);
         // Indexes have grown since they were loaded, some of them for the checkpoint alone.
         let loaded =
@@ -206,6 +219,9 @@ impl<S: Storage> Shard<S> {
         self.count(|stats| stats.checkpoints += 1);
         for name in unused {
             inner.blobs.delete(name).await?;
+        }
+        if inner.compaction.has_doomed() {
+            self.remove_doomed().await;
         }
         Ok(())
     }
@@ -558,7 +574,7 @@ impl<S: Storage> Shard<S> {
     }
 
     /// Page and delta page, without the changes in memory.
-    async fn assemble_index(
+    pub(crate) async fn assemble_index(
         &self,
         mailbox: MailboxId,
         page: PageLocation,
@@ -625,5 +641,8 @@ fn delta_bytes(change: &Change) -> usize {
         Change::Flags(change) => 48 + change.uids.0.serialized_size().min(change.uids.len() as usize * 8),
         Change::Expunge(expunge) => 48 + expunge.uids.0.serialized_size().min(expunge.uids.len() as usize * 8),
         Change::Keyword { name, .. } => 24 + name.len(),
+        Change::Relocate(moved) => 24 + 32 * moved.len(),
+        Change::Fold { .. } => 96,
+        Change::Base(base) => 128 + 96 * (base.placed.len() + base.states.len()),
     }
 }

@@ -25,8 +25,18 @@ newtype! {
     Epoch(u32)
 }
 newtype! {
-    /// A segment of a shard, dense and never reused.
+    /// A segment of a shard. Those of the log are dense and never reused; those that compaction has written are numbered
+    /// from [`SegmentId::FIRST_COMPACTED`] on.
     SegmentId(u32)
+}
+
+impl SegmentId {
+    pub const FIRST_COMPACTED: Self = Self(1 << 31);
+
+    /// Whether compaction has written it: it is no part of the log's order.
+    pub fn is_compacted(self) -> bool {
+        self >= Self::FIRST_COMPACTED
+    }
 }
 newtype! {
     /// RFC 3501, 2.3.1.1: never 0, ascending in a mailbox, never reused.
@@ -113,7 +123,7 @@ pub struct Location {
     /// Offset in units of 8 bytes, since records are 8-byte aligned: 32 GB of segment at most.
     pub offset_units: u32,
     pub len: u32,
-    /// The record's number in its segment: its bit in the tombstone bitmap.
+    /// The record's number in its segment.
     pub ordinal: u32,
 }
 

@@ -11,7 +11,7 @@ use crate::flags::{Flags, UidSet};
 use crate::format::FormatError;
 use crate::format::codec::{DecodeError, Input, Wire, wire_struct};
 use crate::format::page::{MailboxPage, PageExpunges, PageMessage};
-use crate::format::record::{Expunge, FlagChange};
+use crate::format::record::{Base, Expunge, FlagChange, PlacedMessage};
 use crate::ids::{Location, Lsn, MessageId, ModSeq, SegmentId, ShardId, Uid};
 use crate::messages::Messages;
 
@@ -51,13 +51,72 @@ wire_struct!(Message {
     save_date: i64,
 });
 
+/// A message whose record compaction has moved.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Moved {
+    pub uid: Uid,
+    /// Where it was: segment, and offset in units of 8 bytes.
+    pub from: SegmentId,
+    pub from_units: u32,
+    pub to: Location,
+    pub head_bytes: u32,
+}
+wire_struct!(Moved { uid: Uid, from: SegmentId, from_units: u32, to: Location, head_bytes: u32 });
+
 /// One change of a mailbox's index.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    Place { message: Message, flags: Flags },
+    Place {
+        message: Message,
+        flags: Flags,
+    },
     Flags(FlagChange),
     Expunge(Expunge),
-    Keyword { number: u16, name: String },
+    Keyword {
+        number: u16,
+        name: String,
+    },
+    /// Ascending by UID.
+    Relocate(Vec<Moved>),
+    /// A message as a folded record has it, with all changes up to then: it replaces what is known of the UID.
+    Fold {
+        message: Message,
+        flags: Flags,
+    },
+    /// What a base record says of the messages up to then.
+    Base(Box<Base>),
+}
+
+impl PlacedMessage {
+    pub(crate) fn to_message(&self, modseq: ModSeq) -> Message {
+        Message {
+            uid: self.uid,
+            prefix_of: self.prefix_of,
+            zone_minutes: self.zone_minutes,
+            modseq,
+            id: self.message,
+            location: self.location,
+            head_bytes: self.head_bytes,
+            size: self.size,
+            internal_date: self.internal_date,
+            save_date: self.save_date,
+        }
+    }
+
+    pub(crate) fn of_message(message: &Message, flags: Flags) -> Self {
+        Self {
+            uid: message.uid,
+            message: message.id,
+            location: message.location,
+            prefix_of: message.prefix_of,
+            head_bytes: message.head_bytes,
+            size: message.size,
+            flags,
+            internal_date: message.internal_date,
+            zone_minutes: message.zone_minutes,
+            save_date: message.save_date,
+        }
+    }
 }
 
 impl Wire for Change {
@@ -83,6 +142,19 @@ impl Wire for Change {
                 number.put(out);
                 name.put(out);
             }
+            Self::Relocate(moved) => {
+                5_u8.put(out);
+                moved.put(out);
+            }
+            Self::Fold { message, flags } => {
+                6_u8.put(out);
+                message.put(out);
+                flags.put(out);
+            }
+            Self::Base(base) => {
+                7_u8.put(out);
+                base.put(out);
+            }
         }
     }
 
@@ -92,6 +164,9 @@ impl Wire for Change {
             2 => Self::Flags(Wire::take(input)?),
             3 => Self::Expunge(Wire::take(input)?),
             4 => Self::Keyword { number: Wire::take(input)?, name: Wire::take(input)? },
+            5 => Self::Relocate(Wire::take(input)?),
+            6 => Self::Fold { message: Wire::take(input)?, flags: Wire::take(input)? },
+            7 => Self::Base(Box::new(Wire::take(input)?)),
             value => return Err(DecodeError::Value { field: "index change", value: value.into() }),
         })
     }
@@ -171,6 +246,14 @@ impl MailboxIndex {
             + self.expunged.len() * 64
     }
 
+    /// The index that changes amount to, which may be those that are left of a log.
+    pub(crate) fn of_changes(changes: &[(Lsn, Change)]) -> Self {
+        let mut index = Self::default();
+        changes.iter().for_each(|(_, change)| index.apply(change));
+        index.forget_stray_flags();
+        index
+    }
+
     /// Applies a change that is newer than everything applied so far.
     pub fn apply(&mut self, change: &Change) {
         match change {
@@ -219,7 +302,54 @@ impl MailboxIndex {
                 }
                 self.keywords[number].clone_from(name);
             }
+            Change::Relocate(moved) => self.messages.relocate(moved),
+            Change::Fold { message, flags } => {
+                self.messages.put(message);
+                self.set_flags(&RoaringBitmap::from_iter([message.uid.0]), *flags);
+            }
+            Change::Base(base) => self.apply_base(base),
         }
+    }
+
+    fn apply_base(&mut self, base: &Base) {
+        for (modseq, placed) in &base.placed {
+            self.messages.put(&placed.to_message(*modseq));
+            self.set_flags(&RoaringBitmap::from_iter([placed.uid.0]), placed.flags);
+        }
+        let dead = self.uids().0 - &base.live.0;
+        self.messages.remove(&dead);
+        for states in &base.states {
+            let uids = UidSet(&states.uids.0 & self.uids().0);
+            self.set_flags(&uids.0, states.flags);
+            uids.runs().into_iter().for_each(|(first, last)| self.messages.set_modseq(first, last, states.modseq));
+        }
+        self.flags.retain(|_, uids| {
+            *uids &= &base.live.0;
+            !uids.is_empty()
+        });
+        self.keywords.clone_from(&base.keywords);
+        self.expunged.clone_from(&base.expunged);
+        self.history_horizon = base.history_horizon;
+    }
+
+    /// Gives messages exactly these flags.
+    fn set_flags(&mut self, uids: &RoaringBitmap, flags: Flags) {
+        self.flags.retain(|_, having| {
+            *having -= uids;
+            !having.is_empty()
+        });
+        for bit in flags.bits() {
+            *self.flags.entry(bit as u8).or_default() |= uids;
+        }
+    }
+
+    /// Forgets flags of messages that are not there: what is put together from parts of a log may have some.
+    pub(crate) fn forget_stray_flags(&mut self) {
+        let uids = self.uids().0;
+        self.flags.retain(|_, having| {
+            *having &= &uids;
+            !having.is_empty()
+        });
     }
 
     /// The UIDs expunged after a mod-sequence. `None` if the history does not reach back so far.

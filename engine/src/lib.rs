@@ -6,6 +6,7 @@
 pub mod changes;
 pub mod check;
 mod checkpoint;
+pub mod compaction;
 pub mod deliver;
 pub mod dictionaries;
 pub mod error;

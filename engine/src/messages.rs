@@ -6,7 +6,7 @@
 use roaring::RoaringBitmap;
 
 use crate::ids::{Location, Lsn, MessageId, ModSeq, SegmentId, ShardId, Uid};
-use crate::index::Message;
+use crate::index::{Message, Moved};
 
 const BLOCK_ROWS: usize = 128;
 const COLUMNS: usize = 14;
@@ -179,6 +179,20 @@ impl Block {
             self.bytes = bytes.into();
         }
         self.bytes[MODSEQ * COLUMN_HEADER_BYTES..][..8].copy_from_slice(&modseq.0.to_le_bytes());
+    }
+}
+
+/// Both ascend by UID.
+fn relocate_rows(rows: &mut [Row], moved: &[Moved]) {
+    for moved in moved {
+        let Ok(at) = rows.binary_search_by_key(&u64::from(moved.uid.0), |row| row[UID]) else { continue };
+        let mut message = message_of(rows[at]);
+        let from = (message.location.segment, message.location.offset_units);
+        if from == (moved.from, moved.from_units) {
+            message.location = moved.to;
+            message.head_bytes = moved.head_bytes;
+            rows[at] = row_of(&message);
+        }
     }
 }
 
@@ -415,6 +429,24 @@ impl Messages {
         if at < end {
             self.open[at - open_start..end - open_start].iter_mut().for_each(|row| row[MODSEQ] = modseq.0);
         }
+    }
+
+    /// Lets messages that have been moved lie where they are now. `moved` ascends by UID; where a message lies elsewhere than it
+    /// says, it stays as it is.
+    pub fn relocate(&mut self, moved: &[Moved]) {
+        let open_uid = self.open.first().map_or(u32::MAX, |row| row[UID] as u32);
+        let (packed, open) = moved.split_at(moved.partition_point(|moved| moved.uid.0 < open_uid));
+        let block_of =
+            |moved: &Moved, blocks: &[Block]| blocks.partition_point(|block| block.first_uid() <= moved.uid.0);
+        for of_block in
+            packed.chunk_by(|a, b| block_of(a, &self.blocks) == block_of(b, &self.blocks)).collect::<Vec<_>>()
+        {
+            let Some(number) = block_of(&of_block[0], &self.blocks).checked_sub(1) else { continue };
+            let mut rows = self.blocks[number].unpack();
+            relocate_rows(&mut rows, of_block);
+            self.blocks[number] = Block::pack(&rows);
+        }
+        relocate_rows(&mut self.open, open);
     }
 
     /// Takes UIDs away.

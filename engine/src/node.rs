@@ -309,6 +309,9 @@ impl<S: Storage> Worker<S> {
         if seat.index == 0 {
             worker.train_when_wanted();
         }
+        if config.shard.compacts_by_itself {
+            worker.shards().iter().for_each(Shard::compact_from_time_to_time);
+        }
         let jobs_worker = Rc::downgrade(&worker.0);
         storage.spawn(async move {
             while let Some(job) = seat.jobs.recv().await {

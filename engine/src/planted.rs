@@ -31,6 +31,18 @@ pub enum Bug {
     CheckpointPendingTip,
     /// A move marks the source as expunged but forgets the copy when both fall into one batch with another change.
     LoseMoveTarget,
+    /// Compaction removes segments before the manifest that no longer names them is durable.
+    RemoveBeforeCommit,
+    /// What compaction writes is named by a manifest without having been synced.
+    SkipCompactionSync,
+    /// A message that is copied while its record is moved keeps the old place.
+    ForgetPendingCopies,
+    /// Compaction drops records of expunges without saying who lives.
+    FoldWithoutLive,
+    /// Compaction folds the flags of messages that it moves, and forgets those of others.
+    FoldWithoutStates,
+    /// Compaction drops the record of a deletion while older segments still have the mailbox.
+    ForgetDeletions,
 }
 
 #[cfg(feature = "planted-bugs")]

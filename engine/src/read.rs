@@ -15,7 +15,7 @@ use crate::index::{MailboxIndex, Message};
 use crate::message_cache::StoredPart;
 use crate::reading::{Shape, WHOLE_OCTETS_MAX};
 use crate::shard::Shard;
-use crate::storage::Storage;
+use crate::storage::{Storage, StorageError};
 
 /// What to read of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -152,6 +152,30 @@ impl<S: Storage> Shard<S> {
         if let Some(found) = self.0.messages.borrow_mut().find(message, part) {
             return Ok(found);
         }
+        let mut message = self.where_now(message, mailbox).await?;
+        loop {
+            match self.read_stored(&message, mailbox, part, keep).await {
+                // Compaction has moved it meanwhile, or its blocks.
+                Err(EngineError::Storage(error)) if matches!(*error, StorageError::NotFound(_)) => {
+                    let now =
+                        self.look(mailbox, |index| index.message(message.uid)).await?.ok_or(Refusal::NoSuchMessage)?;
+                    if now.location == message.location {
+                        return Err(EngineError::Storage(error));
+                    }
+                    message = now;
+                }
+                read => return read,
+            }
+        }
+    }
+
+    async fn read_stored(
+        &self,
+        message: &Message,
+        mailbox: MailboxId,
+        part: Part,
+        keep: bool,
+    ) -> Result<MessageBytes, EngineError> {
         let location = message.location;
         let what = || format!("mailbox {mailbox} UID {}", message.uid);
         let damaged = |error| self.damaged(location, &what(), error);

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use crate::compaction::Held;
 use crate::error::{EngineError, Refusal};
 use crate::flags::Flags;
 use crate::format::FormatError;
@@ -44,6 +45,8 @@ pub struct Reading<S: Storage> {
     /// Octets before the first piece that is ready.
     at: u64,
     wanted: Range<u64>,
+    /// The segments of the blocks stay until they have been read.
+    held: Option<Held<S>>,
 }
 
 /// How many octets a message has of what.
@@ -108,6 +111,7 @@ impl<S: Storage> Shard<S> {
             shape: Shape::default(),
             at: 0,
             wanted: 0..u64::MAX,
+            held: None,
         };
         if message.size <= WHOLE_OCTETS_MAX {
             let whole = self.read_message(message, mailbox, Part::Whole).await?;
@@ -115,8 +119,9 @@ impl<S: Storage> Shard<S> {
             reading.ready = [Piece::Header(whole.prefix), Piece::Header(whole.header), Piece::Body(whole.body)].into();
             return Ok(reading);
         }
-        let Location { segment, len, .. } = message.location;
-        let record = self.read_segment(segment, message.location.offset(), len as usize).await?;
+        let (message, record) = self.hold_record(message, mailbox, &mut reading).await?;
+        let message = &message;
+        let segment = message.location.segment;
         let damaged = |error| self.damaged(message.location, &reading.what, error);
         let reader = open_record(&record, message).map_err(damaged)?;
         self.have_dictionaries(segment, &[reader.head.header, reader.head.body]).await?;
@@ -129,6 +134,34 @@ impl<S: Storage> Shard<S> {
         reading.blocks = reader.head.blocks.into_iter();
         reading.add(start.into())?;
         Ok(reading)
+    }
+
+    /// The record of a message where it is now, and its blocks kept where they are.
+    async fn hold_record(
+        &self,
+        message: &Message,
+        mailbox: MailboxId,
+        reading: &mut Reading<S>,
+    ) -> Result<(Message, Vec<u8>), EngineError> {
+        let mut message = self.where_now(message, mailbox).await?;
+        loop {
+            let location = message.location;
+            reading.location = location;
+            reading.held = Some(self.hold(std::iter::once(location.segment)));
+            let record = self.read_segment(location.segment, location.offset(), location.len as usize).await?;
+            let damaged = |error| self.damaged(location, &reading.what, error);
+            let blocks = open_record(&record, &message).map_err(damaged)?.head.blocks;
+            reading.held = Some(self.hold(blocks.iter().map(|block| block.location.segment)));
+            if blocks.iter().any(|block| self.0.compaction.is_retired(block.location.segment)) {
+                let now =
+                    self.look(mailbox, |index| index.message(message.uid)).await?.ok_or(Refusal::NoSuchMessage)?;
+                if now.location != location {
+                    message = now;
+                    continue;
+                }
+            }
+            return Ok((message, record));
+        }
     }
 
     /// The prefix of a message, and what its record has of the rest.

@@ -1,12 +1,14 @@
 //! Putting a mailbox's index together from the log alone, when its pages cannot be read.
 
+use std::collections::BTreeSet;
+
 use crate::error::EngineError;
-use crate::format::record::Record;
-use crate::ids::{Location, Lsn, MailboxId, SegmentId};
+use crate::format::record::{FOLDED, Record, RecordHeader};
+use crate::ids::{Location, Lsn, MailboxId, MessageId};
 use crate::index::MailboxIndex;
-use crate::recovery::{FoundSegment, SegmentSource, scan_segment};
+use crate::recovery::{FoundSegment, SegmentSource, replay_key, scan_segment};
 use crate::shard::Shard;
-use crate::state::{Meta, Slot, State};
+use crate::state::{Meta, Relocated, Slot, State};
 use crate::storage::{SegmentName, Storage, StorageError};
 
 impl<S: Storage> Shard<S> {
@@ -20,20 +22,46 @@ impl<S: Storage> Shard<S> {
         let mut state = State { shard: inner.id, ..State::default() };
         let meta = Meta { mailbox, ..Meta::default() };
         state.slots.insert(mailbox, Slot { meta, ..Slot::default() });
-        for (name, sealed, data_end) in self.segments_now().await {
+        let mut found = Vec::new();
+        let segments = self.segments_now().await;
+        self.visit(&segments, |segment| take_in(&mut found, mailbox, as_of, segment)).await?;
+        let copies: BTreeSet<MessageId> = found.iter().flat_map(|(_, record, _)| copies_of(record)).collect();
+        if !copies.is_empty() {
+            // Their records may have been moved since they were copied.
+            state.segments.extend(segments.iter().map(|(name, ..)| name.segment));
+            let compacted: Vec<_> = segments.into_iter().filter(|(name, ..)| name.segment.is_compacted()).collect();
+            self.visit(&compacted, |segment| find_moved(&mut state, &copies, segment)).await?;
+        }
+        found.sort_by_key(|(header, record, _)| replay_key(header, record));
+        for (header, record, location) in found {
+            if header.flags & FOLDED != 0 {
+                state.apply_folded(header.lsn, record, location);
+            } else {
+                state.apply(header.lsn, header.transaction, record, location);
+            }
+        }
+        let mut delta = state.slots.remove(&mailbox).map(|slot| slot.delta).unwrap_or_default();
+        delta.retain(|(lsn, _)| *lsn <= as_of);
+        Ok(MailboxIndex::of_changes(&delta))
+    }
+
+    /// Scans segments one after another.
+    async fn visit(
+        &self,
+        segments: &[(SegmentName, bool, u64)],
+        mut visit: impl FnMut(FoundSegment),
+    ) -> Result<(), EngineError> {
+        let inner = &self.0;
+        for &(name, sealed, data_end) in segments {
             let source = SegmentSource::<S>::new(&inner.wal, &inner.blobs, name, sealed).pausing(&inner.storage);
             match scan_segment(&source, 0, data_end).await {
                 // What it had is lost to all.
                 Err(StorageError::NotFound(_)) => {}
-                segment => take_in(&mut state, mailbox, as_of, segment?),
+                segment => visit(segment?),
             }
             inner.storage.yield_now().await;
         }
-        let mut index = MailboxIndex::default();
-        if let Some(slot) = state.slots.remove(&mailbox) {
-            slot.delta.iter().filter(|(lsn, _)| *lsn <= as_of).for_each(|(_, change)| index.apply(change));
-        }
-        Ok(index)
+        Ok(())
     }
 
     /// The segments of the log with the ends of their data, in order.
@@ -46,13 +74,14 @@ impl<S: Storage> Shard<S> {
                     .manifest
                     .segments
                     .iter()
+                    .filter(|entry| !entry.is_retired())
                     .map(|entry| (SegmentName { segment: entry.segment, epoch: entry.epoch }, true, entry.data_end))
                     .collect();
                 if let Some(active) = &log.active {
                     segments.push((active.name, false, log.position.offset));
                     return segments;
                 }
-                let is_listed = segments.last().is_some_and(|(name, ..)| name.segment == log.position.segment);
+                let is_listed = log.manifest.segments.iter().any(|entry| entry.segment == log.position.segment);
                 // A fresh log has not begun its first segment.
                 if is_listed || log.position.offset == 0 {
                     return segments;
@@ -70,20 +99,47 @@ impl<S: Storage> Shard<S> {
     }
 }
 
-/// Takes in what a segment has of a mailbox, in the order of the log.
-fn take_in(state: &mut State, mailbox: MailboxId, as_of: Lsn, segment: FoundSegment) {
-    let id: SegmentId = segment.name.segment;
+/// Collects what a segment has of a mailbox.
+fn take_in(found: &mut Vec<(RecordHeader, Record, Location)>, mailbox: MailboxId, as_of: Lsn, segment: FoundSegment) {
+    visit_records(segment, |header, record, location| {
+        // Records of a transaction count together: all of them are needed to know whether it is whole.
+        let mut counts = matches!(record, Record::Commit(_)) || header.transaction != 0;
+        // A base record is newer than what it tells of, all of which is in the page.
+        let is_in_time = matches!(record, Record::Base(_)) || header.lsn <= as_of;
+        record.touches(&mut |touched, _, _| counts |= touched == mailbox && is_in_time);
+        if counts {
+            found.push((header, record, location));
+        }
+    });
+}
+
+/// Notes where message records lie that compaction has moved.
+fn find_moved(state: &mut State, wanted: &BTreeSet<MessageId>, segment: FoundSegment) {
+    visit_records(segment, |header, record, location| {
+        let Record::Message(head) = record else { return };
+        if wanted.contains(&head.id) {
+            let relocated = Relocated::new(header.generation, location, &head);
+            state.relocated.entry(head.id).or_default().push(relocated);
+        }
+    });
+}
+
+/// The messages that a record places by reference.
+fn copies_of(record: &Record) -> Vec<MessageId> {
+    match record {
+        Record::Placements(placements) => placements.items.iter().map(|item| item.message).collect(),
+        Record::Base(base) => base.placed.iter().map(|(_, item)| item.message).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn visit_records(segment: FoundSegment, mut visit: impl FnMut(RecordHeader, Record, Location)) {
+    let id = segment.name.segment;
     let records = segment.batches.into_iter().flat_map(|batch| batch.records);
     for (ordinal, found) in records.enumerate() {
         let Some(record) = found.record else { continue };
-        // Records of a transaction count together: all of them are needed to know whether it is whole.
-        let mut counts = matches!(record, Record::Commit(_)) || found.header.transaction != 0;
-        record.touches(&mut |touched, _, _| counts |= touched == mailbox && found.header.lsn <= as_of);
-        if !counts {
-            continue;
-        }
         let location =
             Location { segment: id, offset_units: (found.offset / 8) as u32, len: found.len, ordinal: ordinal as u32 };
-        state.apply(found.header.lsn, found.header.transaction, record, location);
+        visit(found.header, record, location);
     }
 }

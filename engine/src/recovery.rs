@@ -15,13 +15,13 @@ use crate::format::batch::{
 use crate::format::frame::Unpacker;
 use crate::format::manifest::{IndexEntry, Manifest, Quarantine, SegmentEntry};
 use crate::format::page::{DirectoryPage, PageKind, open_page_at, restore};
-use crate::format::record::{Record, RecordHeader};
+use crate::format::record::{FOLDED, Record, RecordHeader};
 use crate::format::segment::{Footer, FooterEntry, SegmentHeader};
 use crate::format::{BLOCK_BYTES, FormatError};
 use crate::ids::{Epoch, Location, Lsn, MailboxId, Position, SegmentId, ShardId};
 use crate::planted::{self, Bug};
 use crate::shard::{BATCH_BYTES_GATHERED, Recovered, Shard, ShardConfig, ShardEvent};
-use crate::state::State;
+use crate::state::{Relocated, State};
 use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, StorageError, Wal};
 
 /// Segments are read in pieces of this size.
@@ -210,8 +210,12 @@ pub(crate) async fn scan_segment<S: Storage>(
                 {
                     gap.table_bytes_left -= len;
                     let bytes = window.at(offset, BATCH_HEADER_BYTES + len).await?;
+                    let is_of_this = |touch: &Touch| {
+                        let epoch = touch.lsn.epoch();
+                        if name.segment.is_compacted() { epoch <= name.epoch } else { epoch == name.epoch }
+                    };
                     if let Ok(touches) = decode_touches(bytes.get(BATCH_HEADER_BYTES..).unwrap_or_default())
-                        && touches.iter().all(|touch| touch.lsn.epoch() == name.epoch)
+                        && touches.iter().all(is_of_this)
                     {
                         gap.tables += 1;
                         gap.touches.extend(touches);
@@ -403,6 +407,7 @@ pub(crate) fn judge(
         batches: Vec::new(),
     };
     let mut expected = sequence;
+    let mut previous: Option<SegmentId> = None;
     // Runs of blocks since the last batch header, by their place among the batches.
     let mut gaps: Vec<usize> = Vec::new();
     'log: for segment in segments {
@@ -411,6 +416,14 @@ pub(crate) fn judge(
         let file = format!("{}/{directory}/{file}", crate::storage::local::shard_directory(shard));
         let finding = |offset, what: String, touches| Finding { shard, file: file.clone(), offset, what, touches };
         let segment_start = Position { segment: segment.name.segment, offset: 0 };
+        let id = segment.name.segment;
+        if previous.map_or(id != start.segment, |previous| previous.0 + 1 != id.0) {
+            // Compaction has taken out what was before.
+            expected = segment.header.as_ref().ok().map(|header| header.first_batch);
+            gaps.iter().for_each(|&gap| verdict.batches[gap].lost_unnamed = true);
+            gaps.clear();
+        }
+        previous = Some(id);
         let damaged = segment.header.as_ref().err().into_iter().chain(&segment.dictionary_errors);
         let mut damaged = damaged.map(|error| finding(0, error.to_string(), Vec::new())).peekable();
         let is_used = segment.batches.iter().any(|batch| batch.header.is_some());
@@ -566,40 +579,80 @@ pub(crate) enum SegmentState {
     Gone,
 }
 
-/// The segments of the log in order: those the manifest knows, then what its epoch wrote after it.
+/// The segments of the log in order: those the manifest knows, then what its epoch wrote after it. Not those that compaction
+/// has written.
 pub(crate) async fn log_segments<S: Storage>(
     wal: &S::Wal,
     blobs: &S::Blobs,
     manifest: &Manifest,
 ) -> Result<Vec<LogSegment>, StorageError> {
     let mut segments: BTreeMap<SegmentId, LogSegment> = BTreeMap::new();
-    for entry in &manifest.segments {
+    let mut retired: BTreeSet<SegmentId> = BTreeSet::new();
+    for entry in manifest.segments.iter().filter(|entry| !entry.segment.is_compacted()) {
+        if entry.is_retired() {
+            retired.insert(entry.segment);
+            continue;
+        }
         let name = SegmentName { segment: entry.segment, epoch: entry.epoch };
         let data_end = Some(entry.data_end);
         segments.insert(entry.segment, LogSegment { name, state: SegmentState::Sealed, data_end });
     }
     let new = |name, state| LogSegment { name, state, data_end: None };
-    for name in wal.list().await? {
-        if name.epoch == manifest.epoch && name.segment >= manifest.first_segment {
-            segments.entry(name.segment).or_insert(new(name, SegmentState::Unsealed));
-        }
+    let is_new = |name: &SegmentName| {
+        let is_of_log = !name.segment.is_compacted() && !retired.contains(&name.segment);
+        is_of_log && name.epoch == manifest.epoch && name.segment >= manifest.first_segment
+    };
+    for name in wal.list().await?.into_iter().filter(is_new) {
+        segments.entry(name.segment).or_insert(new(name, SegmentState::Unsealed));
     }
     for blob in blobs.list().await? {
         if let BlobName::Segment(name) = blob
-            && name.epoch == manifest.epoch
-            && name.segment >= manifest.first_segment
+            && is_new(&name)
         {
             segments.entry(name.segment).or_insert(new(name, SegmentState::Sealed));
         }
     }
     // An epoch's segments are dense.
-    let newest = segments.keys().next_back().copied().unwrap_or_default();
+    let newest = segments.keys().chain(&retired).max().copied().unwrap_or_default();
     let referred = if manifest.replay_from.offset > 0 { manifest.replay_from.segment } else { SegmentId(0) };
-    for id in manifest.first_segment.0.max(1)..=newest.max(referred).0 {
-        let name = SegmentName { segment: SegmentId(id), epoch: manifest.epoch };
-        segments.entry(name.segment).or_insert(new(name, SegmentState::Gone));
+    let dense = (manifest.first_segment.0.max(1)..=newest.max(referred).0).map(SegmentId);
+    for segment in dense.filter(|segment| !retired.contains(segment)) {
+        let name = SegmentName { segment, epoch: manifest.epoch };
+        segments.entry(segment).or_insert(new(name, SegmentState::Gone));
     }
     Ok(segments.into_values().collect())
+}
+
+/// Scans what compaction has written: it belongs to the whole log, and to no tail of it.
+pub(crate) async fn scan_compacted<S: Storage>(
+    wal: &S::Wal,
+    blobs: &S::Blobs,
+    manifest: &Manifest,
+) -> Result<Vec<FoundSegment>, StorageError> {
+    let mut found = Vec::new();
+    for entry in manifest.segments.iter().filter(|entry| entry.segment.is_compacted()) {
+        let name = SegmentName { segment: entry.segment, epoch: entry.epoch };
+        let source = SegmentSource::<S>::new(wal, blobs, name, true);
+        found.push(match scan_segment(&source, 0, entry.data_end).await {
+            Err(StorageError::NotFound(_)) => gone_segment(name, 0, entry.data_end),
+            scanned => scanned?,
+        });
+    }
+    Ok(found)
+}
+
+/// Decides what of the segments that compaction has written counts, each by itself, and adds it to the verdict on the log.
+pub(crate) fn judge_compacted(shard: ShardId, segments: Vec<FoundSegment>, verdict: &mut Verdict) {
+    for segment in segments {
+        let id = segment.name.segment;
+        let end = segment.batches.last().map_or(0, |batch| batch.end);
+        let first = segment.header.as_ref().ok().map(|header| header.first_batch);
+        let proven = Position { segment: id, offset: end };
+        let found = judge(shard, vec![segment], proven, first, Position { segment: id, offset: 0 });
+        verdict.damage.extend(found.damage);
+        verdict.quarantined.extend(found.quarantined);
+        verdict.batches.extend(found.batches);
+    }
 }
 
 /// Scans the log from `replay_from`, or all of it.
@@ -712,54 +765,92 @@ enum Replayed {
     LostUnnamed(u64),
 }
 
+/// When a record's turn comes: a folded one's after all others up to the LSN as of which it is.
+pub(crate) fn replay_key(header: &RecordHeader, record: &Record) -> (Lsn, bool, u32) {
+    let folded = if header.flags & FOLDED == 0 { None } else { record.folded_as_of() };
+    (folded.unwrap_or(header.lsn), folded.is_some(), header.generation)
+}
+
+fn location_of(segment: SegmentId, record: &FoundRecord, ordinals: &BTreeMap<SegmentId, Vec<u64>>) -> Location {
+    let ordinal = ordinals.get(&segment).and_then(|offsets| offsets.binary_search(&record.offset).ok());
+    Location {
+        segment,
+        offset_units: (record.offset / 8) as u32,
+        len: record.len,
+        ordinal: ordinal.map_or(u32::MAX, |ordinal| ordinal as u32),
+    }
+}
+
+/// Tells the state what folded records must have known before any record has its turn: the mailboxes that base records speak
+/// of, and where records lie that have been moved since others have named them.
+fn prepare_folded(state: &mut State, batches: &[FoundBatch], ordinals: &BTreeMap<SegmentId, Vec<u64>>) {
+    state.segments.extend(batches.iter().map(|batch| batch.position.segment));
+    for batch in batches.iter().filter(|batch| batch.position.segment.is_compacted()) {
+        for found in &batch.records {
+            match &found.record {
+                Some(Record::Base(base)) => state.expect_base(base),
+                Some(Record::Message(head)) => {
+                    let location = location_of(batch.position.segment, found, ordinals);
+                    let relocated = Relocated::new(found.header.generation, location, head);
+                    state.relocated.entry(head.id).or_default().push(relocated);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
 /// Applies the records of batches that count, in the order of their LSNs.
 pub(crate) fn replay(state: &mut State, batches: Vec<FoundBatch>, ordinals: &BTreeMap<SegmentId, Vec<u64>>) -> u64 {
-    let mut found: Vec<(Lsn, u32, Position, Replayed)> = Vec::new();
+    let mut found: Vec<((Lsn, bool, u32), Position, Replayed)> = Vec::new();
+    prepare_folded(state, &batches, ordinals);
     let mut newest = Lsn::default();
     let mut count = 0;
     let is_damaged = batches.iter().any(|batch| !batch.is_good() || batch.lost_unnamed);
     for batch in batches {
         let position = batch.position;
         if batch.lost_unnamed {
-            found.push((newest, u32::MAX, position, Replayed::LostUnnamed(batch.end - position.offset)));
+            let lost = Replayed::LostUnnamed(batch.end - position.offset);
+            found.push(((newest, false, u32::MAX), position, lost));
         }
         if !batch.is_good() {
-            found.extend(batch.lost().map(|touch| (touch.lsn, 0, position, Replayed::Lost(*touch))));
+            found.extend(batch.lost().map(|touch| ((touch.lsn, false, 0), position, Replayed::Lost(*touch))));
         }
         for record in batch.records {
-            let ordinal = ordinals
-                .get(&position.segment)
-                .and_then(|offsets| offsets.binary_search(&record.offset).ok())
-                .unwrap_or(u32::MAX as usize);
-            let location = Location {
-                segment: position.segment,
-                offset_units: (record.offset / 8) as u32,
-                len: record.len,
-                ordinal: ordinal as u32,
-            };
-            newest = newest.max(record.header.lsn);
+            let location = location_of(position.segment, &record, ordinals);
+            if !position.segment.is_compacted() {
+                newest = newest.max(record.header.lsn);
+            }
             if let Some(decoded) = record.record {
                 let at = Position { segment: position.segment, offset: record.offset };
-                let RecordHeader { lsn, generation, .. } = record.header;
-                found.push((lsn, generation, at, Replayed::Record(record.header, decoded, location)));
+                let key = replay_key(&record.header, &decoded);
+                found.push((key, at, Replayed::Record(record.header, decoded, location)));
                 count += 1;
             }
         }
     }
     if planted::is_on(Bug::ReplayByFileOrder) {
-        found.sort_by_key(|&(_, _, at, _)| (std::cmp::Reverse(at.segment), at.offset));
+        found.sort_by_key(|&(_, at, _)| (std::cmp::Reverse(at.segment), at.offset));
     } else {
-        found.sort_by_key(|&(lsn, generation, ..)| (lsn, generation));
+        found.sort_by_key(|&(key, ..)| key);
     }
-    for (lsn, _, _, item) in found {
+    for (_, _, item) in found {
         match item {
-            Replayed::Record(header, record, location) => state.apply(lsn, header.transaction, record, location),
+            Replayed::Record(header, record, location) if header.flags & FOLDED != 0 => {
+                state.apply_folded(header.lsn, record, location);
+            }
+            Replayed::Record(header, record, location) => {
+                state.apply(header.lsn, header.transaction, record, location);
+            }
             Replayed::Lost(touch) => state.lose(&touch),
             Replayed::LostUnnamed(bytes) => state.lose_unnamed(bytes / TOUCH_ENTRY_BYTES as u64),
         }
     }
     // What damage has left without its commit record never counts.
     state.drop_open_transactions();
+    state.count_folded();
+    state.relocated.clear();
+    state.segments.clear();
     if is_damaged || !state.dropped.is_empty() {
         state.name_the_nameless();
     }
@@ -847,12 +938,18 @@ async fn recover<S: Storage>(
         .into_iter()
         .chain([manifest.replay_from.segment.0, manifest.log_end.segment.0])
         .filter(|&segment| segment > 0)
-        .chain(manifest.segments.iter().map(|entry| entry.segment.0))
+        .chain(manifest.segments.iter().map(|entry| entry.segment.0).filter(|&id| !SegmentId(id).is_compacted()))
         .max()
         .map_or(manifest.first_segment.0.max(1), |highest| highest + 1);
     let sequence = (manifest.replay_sequence > 0).then_some(manifest.replay_sequence);
     let proven = manifest.replay_from.max(manifest.log_end);
-    let verdict = judge(id, segments, proven, sequence, manifest.replay_from);
+    let mut verdict = judge(id, segments, proven, sequence, manifest.replay_from);
+    let tail_bytes: u64 = verdict.batches.iter().map(|batch| batch.end - batch.position.offset).sum();
+    if manifest.replay_from == Position::default() {
+        let compacted = scan_compacted::<S>(&wal, &blobs, &manifest).await?;
+        refuse_newer_records(id, &compacted)?;
+        judge_compacted(id, compacted, &mut verdict);
+    }
 
     // Footers of what is sealed now, and ordinals of the records for their locations.
     let mut footers: BTreeMap<SegmentId, Footer> = BTreeMap::new();
@@ -928,7 +1025,6 @@ async fn recover<S: Storage>(
     }
     manifest.segments.sort_by_key(|entry| entry.segment);
 
-    let tail_bytes: u64 = verdict.batches.iter().map(|batch| batch.end - batch.position.offset).sum();
     report.batches = verdict.batches.len() as u64;
     report.bytes = tail_bytes;
     report.torn_tail = verdict.torn;
@@ -946,6 +1042,7 @@ async fn recover<S: Storage>(
             manifest.quarantined.push(quarantine);
         }
     }
+    manifest.segments.retain(|entry| !entry.is_retired());
     manifest.epoch = epoch;
     manifest.number = 1;
     manifest.first_segment = SegmentId(next_segment);
@@ -975,18 +1072,25 @@ async fn recover<S: Storage>(
 
 /// Removes what earlier epochs have left and no manifest names.
 async fn sweep<S: Storage>(wal: &S::Wal, blobs: &S::Blobs, manifest: &Manifest) -> Result<(), StorageError> {
+    let is_listed = |name: SegmentName| {
+        let is_it = |entry: &SegmentEntry| (entry.segment, entry.epoch) == (name.segment, name.epoch);
+        name.epoch >= manifest.epoch || manifest.segments.iter().any(is_it)
+    };
     for name in blobs.list().await? {
-        if let BlobName::Index { blob, epoch } = name
-            && epoch < manifest.epoch
-            && !manifest.indexes.iter().any(|entry| (entry.blob, entry.epoch) == (blob, epoch))
-        {
+        let is_used = match name {
+            BlobName::Index { blob, epoch } => {
+                let is_it = |entry: &IndexEntry| (entry.blob, entry.epoch) == (blob, epoch);
+                epoch >= manifest.epoch || manifest.indexes.iter().any(is_it)
+            }
+            // Compaction has replaced it, or has not come to its end.
+            BlobName::Segment(name) => is_listed(name),
+        };
+        if !is_used {
             blobs.delete(name).await?;
         }
     }
-    for name in wal.list().await? {
-        if name.epoch < manifest.epoch && !manifest.segments.iter().any(|entry| entry.segment == name.segment) {
-            wal.discard(name).await?;
-        }
+    for name in wal.list().await?.into_iter().filter(|&name| !is_listed(name)) {
+        wal.discard(name).await?;
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify, oneshot};
 
+use crate::compaction::{Compaction, CompactionReport};
 use crate::dictionaries::SharedDictionaries;
 use crate::error::{EngineError, Refusal};
 use crate::format::BLOCK_BYTES;
@@ -51,6 +52,13 @@ pub struct ShardConfig {
     pub mailbox_messages_max: u32,
     /// Space that is kept in reserve, so that on a full device expunging, checkpoints and a restart still work. 0 for none.
     pub reserve_bytes: u64,
+    /// Compact where it pays, whenever that is so.
+    pub compacts_by_itself: bool,
+    /// A run of compaction takes about so many octets of live records. More of them cluster better and take more memory:
+    /// about a hundredth of it.
+    pub compaction_run_bytes: u64,
+    /// Compaction reads and writes so many octets in a second at most; 0: as many as it can.
+    pub compaction_bytes_per_s: u64,
 }
 
 impl Default for ShardConfig {
@@ -64,6 +72,9 @@ impl Default for ShardConfig {
             message_octets_max: 100 << 20,
             mailbox_messages_max: crate::index::MESSAGES_MAX,
             reserve_bytes: 0,
+            compacts_by_itself: false,
+            compaction_run_bytes: 1 << 30,
+            compaction_bytes_per_s: 0,
         }
     }
 }
@@ -96,11 +107,23 @@ pub enum ShardEvent {
     SpaceBack,
     /// The index of a mailbox could not be read and was put together from the log again.
     IndexRebuilt(MailboxId, EngineError),
+    /// Compaction has left a segment as it is, since it is damaged.
+    SegmentDamaged(SegmentId, EngineError),
+    /// A run of compaction has come to nothing; everything is as it was before.
+    CompactionFailed(EngineError),
+    /// A run of compaction has come to its end.
+    Compacted(CompactionReport),
 }
 
 /// Counters since the shard was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShardStats {
+    /// Runs of compaction that came to their end, the segments that they replaced, the octets of these and of what was
+    /// written in their place.
+    pub compactions: u64,
+    pub segments_compacted: u64,
+    pub compacted_bytes_read: u64,
+    pub compacted_bytes_written: u64,
     pub batches: u64,
     pub records: u64,
     pub log_bytes: u64,
@@ -209,6 +232,10 @@ pub(crate) struct Log {
     looked_for_space: Duration,
     pub manifest: Manifest,
     pub next_index_blob: u32,
+    /// The next segment that compaction writes.
+    pub next_compacted: SegmentId,
+    /// Wait for the active segment to be sealed.
+    seals: Vec<oneshot::Sender<Result<(), EngineError>>>,
 }
 
 pub(crate) struct Inner<S: Storage> {
@@ -251,6 +278,8 @@ pub(crate) struct Inner<S: Storage> {
     /// So do rebuilds of damaged mailbox indexes: each reads the whole log.
     pub rebuild_lock: Mutex<()>,
     checkpoint_scheduled: Cell<bool>,
+    /// What compaction needs to know.
+    pub compaction: Compaction,
     /// What the operator should know, the newest last.
     events: RefCell<VecDeque<ShardEvent>>,
     event: Notify,
@@ -386,6 +415,13 @@ impl<S: Storage> Shard<S> {
             bytes_since_checkpoint: from.tail_bytes,
             low_space: from.low_space,
             looked_for_space: Duration::ZERO,
+            next_compacted: from
+                .manifest
+                .segments
+                .iter()
+                .map(|entry| SegmentId(entry.segment.0 + 1))
+                .fold(SegmentId::FIRST_COMPACTED, SegmentId::max),
+            seals: Vec::new(),
             manifest: from.manifest,
             next_index_blob: from.next_index_blob,
         };
@@ -418,6 +454,7 @@ impl<S: Storage> Shard<S> {
             checkpoint_lock: Mutex::new(()),
             rebuild_lock: Mutex::new(()),
             checkpoint_scheduled: Cell::new(false),
+            compaction: Compaction::default(),
             events: RefCell::default(),
             event: Notify::new(),
             stats: Cell::default(),
@@ -574,7 +611,8 @@ impl<S: Storage> Shard<S> {
             loop {
                 let (wanted, stopping, unmarked) = {
                     let log = self.0.log.borrow();
-                    (log.building.wanted, log.stopping, log.unmarked && log.poisoned.is_none())
+                    let wanted = log.building.wanted || !log.seals.is_empty();
+                    (wanted, log.stopping, log.unmarked && log.poisoned.is_none())
                 };
                 if wanted || stopping {
                     break;
@@ -590,6 +628,7 @@ impl<S: Storage> Shard<S> {
                     self.0.work.notified().await;
                 }
             }
+            let seals = std::mem::take(&mut self.0.log.borrow_mut().seals);
             if !self.0.log.borrow().building.batch.is_empty() {
                 self.gather().await;
                 self.commit().await;
@@ -598,6 +637,9 @@ impl<S: Storage> Shard<S> {
                 break;
             } else {
                 self.answer_barriers();
+            }
+            if !seals.is_empty() {
+                self.seal_for(seals).await;
             }
             let due = self.0.log.borrow().bytes_since_checkpoint >= self.0.config.checkpoint_bytes;
             if due && !self.0.checkpoint_scheduled.replace(true) {
@@ -612,6 +654,43 @@ impl<S: Storage> Shard<S> {
         }
         self.0.committer_ended.set(true);
         self.0.ended.notify_waiters();
+    }
+
+    /// Seals the active segment, so that compaction can have it, and answers those who asked for that.
+    async fn seal_for(&self, waiting: Vec<oneshot::Sender<Result<(), EngineError>>>) {
+        let sealed = match self.poisoned() {
+            Some(reason) => Err(EngineError::Poisoned { shard: self.0.id, reason }),
+            None => self.seal_active().await.map_err(|error| {
+                self.poison(&error);
+                error.into()
+            }),
+        };
+        for waiter in waiting {
+            // Whoever has gone away does not need it any more.
+            let _ = waiter.send(sealed.clone());
+        }
+    }
+
+    /// Lets the active segment be sealed although it is not full.
+    pub(crate) async fn seal(&self) -> Result<(), EngineError> {
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut log = self.0.log.borrow_mut();
+            log.check_open(self.0.id)?;
+            log.seals.push(sender);
+        }
+        self.0.work.notify_one();
+        receiver.await.unwrap_or(Err(EngineError::Stopping(self.0.id)))
+    }
+
+    /// Waits until everything that was pushed before is published or has failed, also where the shard is stopping.
+    pub(crate) async fn settle(&self) {
+        let ticket = {
+            let mut log = self.0.log.borrow_mut();
+            if self.0.committer_ended.get() { return } else { self.ticket(&mut log) }
+        };
+        // Whatever has failed is settled, too.
+        let _ = ticket.committed().await;
     }
 
     /// Answers those who wait for nothing but what went before.
@@ -847,7 +926,11 @@ impl<S: Storage> Shard<S> {
         inner.sealed.borrow_mut().insert(active.name.segment, active.name);
         result?;
         let entry = SegmentEntry { segment: active.name.segment, epoch: inner.epoch, generation: 0, data_end, records };
-        inner.log.borrow_mut().manifest.segments.push(entry);
+        {
+            let mut log = inner.log.borrow_mut();
+            log.manifest.segments.push(entry);
+            log.manifest.segments.sort_by_key(|entry| entry.segment);
+        }
         self.count(|stats| stats.segments_sealed += 1);
         Ok(())
     }
@@ -890,6 +973,7 @@ impl<S: Storage> Shard<S> {
             segment,
             generation: 0,
             first_batch,
+            as_of: Lsn::default(),
             dictionaries: dictionaries.to_vec(),
         };
         let header = header.encode();
@@ -965,6 +1049,7 @@ impl<S: Storage> Shard<S> {
         let inner = &self.0;
         let _one_at_a_time = inner.manifest_lock.lock().await;
         let mut manifest = inner.log.borrow().manifest.clone();
+        let known: BTreeSet<SegmentId> = manifest.segments.iter().map(|entry| entry.segment).collect();
         edit(&mut manifest);
         manifest.number += 1;
         let bytes = manifest.to_bytes();
@@ -984,7 +1069,9 @@ impl<S: Storage> Shard<S> {
         {
             // Segments may have been sealed meanwhile.
             let mut log = inner.log.borrow_mut();
-            manifest.segments.clone_from(&log.manifest.segments);
+            let newer = log.manifest.segments.iter().filter(|entry| !known.contains(&entry.segment));
+            manifest.segments.extend(newer.cloned());
+            manifest.segments.sort_by_key(|entry| entry.segment);
             log.manifest = manifest.clone();
         }
         // The commit counts, whatever becomes of this: what is left behind goes next time.
@@ -1076,7 +1163,12 @@ impl<S: Storage> Shard<S> {
     /// more room and is no less safe: what cannot be read here keeps no store closed.
     pub(crate) async fn share_dictionaries(&self, shared: &Arc<SharedDictionaries>) {
         // More than one, because some may be damaged, or have been begun without for lack of space.
-        let newest: Vec<SegmentId> = self.0.sealed.borrow().keys().rev().take(SEGMENTS_ASKED).copied().collect();
+        let newest: Vec<SegmentId> = {
+            let sealed = self.0.sealed.borrow();
+            let newest_first = || sealed.keys().rev().copied();
+            let of_log = newest_first().filter(|segment| !segment.is_compacted()).take(SEGMENTS_ASKED);
+            of_log.chain(newest_first().take(SEGMENTS_ASKED)).collect()
+        };
         for segment in newest {
             let dictionaries = self.dictionaries_of(segment).await.unwrap_or_default();
             DictionarySet::newest_of(&dictionaries).into_iter().for_each(|set| shared.offer(set));
@@ -1086,7 +1178,7 @@ impl<S: Storage> Shard<S> {
     }
 
     /// The dictionaries that a segment embeds, without those that are damaged. A segment that is gone has none.
-    async fn dictionaries_of(&self, segment: SegmentId) -> Result<Vec<Arc<Dictionary>>, EngineError> {
+    pub(crate) async fn dictionaries_of(&self, segment: SegmentId) -> Result<Vec<Arc<Dictionary>>, EngineError> {
         let read = async |len| match self.read_segment(segment, 0, len).await {
             Err(EngineError::Storage(error)) if matches!(*error, StorageError::NotFound(_)) => Ok(Vec::new()),
             bytes => bytes,

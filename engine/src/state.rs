@@ -2,7 +2,7 @@
 //! commit or from replay alike, and ignores what it already knows.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::{Rc, Weak};
 
 use roaring::RoaringBitmap;
@@ -12,8 +12,8 @@ use crate::flags::{Flags, UidSet};
 use crate::format::batch::Touch;
 use crate::format::message::MessageHead;
 use crate::format::page::{AccountEntry, DirectoryAccount, DirectoryEntry, PageLocation};
-use crate::format::record::{AccountRecord, MailboxChange, Record, kind};
-use crate::ids::{AccountId, Location, Lsn, MailboxId, ModSeq, ShardId, Uid};
+use crate::format::record::{AccountBase, AccountRecord, Base, MailboxChange, PlacedMessage, Record, kind};
+use crate::ids::{AccountId, Location, Lsn, MailboxId, MessageId, ModSeq, SegmentId, ShardId, Uid};
 use crate::index::{Change, MailboxIndex, Message};
 use crate::planted::{self, Bug};
 use crate::receipts::Receipts;
@@ -222,7 +222,7 @@ impl Slot {
                     meta.uid_next = last.0;
                 }
             }
-            Change::Keyword { .. } => {}
+            Change::Keyword { .. } | Change::Relocate(_) | Change::Fold { .. } | Change::Base(_) => {}
         }
     }
 }
@@ -232,7 +232,7 @@ impl Slot {
 pub struct AccountState {
     pub as_of: Lsn,
     pub mailboxes: BTreeMap<String, MailboxId>,
-    pub subscriptions: std::collections::BTreeSet<String>,
+    pub subscriptions: BTreeSet<String>,
     /// The next UIDVALIDITY; outlives every mailbox.
     pub uid_validity_next: u32,
     pub attributes: BTreeMap<(MailboxId, String), Vec<u8>>,
@@ -267,15 +267,60 @@ pub struct State {
     pub directory: BTreeMap<AccountId, AccountRecord>,
     pub directory_as_of: BTreeMap<AccountId, Lsn>,
     /// Account records that the checkpoint does not have.
-    pub directory_changed: std::collections::BTreeSet<AccountId>,
+    pub directory_changed: BTreeSet<AccountId>,
     /// Records of transactions that have not been closed.
     pub(crate) open: BTreeMap<u64, Vec<(Lsn, Record, Location)>>,
     /// Transactions that damage has made incomplete.
     pub dropped: Vec<DroppedTransaction>,
     pub receipts: Receipts,
-    /// Dead records, by segment: ordinals. A cache for compaction.
-    pub tombstones: BTreeMap<u32, RoaringBitmap>,
+    /// Octets of messages that have been expunged or deleted with their mailboxes since the start.
+    pub deleted_octets: u64,
+    /// Where compaction has just moved message records: what was copied from where they were lies where they are.
+    pub forwarding: Option<Rc<Forwarding>>,
+    /// Segments that compaction is about to replace, and the messages that were placed by reference to them meanwhile.
+    pub watched: Option<(BTreeSet<SegmentId>, Vec<NewReference>)>,
+    /// While a whole log is replayed: where the records lie that compaction has moved.
+    pub relocated: BTreeMap<MessageId, Vec<Relocated>>,
+    /// While a whole log is replayed: its segments.
+    pub segments: BTreeSet<SegmentId>,
+    /// Mailboxes whose changes are not all there, since compaction has folded some: their counters are to be counted anew.
+    pub(crate) folded: BTreeSet<MailboxId>,
 }
+
+/// A message that has been placed by reference while its record was about to be moved.
+#[derive(Clone, Copy, Debug)]
+pub struct NewReference {
+    pub mailbox: MailboxId,
+    pub message: Message,
+}
+
+impl NewReference {
+    /// Segment, and offset in units of 8 bytes.
+    pub fn place(&self) -> (SegmentId, u32) {
+        (self.message.location.segment, self.message.location.offset_units)
+    }
+}
+
+/// A message record that compaction has written.
+#[derive(Clone, Debug)]
+pub struct Relocated {
+    generation: u32,
+    location: Location,
+    head_bytes: u32,
+    /// Numbers of prefixes that it does not have any more.
+    lost: Vec<u16>,
+}
+
+impl Relocated {
+    pub fn new(generation: u32, location: Location, head: &MessageHead) -> Self {
+        let numbered = (0_u16..).zip(&head.placements);
+        let lost = numbered.filter(|(_, placement)| placement.has_lost_prefix()).map(|(number, _)| number);
+        Self { generation, location, head_bytes: head_bytes(head), lost: lost.collect() }
+    }
+}
+
+/// By segment and offset, in units of 8 bytes, where records lie now, and how long each is up to the end of its header frame.
+pub type Forwarding = HashMap<(SegmentId, u32), (Location, u32)>;
 
 impl State {
     /// Whether a transaction is open, so that no checkpoint may be taken.
@@ -409,25 +454,17 @@ impl State {
                 if planted::is_on(Bug::LoseMoveTarget) && placements.items.len() == 1 {
                     return;
                 }
-                let changes = placements.items.into_iter().map(|item| Change::Place {
-                    message: Message {
-                        uid: item.uid,
-                        prefix_of: item.prefix_of,
-                        zone_minutes: item.zone_minutes,
-                        modseq: placements.modseq,
-                        id: item.message,
-                        location: item.location,
-                        head_bytes: item.head_bytes,
-                        size: item.size,
-                        internal_date: item.internal_date,
-                        save_date: item.save_date,
-                    },
-                    flags: item.flags,
-                });
+                let mut items = placements.items;
+                self.note_references(placements.mailbox, &items);
+                items.iter_mut().for_each(|item| self.forward(item));
+                let changes = items
+                    .iter()
+                    .map(|item| Change::Place { message: item.to_message(placements.modseq), flags: item.flags });
                 self.change_mailbox(lsn, placements.mailbox, changes);
             }
             Record::Flags(change) => self.change_mailbox(lsn, change.mailbox, [Change::Flags(change)]),
             Record::Expunge(expunge) => {
+                self.deleted_octets += expunge.size;
                 self.change_mailbox(lsn, expunge.mailbox, [Change::Expunge(expunge)]);
             }
             Record::Keyword(keyword) => {
@@ -477,36 +514,137 @@ impl State {
                 }
             }
             Record::Receipt(receipt) => self.receipts.insert(receipt),
-            // Blocks and contents are found through what refers to them; relocations have no user yet.
-            Record::Block(_) | Record::Content(_) | Record::Commit(_) | Record::Relocation(_) => {}
-            Record::Base(base) => {
-                let Some(slot) = self.slots.get_mut(&base.mailbox) else { return };
-                if base.as_of >= slot.meta.as_of {
-                    slot.meta.uid_next = slot.meta.uid_next.max(base.uid_next.0);
-                    slot.meta.highest_modseq = slot.meta.highest_modseq.max(base.highest_modseq.0);
-                    slot.dirty = true;
-                }
-            }
+            // Blocks and contents are found through what refers to them.
+            Record::Block(_) | Record::Content(_) | Record::Commit(_) => {}
+            Record::Base(base) => self.apply_base(base),
+            Record::AccountBase(base) => self.apply_account_base(base),
+        }
+    }
+
+    fn note_references(&mut self, mailbox: MailboxId, items: &[PlacedMessage]) {
+        let Some((segments, references)) = &mut self.watched else { return };
+        if planted::is_on(Bug::ForgetPendingCopies) {
+            return;
+        }
+        // Large messages may have blocks there.
+        let concerns = |item: &&PlacedMessage| {
+            segments.contains(&item.location.segment) || item.size > crate::format::frame::BLOCK_RAW_BYTES as u64
+        };
+        references.extend(items.iter().filter(concerns).map(|item| {
+            let message = item.to_message(ModSeq(0));
+            NewReference { mailbox, message }
+        }));
+    }
+
+    /// Tells a mailbox where records of its messages lie now.
+    pub fn relocate(&mut self, mailbox: MailboxId, change: Change) {
+        let Some(slot) = self.slots.get_mut(&mailbox) else { return };
+        if let Some(index) = &mut slot.index {
+            index.apply(&change);
+        }
+        slot.delta.push((slot.meta.as_of, change));
+        slot.dirty = true;
+    }
+
+    /// Lets a message that is placed by reference lie where compaction has moved it.
+    fn forward(&self, item: &mut PlacedMessage) {
+        let place = (item.location.segment, item.location.offset_units);
+        let moved = self.forwarding.as_ref().and_then(|forwarding| forwarding.get(&place));
+        if let Some(&(location, head_bytes)) = moved.filter(|_| !planted::is_on(Bug::ForgetPendingCopies)) {
+            (item.location, item.head_bytes) = (location, head_bytes);
+        }
+        if self.relocated.is_empty() || self.segments.contains(&item.location.segment) {
+            return;
+        }
+        let candidates = self.relocated.get(&item.message).into_iter().flatten();
+        let best = candidates.max_by_key(|it| (!it.lost.contains(&item.prefix_of), it.generation));
+        if let Some(Relocated { location, head_bytes, .. }) = best {
+            (item.location, item.head_bytes) = (*location, *head_bytes);
+        }
+    }
+
+    /// Applies a record into which compaction has folded the changes up to an LSN. Such records come after all others up to
+    /// then, and only where a whole log is replayed.
+    pub fn apply_folded(&mut self, lsn: Lsn, record: Record, location: Location) {
+        match record {
+            Record::Message(head) => self.fold_message(lsn, &head, location),
+            record => self.apply_now(lsn, record, location),
+        }
+        self.as_of = self.as_of.max(lsn);
+    }
+
+    fn fold_message(&mut self, lsn: Lsn, head: &MessageHead, location: Location) {
+        let head_bytes = head_bytes(head);
+        for (number, placement) in head.placements.iter().enumerate() {
+            let Some(slot) = self.slots.get_mut(&placement.mailbox) else { continue };
+            let message = placed_message(head, number, location, head_bytes);
+            slot.meta.uid_next = slot.meta.uid_next.max(message.uid.0.saturating_add(1));
+            slot.meta.highest_modseq = slot.meta.highest_modseq.max(message.modseq.0);
+            slot.delta.push((lsn, Change::Fold { message, flags: placement.flags }));
+            slot.meta.as_of = slot.meta.as_of.max(lsn);
+            slot.dirty = true;
+            self.folded.insert(placement.mailbox);
+        }
+    }
+
+    /// Makes the mailbox of a base record, as the record that made it may be gone: whatever else there is of it has its place
+    /// then. To be called for all of them before a whole log is replayed.
+    pub fn expect_base(&mut self, base: &Base) {
+        let Base { mailbox, account, ref name, uid_validity, special_use, .. } = *base;
+        let create = MailboxChange::Create { mailbox, account, name: name.clone(), uid_validity, special_use };
+        self.change_structure(Lsn::default(), create);
+    }
+
+    fn apply_base(&mut self, mut base: Box<Base>) {
+        base.placed.iter_mut().for_each(|(_, item)| self.forward(item));
+        let Some(slot) = self.slots.get_mut(&base.mailbox) else { return };
+        let account = self.accounts.entry(base.account).or_default();
+        account.uid_validity_next = account.uid_validity_next.max(base.uid_validity.saturating_add(1));
+        account.dirty = true;
+        if account.mailboxes.get(&slot.meta.name) == Some(&base.mailbox) {
+            account.mailboxes.remove(&slot.meta.name);
+        }
+        account.mailboxes.insert(base.name.clone(), base.mailbox);
+        let meta = &mut slot.meta;
+        meta.name.clone_from(&base.name);
+        (meta.account, meta.uid_validity, meta.special_use) = (base.account, base.uid_validity, base.special_use);
+        meta.uid_next = meta.uid_next.max(base.uid_next.0);
+        meta.highest_modseq = meta.highest_modseq.max(base.highest_modseq.0);
+        meta.recent_below = meta.recent_below.max(base.recent_below.0);
+        meta.as_of = meta.as_of.max(base.as_of);
+        slot.dirty = true;
+        self.folded.insert(base.mailbox);
+        // It says no more than any page that is written after it.
+        slot.delta.push((Lsn::default(), Change::Base(base)));
+    }
+
+    fn apply_account_base(&mut self, base: AccountBase) {
+        let account = self.accounts.entry(base.account).or_default();
+        account.uid_validity_next = account.uid_validity_next.max(base.uid_validity_next);
+        account.subscriptions = base.subscriptions.into_iter().collect();
+        let attributes = base.attributes.into_iter().map(|named| ((named.mailbox, named.name), named.value));
+        account.attributes = attributes.collect();
+        account.as_of = account.as_of.max(base.as_of);
+        account.dirty = true;
+    }
+
+    /// Counts the messages of mailboxes whose changes are not all there.
+    pub fn count_folded(&mut self) {
+        for mailbox in std::mem::take(&mut self.folded) {
+            let Some(slot) = self.slots.get_mut(&mailbox) else { continue };
+            let index = MailboxIndex::of_changes(&slot.delta);
+            let seen = index.with_flag(0).map_or(0, RoaringBitmap::len) as u32;
+            slot.meta.exists = index.messages.len() as u32;
+            slot.meta.unseen = slot.meta.exists - seen;
+            slot.meta.size = index.messages.uids_and_sizes_from(0).map(|(_, size)| size).sum();
         }
     }
 
     fn place_message(&mut self, lsn: Lsn, head: &MessageHead, location: Location) {
         let head_bytes = head_bytes(head);
         let change_of = |number: usize| {
-            let placement = &head.placements[number];
-            let message = Message {
-                uid: placement.uid,
-                prefix_of: u16::try_from(number).expect("a head has no more placements than 16 bits name"),
-                zone_minutes: placement.zone_minutes,
-                modseq: placement.modseq,
-                id: head.id,
-                location,
-                head_bytes,
-                size: placement.prefix.len() as u64 + head.rest_octets,
-                internal_date: placement.internal_date,
-                save_date: placement.save_date,
-            };
-            Change::Place { message, flags: placement.flags }
+            let message = placed_message(head, number, location, head_bytes);
+            Change::Place { message, flags: head.placements[number].flags }
         };
         // All changes that a record makes to one mailbox go together: they have one LSN.
         let mut order: Vec<usize> = (0..head.placements.len()).collect();
@@ -584,6 +722,7 @@ impl State {
             MailboxChange::Delete { mailbox } => {
                 let Some(mut slot) = self.slots.remove(&mailbox) else { return };
                 slot.wake_watchers();
+                self.deleted_octets += slot.meta.size;
                 if let Some(account) = self.accounts.get_mut(&slot.meta.account)
                     && account.mailboxes.get(&slot.meta.name) == Some(&mailbox)
                 {
@@ -652,6 +791,23 @@ impl State {
 /// The name of a mailbox whose own was lost.
 fn recovered_name(mailbox: MailboxId) -> String {
     format!("Recovered {:x}", mailbox.0)
+}
+
+/// A message as a placement of its record has it.
+fn placed_message(head: &MessageHead, number: usize, location: Location, head_bytes: u32) -> Message {
+    let placement = &head.placements[number];
+    Message {
+        uid: placement.uid,
+        prefix_of: u16::try_from(number).expect("a head has no more placements than 16 bits name"),
+        zone_minutes: placement.zone_minutes,
+        modseq: placement.modseq,
+        id: head.id,
+        location,
+        head_bytes,
+        size: placement.prefix.len() as u64 + head.rest_octets,
+        internal_date: placement.internal_date,
+        save_date: placement.save_date,
+    }
 }
 
 /// Bytes of a message record up to the end of its header frame.

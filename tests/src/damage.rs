@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::dictionaries::invented;
 use posthaste_engine::changes::FlagOp;
 use posthaste_engine::check::check_shard;
+use posthaste_engine::compaction::Choice;
 use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
 use posthaste_engine::error::{EngineError, Finding};
 use posthaste_engine::flags::{Flags, UidSet};
@@ -328,6 +329,10 @@ async fn fill(io: SimIo) -> Result<Worker<Local<SimIo>>, EngineError> {
         shard.subscribe(a, "Elsewhere", false).await?;
         if round < 2 {
             shard.checkpoint().await?;
+        }
+        if round == 1 {
+            // What the first rounds have written is folded, what the last writes is in the log.
+            shard.compact(Choice::All).await?;
         }
     }
     // Idle: the last batch is recorded as durable.

@@ -20,12 +20,23 @@ pub const BUGS: &[(Bug, u64)] = &[
     (Bug::ForgetExpungeModSeq, 10),
     (Bug::CheckpointPendingTip, 10),
     (Bug::LoseMoveTarget, 10),
+    (Bug::RemoveBeforeCommit, 100),
+    (Bug::SkipCompactionSync, 20),
+    (Bug::ForgetPendingCopies, 20),
+    (Bug::FoldWithoutLive, 60),
+    (Bug::FoldWithoutStates, 80),
+    (Bug::ForgetDeletions, 200),
 ];
 
 /// The run that is meant to catch a bug.
 pub fn plan(bug: Bug, seed: u64) -> Plan {
     // Only a crash that tears a batch between good header and good records shows a missing checksum.
-    let rounds = if matches!(bug, Bug::SkipChecksum | Bug::SkipTailRewrite) { 12 } else { 4 };
+    let rounds = match bug {
+        Bug::SkipChecksum | Bug::SkipTailRewrite => 12,
+        // They show when the index is lost after something has been folded.
+        Bug::FoldWithoutLive | Bug::FoldWithoutStates | Bug::ForgetDeletions => 10,
+        _ => 4,
+    };
     let faults = matches!(bug, Bug::IgnoreFailedSync | Bug::SkipTailRewrite);
     Plan { seed, rounds, faults, remote: false, check: false }
 }

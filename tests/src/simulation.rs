@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use posthaste_engine::changes::FlagOp;
 use posthaste_engine::check::check_shard;
+use posthaste_engine::compaction::Choice;
 use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
 use posthaste_engine::error::{EngineError, RecoveryReport};
 use posthaste_engine::flags::UidSet;
 use posthaste_engine::format::frame::Packer;
 use posthaste_engine::format::record::AccountRecord;
 use posthaste_engine::ids::{MailboxId, ModSeq, ShardId, Uid};
-use posthaste_engine::io::Runtime;
 use posthaste_engine::io::sim::{FaultRates, Sim, SimIo};
+use posthaste_engine::io::{Io, Runtime};
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Superblock, Worker, open_superblock};
 use posthaste_engine::read::Part;
 use posthaste_engine::shard::{Shard, ShardConfig};
@@ -67,6 +68,7 @@ fn config(sim: &Sim) -> StoreConfig {
             index_cache_bytes: 4096 << sim.below(4),
             message_cache_bytes: if sim.below(2) == 0 { 0 } else { 4096 },
             reserve_bytes: 64 << 10,
+            compaction_run_bytes: 64 << (10 + sim.below(4)),
             ..ShardConfig::default()
         },
     }
@@ -81,8 +83,14 @@ pub fn run(plan: Plan) -> Result<Outcome, Violation> {
     let oracle: Rc<RefCell<Oracle>> = Rc::default();
     let next_token = Rc::new(Cell::new(1));
     let mut outcome = Outcome::default();
+    // The index is gone, and no start has made another yet.
+    let mut index_is_lost = false;
     for round in 0..plan.rounds {
         oracle.borrow_mut().sessions_end();
+        if round > 0 && sim.below(4) == 0 {
+            lose_index(&sim);
+            index_is_lost = true;
+        }
         let workers = 1 + sim.below(3) as usize;
         let last = round + 1 == plan.rounds;
         let ending = if last { 2 } else { sim.below(4) };
@@ -108,8 +116,10 @@ pub fn run(plan: Plan) -> Result<Outcome, Violation> {
         match reports {
             None => outcome.crashes += 1,
             Some(Ok(reports)) => {
+                let was_lost = std::mem::take(&mut index_is_lost);
                 outcome.torn_tails += reports.iter().filter(|report| report.torn_tail.is_some()).count() as u32;
                 if plan.check
+                    && !was_lost
                     && let Some(damage) = reports.iter().flat_map(|report| &report.damage).next()
                 {
                     let what = format!("{} at offset {}: {}", damage.file, damage.offset, damage.what);
@@ -128,7 +138,7 @@ pub fn run(plan: Plan) -> Result<Outcome, Violation> {
         }
         sim.crash_after(None);
         sim.set_capacity(None);
-        if plan.check {
+        if plan.check && !index_is_lost {
             check_everything(&sim)?;
         }
     }
@@ -137,6 +147,22 @@ pub fn run(plan: Plan) -> Result<Outcome, Violation> {
     outcome.shown = oracle.shown;
     outcome.operations = sim.operations();
     Ok(outcome)
+}
+
+/// Removes all index blobs: the next start has only the log, and what compaction has left of it.
+fn lose_index(sim: &Sim) {
+    let io = sim.io();
+    let lost = sim.run(async move {
+        for shard in 0..SHARDS {
+            let directory = format!("shard-{shard:04}/idx");
+            // There may be no store yet.
+            for file in io.list(&directory).await.unwrap_or_default() {
+                io.remove(&format!("{directory}/{file}")).await.expect("a device without faults");
+            }
+            let _ = io.sync_dir(&directory).await;
+        }
+    });
+    lost.expect("nothing crashes it");
 }
 
 /// The check that changes nothing must find nothing, also right after a crash.
@@ -409,6 +435,7 @@ impl Session {
                 16 => self.create().await,
                 17 if self.below(3) == 0 => self.delete().await,
                 17 | 18 => self.rename().await,
+                _ if self.below(2) == 0 => self.compact().await,
                 _ => self.subscribe().await,
             };
             match result {
@@ -655,6 +682,12 @@ impl Session {
         self.worker
             .call(self.account.shard, move |shard| async move { shard.rename_mailbox(account, &from, &to).await })
             .await?
+    }
+
+    async fn compact(&self) -> Result<(), EngineError> {
+        let choice = if self.below(2) == 0 { Choice::All } else { Choice::WherePays };
+        self.worker.call(self.account.shard, move |shard| async move { shard.compact(choice).await }).await??;
+        Ok(())
     }
 
     async fn subscribe(&self) -> Result<(), EngineError> {

@@ -30,13 +30,17 @@ pub struct Touch {
 impl Touch {
     /// The first and last UID of the change; `None` for a change of the mailbox as a whole.
     pub fn uids(&self) -> Option<(u32, u32)> {
-        (self.kind != kind::MAILBOX && self.last > 0).then_some((self.first, self.last))
+        (!self.is_of_mailbox() && self.last > 0).then_some((self.first, self.last))
     }
 
     /// The account of a mailbox that was made.
     pub fn account(&self) -> Option<AccountId> {
         let account = u64::from(self.last) << 32 | u64::from(self.first);
-        (self.kind == kind::MAILBOX && account > 0).then_some(AccountId(account))
+        (self.is_of_mailbox() && account > 0).then_some(AccountId(account))
+    }
+
+    fn is_of_mailbox(&self) -> bool {
+        matches!(self.kind, kind::MAILBOX | kind::BASE)
     }
 
     fn put(&self, out: &mut Vec<u8>) {

@@ -41,6 +41,9 @@ pub const DICTIONARY_BYTES_MAX: usize = 256 << 10;
 /// The level at which messages are compressed before the log.
 pub const LOG_LEVEL: i32 = 1;
 
+/// The level at which compaction writes them anew.
+pub const COMPACTION_LEVEL: i32 = 6;
+
 /// A dictionary with what compression and decompression prepare from it, made when first needed.
 pub struct Dictionary {
     pub id: u32,
@@ -50,6 +53,7 @@ pub struct Dictionary {
     bytes: Box<[u8]>,
     /// `None`: zstd cannot use it, though its checksum is good.
     encoder: OnceLock<Option<CDict<'static>>>,
+    thorough_encoder: OnceLock<Option<CDict<'static>>>,
     decoder: OnceLock<Option<DDict<'static>>>,
 }
 
@@ -57,8 +61,8 @@ impl Dictionary {
     /// A dictionary of bytes in the format of zstd, or of any bytes. Its id is derived from them.
     pub fn new(kind: DictionaryKind, generation: u32, bytes: Vec<u8>) -> Self {
         let id = Self::id_of(&bytes);
-        let (bytes, encoder, decoder) = (bytes.into(), OnceLock::new(), OnceLock::new());
-        Self { id, kind, generation, bytes, encoder, decoder }
+        let (encoder, thorough_encoder, decoder) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        Self { id, kind, generation, bytes: bytes.into(), encoder, thorough_encoder, decoder }
     }
 
     /// The id of a dictionary of these bytes. 0 stands for no dictionary.
@@ -84,6 +88,10 @@ impl Dictionary {
 
     pub(crate) fn encoder(&self) -> Option<&CDict<'static>> {
         self.encoder.get_or_init(|| CDict::try_create(&self.bytes, LOG_LEVEL)).as_ref()
+    }
+
+    pub(crate) fn thorough_encoder(&self) -> Option<&CDict<'static>> {
+        self.thorough_encoder.get_or_init(|| CDict::try_create(&self.bytes, COMPACTION_LEVEL)).as_ref()
     }
 
     pub(crate) fn decoder(&self) -> Option<&DDict<'static>> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, SafeResult, compress_bound};
 
 use super::codec::wire_struct;
-use super::dictionary::{Dictionary, DictionaryKind, DictionarySet, LOG_LEVEL};
+use super::dictionary::{COMPACTION_LEVEL, Dictionary, DictionaryKind, DictionarySet, LOG_LEVEL};
 use super::{FormatError, checksum, verify_checksum};
 
 /// How a frame's bytes are stored.
@@ -155,6 +155,8 @@ impl Unpacker {
 pub struct Packer {
     zstd: CCtx<'static>,
     dictionaries: Option<Arc<DictionarySet>>,
+    /// Dictionaries are used at the level of compaction.
+    is_thorough: bool,
 }
 
 /// Below this a frame is stored raw without trying.
@@ -172,10 +174,15 @@ impl Packer {
     pub fn new(level: i32) -> Self {
         let mut zstd = CCtx::try_create().expect("memory for a compression context");
         zstd.set_parameter(CParameter::CompressionLevel(level)).expect("a level of zstd");
-        Self { zstd, dictionaries: None }
+        Self { zstd, dictionaries: None, is_thorough: false }
     }
 
-    /// Uses these for what is packed from now on, at the level before the log; `None` for none.
+    /// One for what is written anew when there is time for it.
+    pub(crate) fn for_compaction() -> Self {
+        Self { is_thorough: true, ..Self::new(COMPACTION_LEVEL) }
+    }
+
+    /// Uses these for what is packed from now on; `None` for none.
     pub fn use_dictionaries(&mut self, dictionaries: Option<Arc<DictionarySet>>) {
         self.dictionaries = dictionaries;
     }
@@ -200,7 +207,8 @@ impl Packer {
         let start = out.len();
         let mut info = FrameInfo { codec: codec_id::RAW, raw_len, ..FrameInfo::NONE };
         let id = dictionary.map_or(0, |dictionary| dictionary.id);
-        let dictionary = dictionary.and_then(Dictionary::encoder);
+        let dictionary = dictionary
+            .and_then(|dictionary| if self.is_thorough { dictionary.thorough_encoder() } else { dictionary.encoder() });
         let from = if dictionary.is_some() { COMPRESS_FROM_BYTES_WITH_DICTIONARY } else { COMPRESS_FROM_BYTES };
         if raw.len() >= from {
             let zstd = &mut self.zstd;

@@ -18,6 +18,20 @@ pub struct SegmentEntry {
     pub data_end: u64,
     pub records: u32,
 }
+
+impl SegmentEntry {
+    /// The generation of a segment that compaction has taken out of the log: it stays on the list as long as the epoch that
+    /// wrote it, so that it is not missed.
+    const RETIRED: u32 = u32::MAX;
+
+    pub fn retired(&self) -> Self {
+        Self { generation: Self::RETIRED, data_end: 0, records: 0, ..*self }
+    }
+
+    pub fn is_retired(&self) -> bool {
+        self.generation == Self::RETIRED
+    }
+}
 wire_struct!(SegmentEntry { segment: SegmentId, epoch: Epoch, generation: u32, data_end: u64, records: u32 });
 
 /// An index blob: pages of mailboxes, and a directory of them at its end.

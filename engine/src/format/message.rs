@@ -39,6 +39,34 @@ wire_struct!(Placement {
     prefix: Vec<u8>,
 });
 
+impl Placement {
+    /// What compaction leaves of a placement whose message has been expunged: its number, and its prefix where a copy needs it.
+    /// Where no copy does it says that the prefix has been dropped: a record of the same message may still have it.
+    pub fn gone(prefix: Option<Vec<u8>>) -> Self {
+        let is_dropped = prefix.is_none();
+        let prefix = prefix.unwrap_or_default();
+        Self {
+            mailbox: MailboxId(0),
+            uid: Uid(is_dropped.into()),
+            modseq: ModSeq(0),
+            flags: Flags::NONE,
+            internal_date: 0,
+            zone_minutes: 0,
+            save_date: 0,
+            prefix,
+        }
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.mailbox == MailboxId(0)
+    }
+
+    /// Whether the prefix is not there although there was one.
+    pub fn has_lost_prefix(&self) -> bool {
+        self.is_gone() && self.uid != Uid(0)
+    }
+}
+
 /// A 256 KB block of a large body: a record of its own in an earlier batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockReference {

@@ -24,12 +24,11 @@ pub enum PageKind {
     MailboxDelta = 2,
     Accounts = 3,
     Directory = 4,
-    Tombstones = 5,
 }
 
 impl PageKind {
     fn from_number(number: u16) -> Option<Self> {
-        [Self::Mailbox, Self::MailboxDelta, Self::Accounts, Self::Directory, Self::Tombstones]
+        [Self::Mailbox, Self::MailboxDelta, Self::Accounts, Self::Directory]
             .into_iter()
             .find(|&kind| kind as u16 == number)
     }
@@ -152,12 +151,6 @@ pub struct DirectoryAccount {
     pub password: String,
     pub deleted: bool,
     pub uid_validity_floor: u32,
-}
-
-/// Dead records per segment, portable roaring bitmaps of ordinals. A cache: it can be rebuilt.
-#[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
-pub struct TombstonesPage {
-    pub segments: Vec<(u32, Vec<u8>)>,
 }
 
 /// A page's header.

@@ -7,12 +7,12 @@ use super::codec::{DecodeError, Input, Wire, wire_struct};
 use super::message::{MessageHead, Placement};
 use super::{FormatError, checksum, verify_checksum};
 use crate::flags::{Flags, UidSet};
-use crate::ids::{AccountId, Location, Lsn, MailboxId, MessageId, ModSeq, SegmentId, ShardId, Uid};
+use crate::ids::{AccountId, Location, Lsn, MailboxId, MessageId, ModSeq, ShardId, Uid};
 
 pub const RECORD_HEADER_BYTES: usize = 32;
 /// Bit of a kind: a reader that does not know it may skip the record.
 pub const OPTIONAL: u16 = 0x8000;
-/// Flag of a record that carries folded state, with an as-of LSN.
+/// Flag of a record that carries state as of an LSN in its payload, into which compaction has folded older changes.
 pub const FOLDED: u16 = 1;
 
 /// The kinds of version 1. Unknown kinds with [`OPTIONAL`] are skipped, others refused.
@@ -32,7 +32,7 @@ pub mod kind {
     pub const ACCOUNT: u16 = 11;
     pub const COMMIT: u16 = 12;
     pub const BASE: u16 = 13;
-    pub const RELOCATION: u16 = 14;
+    pub const ACCOUNT_BASE: u16 = 14;
     pub const ATTRIBUTE: u16 = 15;
     pub const RECEIPT: u16 = OPTIONAL | 16;
 }
@@ -273,11 +273,11 @@ pub struct Commit {
 }
 wire_struct!(Commit { transaction: u64, records: u32 });
 
-/// A mailbox's whole state but its messages, as of an LSN; what compaction folds older records into.
-#[derive(Clone, Debug, PartialEq)]
+/// A mailbox's state as of an LSN without most of its messages; what compaction folds older records into.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Base {
     pub mailbox: MailboxId,
-    /// Older changes of this mailbox are ignored.
+    /// Every change of the mailbox up to here is in.
     pub as_of: Lsn,
     pub account: AccountId,
     pub name: String,
@@ -293,6 +293,10 @@ pub struct Base {
     pub expunged: Vec<(ModSeq, UidSet)>,
     /// Below this mod-sequence the history is not complete (RFC 7162, 3.2.5.2).
     pub history_horizon: ModSeq,
+    /// Messages that live as of then and were placed by records that are gone.
+    pub placed: Vec<(ModSeq, PlacedMessage)>,
+    /// What messages that live as of then, and whose own records are elsewhere, owe to changes that are gone.
+    pub states: Vec<MessageStates>,
 }
 wire_struct!(Base {
     mailbox: MailboxId,
@@ -308,15 +312,45 @@ wire_struct!(Base {
     live: UidSet,
     expunged: Vec<(ModSeq, UidSet)>,
     history_horizon: ModSeq,
+    placed: Vec<(ModSeq, PlacedMessage)>,
+    states: Vec<MessageStates>,
 });
 
-/// Compaction has moved records: each by its LSN, from one place to another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Relocation {
-    pub from: SegmentId,
-    pub moved: Vec<(Lsn, Location)>,
+/// Messages that have the same flags since the same change.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MessageStates {
+    pub flags: Flags,
+    pub modseq: ModSeq,
+    pub uids: UidSet,
 }
-wire_struct!(Relocation { from: SegmentId, moved: Vec<(Lsn, Location)> });
+wire_struct!(MessageStates { flags: Flags, modseq: ModSeq, uids: UidSet });
+
+/// What an account has in its shard besides mailboxes, as of an LSN.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AccountBase {
+    pub account: AccountId,
+    /// Every change of the account up to here is in.
+    pub as_of: Lsn,
+    pub uid_validity_next: u32,
+    pub subscriptions: Vec<String>,
+    pub attributes: Vec<NamedValue>,
+}
+wire_struct!(AccountBase {
+    account: AccountId,
+    as_of: Lsn,
+    uid_validity_next: u32,
+    subscriptions: Vec<String>,
+    attributes: Vec<NamedValue>,
+});
+
+/// An attribute in an account's base record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedValue {
+    pub mailbox: MailboxId,
+    pub name: String,
+    pub value: Vec<u8>,
+}
+wire_struct!(NamedValue { mailbox: MailboxId, name: String, value: Vec<u8> });
 
 /// A named value of an account or mailbox: metadata, ACL entries, scripts, quota. An empty value removes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -382,7 +416,7 @@ pub enum Record {
     Account(AccountRecord),
     Commit(Commit),
     Base(Box<Base>),
-    Relocation(Relocation),
+    AccountBase(AccountBase),
     Attribute(Attribute),
     Receipt(Receipt),
 }
@@ -403,7 +437,7 @@ impl Record {
             Self::Account(_) => kind::ACCOUNT,
             Self::Commit(_) => kind::COMMIT,
             Self::Base(_) => kind::BASE,
-            Self::Relocation(_) => kind::RELOCATION,
+            Self::AccountBase(_) => kind::ACCOUNT_BASE,
             Self::Attribute(_) => kind::ATTRIBUTE,
             Self::Receipt(_) => kind::RECEIPT,
         }
@@ -425,7 +459,7 @@ impl Record {
             Self::Account(account) => account.put(out),
             Self::Commit(commit) => commit.put(out),
             Self::Base(base) => base.put(out),
-            Self::Relocation(relocation) => relocation.put(out),
+            Self::AccountBase(base) => base.put(out),
             Self::Attribute(attribute) => attribute.put(out),
             Self::Receipt(receipt) => receipt.put(out),
         }
@@ -456,7 +490,7 @@ impl Record {
             kind::ACCOUNT => Self::Account(whole("account record", payload)?),
             kind::COMMIT => Self::Commit(whole("commit record", payload)?),
             kind::BASE => Self::Base(Box::new(whole("base record", payload)?)),
-            kind::RELOCATION => Self::Relocation(whole("relocation record", payload)?),
+            kind::ACCOUNT_BASE => Self::AccountBase(whole("account base record", payload)?),
             kind::ATTRIBUTE => Self::Attribute(whole("attribute record", payload)?),
             kind::RECEIPT => Self::Receipt(whole("receipt record", payload)?),
             kind if kind & OPTIONAL != 0 => return Ok(None),
@@ -464,12 +498,22 @@ impl Record {
         }))
     }
 
+    /// The LSN up to which a folded record has everything.
+    pub fn folded_as_of(&self) -> Option<Lsn> {
+        match self {
+            Self::Message(head) => Some(head.as_of),
+            Self::Base(base) => Some(base.as_of),
+            Self::AccountBase(base) => Some(base.as_of),
+            _ => None,
+        }
+    }
+
     /// What the record changes, for the touch table.
     pub fn touches(&self, out: &mut impl FnMut(MailboxId, u32, u32)) {
         let set = |uids: &UidSet| (uids.first().map_or(0, |uid| uid.0), uids.last().map_or(0, |uid| uid.0));
         match self {
             Self::Message(head) => {
-                for Placement { mailbox, uid, .. } in &head.placements {
+                for Placement { mailbox, uid, .. } in head.placements.iter().filter(|placement| !placement.is_gone()) {
                     out(*mailbox, uid.0, uid.0);
                 }
             }
@@ -492,14 +536,16 @@ impl Record {
             Self::Mailbox(change) => out(change.mailbox(), 0, 0),
             Self::Keyword(keyword) => out(keyword.mailbox, 0, 0),
             Self::Recent(recent) => out(recent.mailbox, 0, 0),
-            Self::Base(base) => out(base.mailbox, 0, 0),
+            Self::Base(base) => {
+                out(base.mailbox, base.account.0 as u32, (base.account.0 >> 32) as u32);
+            }
             Self::Attribute(attribute) => out(attribute.mailbox, 0, 0),
             Self::Block(_)
             | Self::Content(_)
             | Self::Subscription(_)
             | Self::Account(_)
             | Self::Commit(_)
-            | Self::Relocation(_)
+            | Self::AccountBase(_)
             | Self::Receipt(_) => out(MailboxId(0), 0, 0),
         }
     }

@@ -28,6 +28,8 @@ pub struct SegmentHeader {
     pub generation: u32,
     /// The sequence that the first batch will carry.
     pub first_batch: u64,
+    /// Of a segment that compaction wrote: whatever had been deleted up to here is not in it.
+    pub as_of: Lsn,
     /// Those that frames of this segment name.
     pub dictionaries: Vec<Arc<Dictionary>>,
 }
@@ -64,6 +66,7 @@ impl SegmentHeader {
         self.generation.put(&mut fixed);
         self.first_batch.put(&mut fixed);
         (self.dictionaries.len() as u32).put(&mut fixed);
+        self.as_of.put(&mut fixed);
         fixed.resize(HEADER_FIXED_BYTES, 0);
         for dictionary in &self.dictionaries {
             let entry = DictionaryEntry {
@@ -131,6 +134,7 @@ impl SegmentHeader {
         let generation = u32::take(&mut input).map_err(decode)?;
         let first_batch = u64::take(&mut input).map_err(decode)?;
         let count = u32::take(&mut input).map_err(decode)? as usize;
+        let as_of = Lsn::take(&mut input).map_err(decode)?;
         let table_end = HEADER_FIXED_BYTES + count.saturating_mul(DICTIONARY_ENTRY_BYTES);
         if table_end > bytes.len() || count > DICTIONARIES_MAX {
             return Err(FormatError::Short { what: WHAT, needed: table_end as u64, available: bytes.len() as u64 });
@@ -147,7 +151,7 @@ impl SegmentHeader {
                 Err(error) => damaged.push(error),
             }
         }
-        Ok((Self { store, shard, epoch, segment, generation, first_batch, dictionaries }, damaged))
+        Ok((Self { store, shard, epoch, segment, generation, first_batch, as_of, dictionaries }, damaged))
     }
 }
 
@@ -296,6 +300,7 @@ mod tests {
             segment: SegmentId(3),
             generation: 0,
             first_batch: 9,
+            as_of: Lsn(77),
             dictionaries: vec![
                 Arc::new(Dictionary::new(DictionaryKind::Header, 4, vec![1; 5000])),
                 Arc::new(Dictionary::new(DictionaryKind::Body, 4, vec![2; 10])),

@@ -70,9 +70,12 @@ pub enum Command {
         /// Where to write them, as posthaste.1, posthaste-serve.1 and so on
         directory: Option<PathBuf>,
     },
-    /// Give back the space of deleted mail (not built yet)
+    /// Give back the space of deleted mail, and compress harder what has been compressed in haste
+    ///
+    /// A running server does that by itself where it pays. This compacts the whole store, also where little is gained: it
+    /// reads and writes all of it. On a running server it keeps to store.compaction_bytes_per_s.
     Compact {
-        /// Return when it is done
+        /// Return when it is done, and say what it has gained; without a running server that is always so
         #[arg(long)]
         wait: bool,
     },

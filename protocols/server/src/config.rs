@@ -141,6 +141,9 @@ pub struct Store {
     pub gather_us: Option<u64>,
     pub reserve_bytes: Option<u64>,
     pub train_after_bytes: Option<u64>,
+    pub compaction: Option<bool>,
+    pub compaction_run_bytes: Option<u64>,
+    pub compaction_bytes_per_s: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -367,7 +370,7 @@ fn insert(table: &mut toml::Table, key: &str, value: toml::Value) -> Option<()> 
 impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         const MB: u64 = 1 << 20;
-        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 22] = [
+        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 24] = [
             ("limits.message_bytes", Some(self.limits.message_bytes), 64 << 10..=1 << 30, "64 KB to 1 GB"),
             (
                 "limits.mailbox_messages",
@@ -405,6 +408,8 @@ impl Config {
             ("store.reserve_bytes", self.store.reserve_bytes, 0..=1 << 30, "0 (none) to 1 GB"),
             ("store.checkpoint_bytes", self.store.checkpoint_bytes, MB..=1 << 30, "1 MB to 1 GB"),
             ("store.train_after_bytes", self.store.train_after_bytes, 0..=1 << 40, "0 (never) to 1 TB"),
+            ("store.compaction_run_bytes", self.store.compaction_run_bytes, MB..=16 << 30, "1 MB to 16 GB"),
+            ("store.compaction_bytes_per_s", self.store.compaction_bytes_per_s, 0..=1 << 40, "0 (no limit) to 1 TB"),
         ];
         for (key, value, range, text) in checks {
             if let Some(value) = value
@@ -517,6 +522,9 @@ mod tests {
             "store.gather_us",
             "store.reserve_bytes",
             "store.train_after_bytes",
+            "store.compaction",
+            "store.compaction_run_bytes",
+            "store.compaction_bytes_per_s",
             "tls.certificate",
             "tls.key",
             "tls.minimum_version",

@@ -15,10 +15,12 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use posthaste_engine::compaction::Choice;
 use posthaste_engine::error::{EngineError, Refusal};
 use posthaste_engine::ids::ShardId;
 use posthaste_engine::io::Runtime;
 use posthaste_engine::node::NewAccount;
+use posthaste_engine::shard::Shard;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -42,6 +44,7 @@ pub enum Request {
     DeleteUser { name: String },
     ListUsers,
     Stats,
+    Compact { wait: bool },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,6 +59,12 @@ pub enum Response {
         names: Vec<String>,
     },
     Stats(Box<Stats>),
+    /// Of all shards together.
+    Compacted {
+        segments: u64,
+        bytes_before: u64,
+        bytes_after: u64,
+    },
     Error {
         message: String,
     },
@@ -105,6 +114,14 @@ pub struct ShardStats {
     pub message_cache_hits: u64,
     pub message_cache_misses: u64,
     pub message_cache_bytes: u64,
+    #[serde(default)]
+    pub compactions: u64,
+    #[serde(default)]
+    pub segments_compacted: u64,
+    #[serde(default)]
+    pub compacted_bytes_read: u64,
+    #[serde(default)]
+    pub compacted_bytes_written: u64,
 }
 
 /// Carries out a request. What it changes is durable when this returns.
@@ -153,7 +170,28 @@ async fn try_execute(
             Ok(Response::Users { names })
         }
         Request::Stats => stats(worker, node).await.map(|stats| Response::Stats(Box::new(stats))),
+        Request::Compact { wait } if wait || node.is_none() => compact(worker).await,
+        Request::Compact { .. } => {
+            let worker = worker.clone();
+            worker.clone().storage().spawn(async move {
+                // What fails is told by the shard's events.
+                let _ = compact(&worker).await;
+            });
+            Ok(Response::Done)
+        }
     }
+}
+
+async fn compact(worker: &Worker) -> Result<Response, EngineError> {
+    let (mut segments, mut bytes_before, mut bytes_after) = (0, 0, 0);
+    for shard in 0..worker.cluster().superblock.shards {
+        let compact = |shard: Shard<_>| async move { shard.compact(Choice::All).await };
+        let report = worker.call(ShardId(shard), compact).await??;
+        segments += report.segments;
+        bytes_before += report.bytes_before;
+        bytes_after += report.bytes_after;
+    }
+    Ok(Response::Compacted { segments, bytes_before, bytes_after })
 }
 
 async fn stats(worker: &Worker, node: Option<&Node>) -> Result<Stats, EngineError> {
@@ -179,6 +217,10 @@ async fn stats(worker: &Worker, node: Option<&Node>) -> Result<Stats, EngineErro
             message_cache_hits: of_shard.message_cache_hits,
             message_cache_misses: of_shard.message_cache_misses,
             message_cache_bytes: of_shard.message_cache_bytes,
+            compactions: of_shard.compactions,
+            segments_compacted: of_shard.segments_compacted,
+            compacted_bytes_read: of_shard.compacted_bytes_read,
+            compacted_bytes_written: of_shard.compacted_bytes_written,
         });
     }
     stats.server = node.map(|node| {
@@ -228,13 +270,20 @@ pub fn serve(data: &Path, node: Arc<Node>) -> io::Result<()> {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     std::thread::Builder::new().name("control".to_owned()).spawn(move || {
         for client in listener.incoming() {
-            let result = client.and_then(|client| {
-                client.set_read_timeout(Some(CLIENT_TIMEOUT))?;
-                client.set_write_timeout(Some(CLIENT_TIMEOUT))?;
-                serve_client(&client, &node)
+            // Compaction may take an hour, and others have questions meanwhile.
+            let node = Arc::clone(&node);
+            let thread = std::thread::Builder::new().name("control-client".to_owned()).spawn(move || {
+                let result = client.and_then(|client| {
+                    client.set_read_timeout(Some(CLIENT_TIMEOUT))?;
+                    client.set_write_timeout(Some(CLIENT_TIMEOUT))?;
+                    serve_client(&client, &node)
+                });
+                if let Err(error) = result {
+                    tracing::debug!(%error, "a client of the control socket");
+                }
             });
-            if let Err(error) = result {
-                tracing::debug!(%error, "a client of the control socket");
+            if let Err(error) = thread {
+                tracing::warn!(%error, "no thread for a client of the control socket");
             }
         }
     })?;

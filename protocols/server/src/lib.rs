@@ -82,9 +82,14 @@ fn execute(cli: Cli) -> Result<(), Box<dyn Error>> {
             Ok(clap_mangen::generate_to(Cli::command(), directory)?)
         }
         Command::Man { directory: None } => Ok(clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?),
-        Command::Compact { .. } => {
-            Err("compact is not built yet: this version gives back no space of deleted mail".into())
-        }
+        Command::Compact { wait } => match administer(&cli.common, &config, Request::Compact { wait })? {
+            Response::Compacted { segments, bytes_before, bytes_after } => {
+                let mut out = std::io::stdout().lock();
+                Ok(writeln!(out, "{segments} segments of {bytes_before} octets became {bytes_after} octets")?)
+            }
+            Response::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        },
     }
 }
 
@@ -215,6 +220,18 @@ fn print_stats(stats: &Stats, json: bool) -> std::io::Result<()> {
             shard.message_cache_hits,
             shard.message_cache_misses,
             shard.message_cache_bytes
+        )?;
+    }
+    writeln!(out, "shard compactions     segments   bytes read bytes written")?;
+    for shard in &stats.shards {
+        writeln!(
+            out,
+            "{:5} {:11} {:12} {:12} {:13}",
+            shard.shard,
+            shard.compactions,
+            shard.segments_compacted,
+            shard.compacted_bytes_read,
+            shard.compacted_bytes_written
         )?;
     }
     Ok(())

@@ -107,7 +107,10 @@ pub fn execute_alone(data: &Path, config: &Config, request: Request) -> Result<R
         let superblock = open_superblock(&storage, shards_at_creation(config, &cores)).await?;
         let (cluster, mut seats) = Cluster::new(superblock, 1);
         let Some(seat) = seats.pop() else { unreachable!("one worker has one seat") };
-        let (worker, reports) = Worker::open(storage, cluster, seat, store_config(config, superblock.shards)).await?;
+        let mut store = store_config(config, superblock.shards);
+        // There is nobody who could be disturbed, and nobody to come back to.
+        (store.shard.compacts_by_itself, store.shard.compaction_bytes_per_s) = (false, 0);
+        let (worker, reports) = Worker::open(storage, cluster, seat, store).await?;
         reports.iter().flat_map(|report| &report.damage).for_each(|finding| eprintln!("damage: {finding:?}"));
         let response = control::execute(&worker, config, None, request).await;
         worker.stop().await?;
@@ -126,6 +129,9 @@ const RESERVE_BYTES: u64 = 64 << 20;
 /// What a restart has to replay at most, over all shards, unless configured.
 const TAIL_BYTES: u64 = 512 << 20;
 
+/// What compaction writes in a second on each shard, unless configured.
+const COMPACTION_BYTES_PER_S: u64 = 16 << 20;
+
 fn store_config(config: &Config, shards: u32) -> StoreConfig {
     let default = ShardConfig::default();
     let checkpoint_bytes = default.checkpoint_bytes.min(TAIL_BYTES / u64::from(shards.max(1))).max(1 << 20);
@@ -139,6 +145,9 @@ fn store_config(config: &Config, shards: u32) -> StoreConfig {
         message_octets_max: config.limits.message_bytes,
         mailbox_messages_max: config.limits.mailbox_messages,
         reserve_bytes: store.reserve_bytes.unwrap_or(RESERVE_BYTES),
+        compacts_by_itself: store.compaction.unwrap_or(true),
+        compaction_run_bytes: store.compaction_run_bytes.unwrap_or(default.compaction_run_bytes),
+        compaction_bytes_per_s: store.compaction_bytes_per_s.unwrap_or(COMPACTION_BYTES_PER_S),
     };
     StoreConfig { shard }
 }
@@ -309,6 +318,21 @@ async fn log_events(shard: Shard<Storage>) {
             ShardEvent::SpaceBack => tracing::info!(shard = %id, "there is space again"),
             ShardEvent::IndexRebuilt(mailbox, error) => {
                 tracing::error!(shard = %id, %mailbox, %error, "a mailbox's index was damaged and has been rebuilt from the log");
+            }
+            ShardEvent::SegmentDamaged(segment, error) => {
+                tracing::error!(shard = %id, %segment, %error, "compaction leaves a damaged segment as it is: `posthaste check` names what is lost");
+            }
+            ShardEvent::CompactionFailed(error) => {
+                tracing::error!(shard = %id, %error, "compaction has come to nothing: it will be tried again");
+            }
+            ShardEvent::Compacted(report) => {
+                tracing::info!(
+                    shard = %id,
+                    segments = report.segments,
+                    bytes_before = report.bytes_before,
+                    bytes_after = report.bytes_after,
+                    "compacted"
+                );
             }
         }
     }

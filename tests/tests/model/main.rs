@@ -95,6 +95,10 @@ struct Start {
 
 fn sum(a: ShardStats, b: ShardStats) -> ShardStats {
     ShardStats {
+        compactions: a.compactions + b.compactions,
+        segments_compacted: a.segments_compacted + b.segments_compacted,
+        compacted_bytes_read: a.compacted_bytes_read + b.compacted_bytes_read,
+        compacted_bytes_written: a.compacted_bytes_written + b.compacted_bytes_written,
         batches: a.batches + b.batches,
         records: a.records + b.records,
         log_bytes: a.log_bytes + b.log_bytes,
@@ -197,6 +201,7 @@ fn the_store_is_what_a_plain_map_is() {
     }
     let totals = TOTALS.get();
     println!("{totals:?}");
+    assert!(totals.segments_compacted > 0, "nothing has been compacted");
     assert!(totals.segments_sealed > 0 && totals.checkpoints > 0, "segments and checkpoints were too large to matter");
 }
 

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use posthaste_engine::changes::Stored as FlagsStored;
+use posthaste_engine::compaction::Choice;
 use posthaste_engine::deliver::{Prepared, Target, TargetMailbox};
 use posthaste_engine::error::{EngineError, RecoveryReport};
 use posthaste_engine::flags::UidSet;
@@ -222,6 +223,20 @@ impl Node {
                 })
                 .await?
                 .map_err(said)
+            }
+            Op::Compact { account, all } => {
+                let number = usize::from(*account);
+                let (account, subscriptions) = (&self.accounts[number], &run.model.accounts[number].subscriptions);
+                let (id, subscribed) = (account.account, subscriptions.contains("Elsewhere"));
+                let choice = if *all { Choice::All } else { Choice::WherePays };
+                // It ends with a checkpoint.
+                self.call(run, number, move |shard| async move {
+                    shard.subscribe(id, "Elsewhere", subscribed).await?;
+                    shard.compact(choice).await
+                })
+                .await?
+                .map_err(said)?;
+                Ok(())
             }
             Op::Reopen { .. } => Ok(()),
         }

@@ -172,6 +172,10 @@ pub enum Op {
     Checkpoint {
         account: u8,
     },
+    Compact {
+        account: u8,
+        all: bool,
+    },
     Reopen {
         stop: bool,
         workers: u8,
@@ -244,6 +248,7 @@ pub fn op() -> impl Strategy<Value = Op> {
         6 => (session, uids(), how(), flags())
             .prop_map(|(session, uids, how, flags)| Op::StoreSilently { session, uids, how, flags }),
         3 => account().prop_map(|account| Op::Checkpoint { account }),
+        2 => (account(), any::<bool>()).prop_map(|(account, all)| Op::Compact { account, all }),
         5 => (any::<bool>(), 1_u8..4, prop::option::weighted(0.3, 1_u8..80)).prop_map(
             |(stop, workers, crash_while_opening)| Op::Reopen { stop, workers, crash_while_opening }
         ),

@@ -14,7 +14,7 @@ use crate::format::segment::{Footer, SegmentHeader, TRAILER_BYTES, Trailer};
 use crate::format::{BLOCK_BYTES, FormatError};
 use crate::ids::{AccountId, Epoch, Location, MailboxId, MessageId, Position, SegmentId, ShardId};
 use crate::index::{Change, MailboxIndex, Moved};
-use crate::read::{BLOCK, open_block};
+use crate::read::{BLOCK, open_block, unpack_block};
 use crate::recovery::{
     FoundBatch, dropped_transactions, judge, judge_compacted, replay, restore_index, scan_compacted, scan_log,
 };
@@ -88,6 +88,13 @@ struct Check<S: Storage> {
     moved: BTreeMap<Place, MessageId>,
     /// The segments there are, and whether they are sealed.
     names: BTreeMap<SegmentId, (SegmentName, bool)>,
+}
+
+/// What is wrong with a record.
+struct Broken {
+    what: String,
+    /// Something that it names is not there.
+    is_missing: bool,
 }
 
 /// Where a record lies, without its length and number.
@@ -174,7 +181,7 @@ impl<S: Storage> Check<S> {
         names: &BTreeMap<SegmentId, (SegmentName, bool)>,
         total: u64,
         progress: &impl Fn(u64, u64),
-    ) -> Result<BTreeMap<Place, String>, EngineError> {
+    ) -> Result<BTreeMap<Place, Broken>, EngineError> {
         let mut broken = BTreeMap::new();
         let mut done = 0;
         for batch in batches {
@@ -190,7 +197,9 @@ impl<S: Storage> Check<S> {
                     _ => self.check_block(&bytes, segment).await?,
                 };
                 if let Err(error) = result {
-                    broken.insert((segment, record.offset), error.to_string());
+                    // The blocks of a dead message go with the segments that they are in.
+                    let is_missing = matches!(error, FormatError::Misplaced { .. });
+                    broken.insert((segment, record.offset), Broken { what: error.to_string(), is_missing });
                 }
             }
             done += batch.end - batch.position.offset;
@@ -290,7 +299,7 @@ impl<S: Storage> Check<S> {
             let unpacked = match open_block(&bytes, block.lsn) {
                 Ok((info, stored)) => {
                     self.have_dictionaries(segment, &[info]).await?;
-                    info.unpack(BLOCK, stored, &mut self.unpacker, &mut rest)
+                    unpack_block(block, &info, stored, &mut self.unpacker, &mut rest)
                 }
                 Err(error) => Err(error),
             };
@@ -489,7 +498,7 @@ impl<S: Storage> Check<S> {
         &mut self,
         from_log: &mut State,
         ordinals: &BTreeMap<SegmentId, Vec<u64>>,
-        broken: &BTreeMap<Place, String>,
+        broken: &BTreeMap<Place, Broken>,
     ) -> Result<(), EngineError> {
         let mut touched: BTreeMap<Place, Vec<(MailboxId, u32, u32)>> = BTreeMap::new();
         let mut dangling = Vec::new();
@@ -508,8 +517,11 @@ impl<S: Storage> Check<S> {
                 }
             }
         }
-        for (place, what) in broken {
+        for (place, Broken { what, is_missing }) in broken {
             let touches = touched.remove(place).unwrap_or_default();
+            if *is_missing && touches.is_empty() {
+                continue;
+            }
             let file = self.file_of(place.0);
             self.find(file, place.1, what.clone(), touches);
         }

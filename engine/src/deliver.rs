@@ -8,7 +8,7 @@ use crate::flags::{Flags, KEYWORDS_MAX};
 use crate::format::checksum;
 use crate::format::dictionary::{DictionaryKind, DictionarySet};
 use crate::format::frame::{BLOCK_RAW_BYTES, FrameInfo, HEADER_RAW_BYTES, Packer};
-use crate::format::message::{BlockReference, MessageHead, PLACEMENTS_MAX, PREFIX_BYTES_MAX, Placement};
+use crate::format::message::{BlockForm, BlockReference, MessageHead, PLACEMENTS_MAX, PREFIX_BYTES_MAX, Placement};
 use crate::format::record::{Keyword, Record};
 use crate::ids::{AccountId, Lsn, MailboxId, ModSeq, Uid};
 use crate::index::MESSAGES_MAX;
@@ -173,6 +173,7 @@ impl<S: Storage> Shard<S> {
             };
             resolved.push((target, mailbox));
         }
+        let _keeps_blocks = (!message.blocks.is_empty()).then(|| self.delivering());
         let blocks = self.write_blocks(message).await?;
         let now_s = (self.0.storage.wall_clock_ms() / 1000) as i64;
         let (results, ticket) = loop {
@@ -372,7 +373,7 @@ impl<S: Storage> Shard<S> {
         let mut blocks = Vec::with_capacity(references.len());
         for (lsn, place, ticket, raw_len) in references {
             let location = ticket.committed().await?.location(place);
-            blocks.push(BlockReference { lsn, location, raw_len });
+            blocks.push(BlockReference { lsn, location, form: BlockForm::as_it_is(raw_len) });
         }
         Ok(blocks)
     }

@@ -30,7 +30,7 @@ pub struct DictionaryConfig {
 
 impl Default for DictionaryConfig {
     fn default() -> Self {
-        Self { train_after_octets: 256 << 20, users_min: 8, samples_max: 600, bytes_max: 64 << 10 }
+        Self { train_after_octets: 256 << 20, users_min: 8, samples_max: 2500, bytes_max: 64 << 10 }
     }
 }
 

@@ -288,7 +288,10 @@ impl MailboxIndex {
                     *uids -= gone;
                     !uids.is_empty()
                 });
-                self.expunged.push((expunge.modseq, expunge.uids.clone()));
+                // A base record may have known of it.
+                if self.expunged.last().is_none_or(|(last, _)| *last < expunge.modseq) {
+                    self.expunged.push((expunge.modseq, expunge.uids.clone()));
+                }
                 if self.expunged.len() > EXPUNGE_HISTORY_MAX {
                     let forgotten = self.expunged.len() - EXPUNGE_HISTORY_MAX;
                     self.history_horizon = self.expunged[forgotten - 1].0;

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use crate::error::{Damage, EngineError, Refusal};
 use crate::flags::{Flags, UidSet};
 use crate::format::FormatError;
+use crate::format::base64_lines::put_lines;
 use crate::format::codec::{Input, Wire};
-use crate::format::frame::FrameInfo;
-use crate::format::message::MessageReader;
+use crate::format::frame::{FrameInfo, Unpacker};
+use crate::format::message::{BlockForm, BlockReference, MessageReader};
 use crate::format::record::{RECORD_HEADER_BYTES, RecordHeader, kind};
 use crate::ids::{Location, MailboxId, Position, Uid};
 use crate::index::{MailboxIndex, Message};
@@ -253,7 +254,7 @@ impl<S: Storage> Shard<S> {
                 // A block takes some 200 us. What is in the page cache is read without a pause.
                 self.0.storage.yield_now().await;
             }
-            self.read_block(block.location, block.lsn, &what(), &mut out).await?;
+            self.read_block(block, &what(), &mut out).await?;
         }
         let available = (out.len() - prefixes_octets) as u64;
         if available < wanted || (whole && available > wanted) {
@@ -270,21 +271,41 @@ impl<S: Storage> Shard<S> {
         Ok(bytes)
     }
 
-    /// Appends a block of a large body.
+    /// Appends the part of a body that a block holds.
     pub(crate) async fn read_block(
         &self,
-        location: Location,
-        lsn: crate::ids::Lsn,
+        block: &BlockReference,
         what: &str,
         out: &mut Vec<u8>,
     ) -> Result<(), EngineError> {
+        let location = block.location;
         let damaged = |error| self.damaged(location, what, error);
         let bytes = self.read_segment(location.segment, location.offset(), location.len as usize).await?;
         self.count(|stats| stats.body_frames_unpacked += 1);
-        let (info, stored) = open_block(&bytes, lsn).map_err(damaged)?;
+        let (info, stored) = open_block(&bytes, block.lsn).map_err(damaged)?;
         self.have_dictionaries(location.segment, &[info]).await?;
-        info.unpack(BLOCK, stored, &mut self.0.unpacker.borrow_mut(), out).map_err(damaged)
+        unpack_block(block, &info, stored, &mut self.0.unpacker.borrow_mut(), out).map_err(damaged)
     }
+}
+
+/// Appends the part of a body that a block's frame holds.
+pub(crate) fn unpack_block(
+    block: &BlockReference,
+    info: &FrameInfo,
+    stored: &[u8],
+    unpacker: &mut Unpacker,
+    out: &mut Vec<u8>,
+) -> Result<(), FormatError> {
+    let BlockForm { octets, line_octets } = block.form;
+    if line_octets == 0 {
+        return info.unpack(BLOCK, stored, unpacker, out);
+    }
+    let mut content = Vec::new();
+    info.unpack(BLOCK, stored, unpacker, &mut content)?;
+    let start = out.len();
+    put_lines(&content, line_octets.into(), octets as usize, out);
+    let (needed, available) = (u64::from(octets), (out.len() - start) as u64);
+    if available == needed { Ok(()) } else { Err(FormatError::Short { what: BLOCK, needed, available }) }
 }
 
 /// What errors call the frame of a block.

@@ -216,15 +216,15 @@ impl<S: Storage> Reading<S> {
                 continue;
             }
             let Some(block) = self.blocks.next() else { break };
-            let len = u64::from(block.raw_len);
+            let len = u64::from(block.form.octets);
             if self.at + len <= self.wanted.start {
                 self.at += len;
                 self.left = self.left.checked_sub(len).ok_or_else(|| self.wrong_length(len))?;
                 self.header_left = self.header_left.saturating_sub(len as usize);
                 continue;
             }
-            let mut octets = Vec::with_capacity(block.raw_len as usize);
-            self.shard.read_block(block.location, block.lsn, &self.what, &mut octets).await?;
+            let mut octets = Vec::with_capacity(block.form.octets as usize);
+            self.shard.read_block(&block, &self.what, &mut octets).await?;
             self.add(octets.into())?;
         }
         if self.left > 0 {

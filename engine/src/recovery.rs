@@ -940,7 +940,9 @@ async fn recover<S: Storage>(
         .filter(|&segment| segment > 0)
         .chain(manifest.segments.iter().map(|entry| entry.segment.0).filter(|&id| !SegmentId(id).is_compacted()))
         .max()
-        .map_or(manifest.first_segment.0.max(1), |highest| highest + 1);
+        // Those that compaction has taken out count, too.
+        .map_or(1, |highest| highest + 1)
+        .max(manifest.first_segment.0);
     let sequence = (manifest.replay_sequence > 0).then_some(manifest.replay_sequence);
     let proven = manifest.replay_from.max(manifest.log_end);
     let mut verdict = judge(id, segments, proven, sequence, manifest.replay_from);

@@ -12,6 +12,7 @@ use posthaste_engine::compaction::Choice;
 use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
 use posthaste_engine::error::{EngineError, RecoveryReport};
 use posthaste_engine::flags::UidSet;
+use posthaste_engine::format::base64_lines::put_lines;
 use posthaste_engine::format::frame::Packer;
 use posthaste_engine::format::record::AccountRecord;
 use posthaste_engine::ids::{MailboxId, ModSeq, ShardId, Uid};
@@ -379,6 +380,11 @@ fn body_of(token: u64) -> Vec<u8> {
     let lines = if token.is_multiple_of(97) { 14_000 } else { 1 + token % 40 };
     for line in 0..lines {
         body.extend_from_slice(format!("{token} {line} {}\r\n", line.wrapping_mul(token)).as_bytes());
+        if line == 3 && token % 5 < 2 {
+            // An attachment that others have, too.
+            let content: Vec<u8> = (0..3500 + token % 3).map(|octet| ((octet * (7 + token % 3)) >> 3) as u8).collect();
+            put_lines(&content, 76, usize::MAX / 2, &mut body);
+        }
     }
     body
 }

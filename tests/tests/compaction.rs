@@ -10,6 +10,7 @@ use posthaste_engine::compaction::Choice;
 use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
 use posthaste_engine::error::EngineError;
 use posthaste_engine::flags::UidSet;
+use posthaste_engine::format::base64_lines::put_lines;
 use posthaste_engine::format::frame::Packer;
 use posthaste_engine::ids::{AccountId, MailboxId, ModSeq, ShardId, Uid};
 use posthaste_engine::io::sim::{Sim, SimIo};
@@ -25,16 +26,24 @@ type Store = Local<SimIo>;
 const SEGMENT_BYTES: u64 = 1 << 20;
 
 async fn open(io: &SimIo) -> Worker<Store> {
+    open_with(io, SEGMENT_BYTES).await
+}
+
+async fn open_with(io: &SimIo, segment_size_bytes: u64) -> Worker<Store> {
     let storage = Local::new(io.clone());
     let superblock = open_superblock(&storage, 1).await.unwrap();
     let (cluster, mut seats) = Cluster::new(superblock, 1);
-    let shard = ShardConfig { segment_size_bytes: SEGMENT_BYTES, message_cache_bytes: 0, ..ShardConfig::default() };
+    let shard = ShardConfig { segment_size_bytes, message_cache_bytes: 0, ..ShardConfig::default() };
     Worker::open(storage, cluster, seats.remove(0), StoreConfig { shard }).await.unwrap().0
 }
 
 /// A store with one account, and its INBOX.
 async fn start(io: &SimIo) -> (Worker<Store>, Shard<Store>, AccountId, MailboxId) {
-    let worker = open(io).await;
+    start_with(io, SEGMENT_BYTES).await
+}
+
+async fn start_with(io: &SimIo, segment_size_bytes: u64) -> (Worker<Store>, Shard<Store>, AccountId, MailboxId) {
+    let worker = open_with(io, segment_size_bytes).await;
     let account = NewAccount { name: "a@example.org".to_owned(), password: String::new() };
     let account = worker.add_accounts(vec![account]).await.unwrap().remove(0).unwrap().account;
     let shard = worker.local(ShardId(0)).unwrap();
@@ -288,6 +297,94 @@ fn on_a_full_device_what_is_dead_makes_room() {
             deliver(&shard, account, number, 30_000).await;
         }
         assert_eq!(findings(&io, &worker).await, Vec::<String>::new());
+        worker.stop().await.unwrap();
+    })
+    .unwrap();
+}
+
+/// A message with an attachment, as mail clients send it.
+fn with_attachment(number: u64, content: &[u8]) -> (String, Vec<u8>) {
+    let header = format!("Subject: picture {number}\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n");
+    let text =
+        "--b\r\n\r\nSee the picture.\r\n--b\r\nContent-Type: image/png\r\nContent-Transfer-Encoding: base64\r\n\r\n";
+    let mut body = text.as_bytes().to_vec();
+    put_lines(content, 76, usize::MAX / 2, &mut body);
+    body.extend_from_slice(format!("--b--\r\nThis is number {number}.\r\n").as_bytes());
+    (header, body)
+}
+
+#[test]
+fn an_attachment_of_many_messages_is_stored_once_and_comes_back_byte_for_byte() {
+    let sim = Sim::new(6);
+    let (io, disk) = (sim.io(), sim.clone());
+    sim.run(async move {
+        let (worker, shard, account, inbox) = start_with(&io, 16 << 20).await;
+        let small: Vec<u8> = body(77, 60_000).iter().map(|octet| octet.wrapping_mul(31)).collect();
+        let large: Vec<u8> = body(78, 900_000).iter().map(|octet| octet.wrapping_mul(57)).collect();
+        let messages: Vec<(String, Vec<u8>)> =
+            (0..12).map(|number| with_attachment(number, if number % 3 == 0 { &large } else { &small })).collect();
+        for (header, body) in &messages {
+            let whole = [header.as_bytes(), body].concat();
+            let prepared = Prepared::new(&mut Packer::default(), &whole, header.len(), b"", 1);
+            let (prefix, mailbox) = (b"X: 1\r\n".to_vec(), TargetMailbox::Inbox);
+            let target = Target { account, mailbox, prefix, flags: Vec::new(), internal_date: None };
+            shard.deliver(Arc::new(prepared), vec![target]).await.remove(0).unwrap();
+        }
+        let before = look(&shard, account).await;
+        for round in 0..2 {
+            shard.compact(Choice::All).await.unwrap();
+            let contents = (small.len() + large.len()) as u64;
+            assert!(segment_bytes(&disk) < contents * 5 / 4, "round {round}: {} octets", segment_bytes(&disk));
+            assert!(look(&shard, account).await == before, "round {round}");
+        }
+        // Any part of a message can be had without the rest of it.
+        let found = shard.messages(inbox, UidSet::one(Uid(4))).await.unwrap()[0];
+        let whole = [b"X: 1\r\n", messages[3].0.as_bytes(), &messages[3].1].concat();
+        let unpacked = || shard.stats().body_frames_unpacked;
+        for (from, to) in [(0, 10), (500, 900_000), (700_000, 700_001), (whole.len() - 40, whole.len() + 10)] {
+            let before = unpacked();
+            let reading = shard.open_message(&found.message, inbox).await.unwrap();
+            let mut reading = reading.only(from as u64..to as u64);
+            let mut octets = Vec::new();
+            while let Some(Piece::Header(piece) | Piece::Body(piece)) = reading.next().await.unwrap() {
+                octets.extend_from_slice(&piece);
+            }
+            assert!(octets == whole[from..to.min(whole.len())], "octets {from} to {to}");
+            assert!(to - from > 1000 || unpacked() - before <= 3, "{} frames", unpacked() - before);
+        }
+        assert_eq!(findings(&io, &worker).await, Vec::<String>::new());
+        worker.stop().await.unwrap();
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_store_that_was_stopped_is_folded_as_of_its_last_change() {
+    let sim = Sim::new(7);
+    let io = sim.io();
+    let (account, before) = sim
+        .run(async move {
+            let (worker, shard, account, inbox) = start(&io).await;
+            live(&shard, account, inbox, 1).await;
+            let before = look(&shard, account).await;
+            worker.stop().await.unwrap();
+            (account, before)
+        })
+        .unwrap();
+    let io = sim.io();
+    sim.run(async move {
+        let worker = open(&io).await;
+        worker.local(ShardId(0)).unwrap().compact(Choice::All).await.unwrap();
+        worker.stop().await.unwrap();
+    })
+    .unwrap();
+    for (path, _) in sim.files("shard-0000/idx") {
+        sim.remove_file(&path);
+    }
+    let io = sim.io();
+    sim.run(async move {
+        let worker = open(&io).await;
+        assert!(look(&worker.local(ShardId(0)).unwrap(), account).await == before);
         worker.stop().await.unwrap();
     })
     .unwrap();

@@ -1,34 +1,50 @@
 //! A run: writing what lives, letting the state say where it is now, and committing that.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::fold::{Live, Place, Sample, Victims};
+use super::fold::{Live, Place, Reference, Sample, Victims};
 use super::output::Output;
-use super::repack::{Repacked, Repacker};
-use super::{CompactionReport, Pending};
+use super::repack::{Content, Part, Repacked, Repacker};
+use super::{CompactionReport, MESSAGES_PER_TURN, Pending};
 use crate::error::EngineError;
 use crate::format::FormatError;
+use crate::format::frame::FrameInfo;
 use crate::format::manifest::SegmentEntry;
-use crate::format::message::{BlockReference, MessageHead, MessageReader, Placement};
-use crate::format::record::{FOLDED, RECORD_HEADER_BYTES, Record, RecordHeader};
-use crate::ids::{Location, Lsn, MailboxId, Position, SegmentId};
+use crate::format::message::{BlockForm, BlockReference, MessageHead, MessageReader, Placement};
+use crate::format::record::{FOLDED, RECORD_HEADER_BYTES, Record, RecordHeader, kind};
+use crate::ids::{Location, Lsn, MailboxId, Position, SegmentId, Uid};
 use crate::index::{Change, Moved};
-use crate::shard::{BATCH_BYTES_GATHERED, Shard};
+use crate::read::{BLOCK, open_block};
+use crate::shard::Shard;
 use crate::state::{Forwarding, NewReference, head_bytes};
 use crate::storage::Storage;
 
 /// So many octets of records are compressed in one go, off the worker.
 const CHUNK_BYTES: usize = 512 << 10;
-/// Mailboxes that are told where their messages lie before others have their turn.
-const MAILBOXES_PER_TURN: usize = 64;
+
+/// Attachments of larger messages are not looked for: all of a message is in memory then.
+const CONTENTS_OCTETS_MAX: u64 = 32 << 20;
+/// What a part takes beside its frame: header, frame info, a reference in the message's head, its lines in two tables.
+const PART_OVERHEAD_OCTETS: u64 = 256;
+/// So many contents of a segment are known, so that others need not store them again.
+const CONTENTS_KNOWN_MAX: usize = 1 << 16;
 
 /// A record that is to be written.
 struct Work {
     place: Place,
     lsn: Lsn,
     bytes: Vec<u8>,
+    /// The records of a message's blocks, if it is to be looked at as a whole.
+    blocks: Vec<Vec<u8>>,
+}
+
+/// Where a part of a body is.
+enum PartPlace {
+    Known(BlockReference),
+    /// Its LSN, and its number in the batch.
+    InBatch(Lsn, usize, BlockForm),
 }
 
 /// What a run has written.
@@ -54,6 +70,10 @@ struct Copying<'a, S: Storage> {
     /// Message records in the batch: what they were, number in the batch, octets up to the end of the header frame.
     in_batch: Vec<(Place, usize, u32)>,
     moved: Forwarding,
+    /// Contents of the segment that is being written.
+    contents: HashMap<[u8; 32], (Lsn, Location)>,
+    /// Contents of the batch that is being put together: LSN, number in the batch, bytes.
+    fresh: HashMap<[u8; 32], (Lsn, usize, Vec<u8>)>,
     /// Prefixes that nobody seemed to need when a record was written.
     dropped: BTreeSet<(Place, u16)>,
     records: u64,
@@ -67,14 +87,16 @@ impl<S: Storage> Shard<S> {
             return Ok(CompactionReport::default());
         }
         let ids: BTreeSet<SegmentId> = victims.segments.keys().copied().collect();
-        let bytes_before = victims.segments.values().map(|entry| entry.data_end).sum();
-        let as_of = self.0.state.borrow().as_of;
+        let bytes_before: u64 = victims.segments.values().map(|entry| entry.data_end).sum();
+        let as_of = self.published_up_to();
         let dictionaries = self.0.dictionaries.get().and_then(|shared| shared.current());
         let embedded = dictionaries.iter().flat_map(|set| set.iter()).cloned().collect();
-        let mut output = Output::new(self.clone(), victims.generation, as_of, embedded, 0);
+        let mut output = Output::new(self.clone(), victims.generation, as_of, embedded, bytes_before);
         // What is copied from now on is seen although its mailbox has been looked into before.
         self.0.state.borrow_mut().watched = Some((ids.clone(), Vec::new()));
-        let repacker = Repacker::new(&victims.dictionaries, dictionaries);
+        let mut key = [0; 32];
+        key.chunks_mut(8).for_each(|word| word.copy_from_slice(&self.0.storage.random().to_le_bytes()));
+        let repacker = Repacker::new(&victims.dictionaries, dictionaries, key);
         let copied = self.write_living(&victims, as_of, repacker, &mut output).await;
         let Copied { sample, moved, references, records } = match copied {
             Ok(copied) => copied,
@@ -104,9 +126,9 @@ impl<S: Storage> Shard<S> {
         repacker: Repacker,
         output: &mut Output<S>,
     ) -> Result<Copied, EngineError> {
-        let sample = self.sample(victims).await?;
-        output.expect(sample.bytes);
-        self.write_others(victims, &sample, output).await?;
+        self.write_carried(victims, output).await?;
+        let sample = self.sample(victims, output).await?;
+        output.flush().await?;
         let mut copying = Copying {
             shard: self,
             victims,
@@ -118,6 +140,8 @@ impl<S: Storage> Shard<S> {
             work_bytes: 0,
             in_batch: Vec::new(),
             moved: Forwarding::default(),
+            contents: HashMap::new(),
+            fresh: HashMap::new(),
             dropped: BTreeSet::new(),
             records: 0,
         };
@@ -172,13 +196,8 @@ impl<S: Storage> Shard<S> {
         }
     }
 
-    /// Writes what is no message: records that are kept as they are, and those into which others have been folded.
-    async fn write_others(
-        &self,
-        victims: &Victims,
-        sample: &Sample,
-        output: &mut Output<S>,
-    ) -> Result<(), EngineError> {
+    /// Writes records that are kept as they are.
+    async fn write_carried(&self, victims: &Victims, output: &mut Output<S>) -> Result<(), EngineError> {
         let generation = victims.generation;
         let oldest = self.oldest_elsewhere(victims).await?;
         for carried in &victims.carried {
@@ -196,30 +215,36 @@ impl<S: Storage> Shard<S> {
             }
             self.write_if_full(output).await?;
         }
-        for base in &sample.bases {
-            let lsn = {
-                let mut log = self.0.log.borrow_mut();
-                log.check_open(self.0.id)?;
-                log.next_lsn(self.0.epoch)
-            };
-            let header = RecordHeader { kind: base.kind(), flags: FOLDED, generation, lsn, transaction: 0 };
-            output.push(header, base, &[]);
-            self.write_if_full(output).await?;
-        }
-        output.flush().await?;
         Ok(())
+    }
+
+    /// Writes a record into which others have been folded.
+    pub(super) async fn write_base(
+        &self,
+        base: &Record,
+        generation: u32,
+        output: &mut Output<S>,
+    ) -> Result<(), EngineError> {
+        let lsn = {
+            let mut log = self.0.log.borrow_mut();
+            log.check_open(self.0.id)?;
+            log.next_lsn(self.0.epoch)
+        };
+        let header = RecordHeader { kind: base.kind(), flags: FOLDED, generation, lsn, transaction: 0 };
+        output.push(header, base, &[]);
+        self.write_if_full(output).await
     }
 
     async fn write_if_full(&self, output: &mut Output<S>) -> Result<(), EngineError> {
         if output.is_full() {
             output.flush().await?;
-            self.pace(BATCH_BYTES_GATHERED).await;
+            self.pace(output.take_unpaced()).await;
         }
         Ok(())
     }
 
     /// Lets others have their turn, and takes no more of the device than is allowed for `bytes` that were written.
-    pub(super) async fn pace(&self, bytes: usize) {
+    pub(super) async fn pace(&self, bytes: u64) {
         let limit = self.0.config.compaction_bytes_per_s;
         if limit > 0 && bytes > 0 {
             self.0.storage.sleep(Duration::from_secs_f64(bytes as f64 / limit as f64)).await;
@@ -253,17 +278,27 @@ impl<S: Storage> Shard<S> {
                 by_mailbox.entry(mailbox).or_default().push(moved);
             }
         };
+        let mut told = 0;
         for (place, live) in &sample.live {
             live.references.iter().for_each(|reference| tell(reference.mailbox, reference.uid, *place));
-        }
-        references.iter().for_each(|new| tell(new.mailbox, new.message.uid, new.place()));
-        for (number, (mailbox, mut moved)) in by_mailbox.into_iter().enumerate() {
-            if number % MAILBOXES_PER_TURN == MAILBOXES_PER_TURN - 1 {
+            told += live.references.len();
+            if told >= MESSAGES_PER_TURN {
+                told = 0;
                 inner.storage.yield_now().await;
             }
+        }
+        references.iter().for_each(|new| tell(new.mailbox, new.message.uid, new.place()));
+        for (mailbox, mut moved) in by_mailbox {
             moved.sort_unstable_by_key(|moved| moved.uid);
             moved.dedup_by_key(|moved| moved.uid);
-            inner.state.borrow_mut().relocate(mailbox, Change::Relocate(moved));
+            for some in moved.chunks(MESSAGES_PER_TURN) {
+                told += some.len() + 16;
+                inner.state.borrow_mut().relocate(mailbox, Change::Relocate(some.to_vec()));
+                if told >= MESSAGES_PER_TURN {
+                    told = 0;
+                    inner.storage.yield_now().await;
+                }
+            }
         }
         // What was copied before everybody knew is published by now, or soon, and in the log: replay begins after it.
         self.settle().await;
@@ -283,6 +318,16 @@ impl<S: Storage> Shard<S> {
     }
 }
 
+/// What parts take at most: all of them, or those that the segment does not have.
+fn octets_of(parts: &[Part], all: bool) -> u64 {
+    let octets = |part: &Part| match (&part.packed, &part.content) {
+        (Some(packed), _) => packed.stored.len(),
+        (None, Some(content)) if all => content.bytes.len(),
+        (None, _) => 0,
+    };
+    parts.iter().map(|part| octets(part) as u64 + PART_OVERHEAD_OCTETS).sum()
+}
+
 impl<S: Storage> Copying<'_, S> {
     /// Adds a message record, and its blocks before it.
     async fn add(&mut self, place: Place, len: u32) -> Result<(), EngineError> {
@@ -298,15 +343,51 @@ impl<S: Storage> Copying<'_, S> {
             let error = FormatError::Misplaced { what: "message record", detail: format!("message {}", head.id) };
             return Err(damaged(error));
         }
-        if head.blocks.iter().any(|block| self.victims.segments.contains_key(&block.location.segment)) {
+        self.learn(segment, &head.frames().map(|(_, info)| info)).await?;
+        if !head.blocks.is_empty() {
             self.flush().await?;
-            let blocks = self.copy_blocks(&head).await?;
-            self.work.push(Work { place, lsn: header.lsn, bytes });
-            return self.write_work(Some(blocks)).await;
+            return self.add_with_blocks(place, header.lsn, bytes, &head).await;
         }
-        self.work_bytes += bytes.len();
-        self.work.push(Work { place, lsn: header.lsn, bytes });
+        self.work_bytes += (head.rest_octets / 4).max(bytes.len() as u64) as usize;
+        self.work.push(Work { place, lsn: header.lsn, bytes, blocks: Vec::new() });
         if self.work_bytes >= CHUNK_BYTES { self.write_work(None).await } else { Ok(()) }
+    }
+
+    /// Sees to it that frames of a segment can be unpacked, which may be none of the victims.
+    async fn learn(&mut self, segment: SegmentId, frames: &[FrameInfo]) -> Result<(), EngineError> {
+        let Some(repacker) = &mut self.repacker else { return Ok(()) };
+        if frames.iter().filter_map(FrameInfo::needs_dictionary).all(|id| repacker.knows_dictionary(id)) {
+            return Ok(());
+        }
+        self.shard.have_dictionaries(segment, frames).await?;
+        let unpacker = self.shard.0.unpacker.borrow();
+        let needed = frames.iter().filter_map(FrameInfo::needs_dictionary);
+        needed.filter_map(|id| unpacker.dictionary(id)).for_each(|dictionary| repacker.learn(dictionary));
+        Ok(())
+    }
+
+    /// Writes a message of which a part lies in blocks.
+    async fn add_with_blocks(
+        &mut self,
+        place: Place,
+        lsn: Lsn,
+        bytes: Vec<u8>,
+        head: &MessageHead,
+    ) -> Result<(), EngineError> {
+        let mut blocks = Vec::new();
+        if head.rest_octets <= CONTENTS_OCTETS_MAX {
+            for block in &head.blocks {
+                let Location { segment, len, .. } = block.location;
+                let record = self.shard.read_segment(segment, block.location.offset(), len as usize).await?;
+                if let Ok((info, _)) = open_block(&record, block.lsn) {
+                    self.learn(segment, &[info]).await?;
+                }
+                blocks.push(record);
+                self.shard.pace(0).await;
+            }
+        }
+        self.work.push(Work { place, lsn, bytes, blocks });
+        self.write_work(Some(head)).await
     }
 
     /// Writes the blocks of a message that lie in victims; where all of them are now.
@@ -318,11 +399,15 @@ impl<S: Storage> Copying<'_, S> {
             if self.victims.segments.contains_key(&segment) {
                 let bytes = self.shard.read_segment(segment, block.location.offset(), len as usize).await?;
                 let place = (segment, block.location.offset_units);
-                let repacked = self.repack(vec![Work { place, lsn: block.lsn, bytes }]).await?;
+                if let Ok((info, _)) = open_block(&bytes, block.lsn) {
+                    self.learn(segment, &[info]).await?;
+                }
+                let repacked = self.repack(vec![Work { place, lsn: block.lsn, bytes, blocks: Vec::new() }]).await?;
                 for (_, repacked) in repacked {
-                    let Repacked::Block { header, info, frame } = repacked else { continue };
+                    let Repacked::Block { header, packed } = repacked else { continue };
                     let header = RecordHeader { generation: self.victims.generation, transaction: 0, ..header };
-                    numbers.push((number, self.output.push(header, &Record::Block(info), &frame)));
+                    let record = Record::Block(packed.info);
+                    numbers.push((number, self.output.push(header, &record, &packed.stored)));
                 }
                 if self.output.is_full() {
                     self.place_blocks(&mut blocks, &mut numbers).await?;
@@ -342,7 +427,7 @@ impl<S: Storage> Copying<'_, S> {
         for (block, in_batch) in numbers.drain(..) {
             blocks[block].location = locations[in_batch];
         }
-        self.shard.pace(BATCH_BYTES_GATHERED).await;
+        self.shard.pace(self.output.take_unpaced()).await;
         Ok(())
     }
 
@@ -354,7 +439,7 @@ impl<S: Storage> Copying<'_, S> {
             .0
             .storage
             .offload(move || {
-                let repack = |work: Work| (work.place, repacker.repack(&work.bytes, work.lsn));
+                let repack = |work: Work| (work.place, repacker.repack(&work.bytes, &work.blocks, work.lsn));
                 let results: Vec<_> = work.into_iter().map(repack).collect();
                 (repacker, results)
             })
@@ -368,17 +453,62 @@ impl<S: Storage> Copying<'_, S> {
         Ok(repacked)
     }
 
-    /// Writes the records that wait; `blocks` are those of the only one, if it has any that moved.
-    async fn write_work(&mut self, blocks: Option<Vec<BlockReference>>) -> Result<(), EngineError> {
+    /// Writes the records that wait; `with_blocks` is the head of the only one, if it has any.
+    async fn write_work(&mut self, with_blocks: Option<&MessageHead>) -> Result<(), EngineError> {
         if self.shard.0.log.borrow().stopping {
             return Err(EngineError::Stopping(self.shard.0.id));
         }
         self.work_bytes = 0;
         let work = std::mem::take(&mut self.work);
-        for (place, repacked) in self.repack(work).await? {
-            let Repacked::Message { header, mut head, frames } = repacked else { continue };
-            if let Some(blocks) = &blocks {
-                head.blocks.clone_from(blocks);
+        let mut messages = Vec::with_capacity(work.len());
+        let repacked = self.repack(work).await;
+        if let (Err(EngineError::Damaged(error)), Some(head)) = (&repacked, with_blocks) {
+            // It has to stay, and so have its blocks.
+            let segments = head.blocks.iter().map(|block| block.location.segment);
+            let of_victims: BTreeSet<SegmentId> =
+                segments.filter(|segment| self.victims.segments.contains_key(segment)).collect();
+            of_victims.into_iter().for_each(|segment| self.shard.leave_alone(segment, error.clone().into()));
+        }
+        for (place, repacked) in repacked? {
+            let Repacked::Message { header, head, frames, parts } = repacked else { continue };
+            messages.push((place, header, head, frames, parts));
+        }
+        let mut places = Vec::new();
+        let has_parts = messages.iter().any(|(.., parts)| !parts.is_empty());
+        if has_parts {
+            let others = messages
+                .iter()
+                .map(|(_, _, head, frames, _)| (head.sealed_bytes() + frames.len()) as u64 + PART_OVERHEAD_OCTETS);
+            let others: u64 = others.sum();
+            let of_parts = |all| messages.iter().map(|(.., parts)| octets_of(parts, all)).sum::<u64>();
+            let (here, elsewhere) = (others + of_parts(false), others + of_parts(true));
+            // Parts and messages go to one segment, so that no other segment is needed to read or to move them.
+            self.write_batch().await?;
+            if self.output.reserve(here, elsewhere).await? {
+                self.contents.clear();
+                self.repacker.iter_mut().for_each(Repacker::forget_contents);
+            }
+            for (.., parts) in &mut messages {
+                places.push(self.write_parts(std::mem::take(parts)).await?);
+            }
+            let locations = self.output.flush().await?;
+            for (hash, (lsn, number, _)) in self.fresh.drain() {
+                self.contents.insert(hash, (lsn, locations[number]));
+            }
+            for (places, (_, _, head, ..)) in places.into_iter().zip(&mut messages) {
+                if places.is_empty() {
+                    continue;
+                }
+                let references = places.into_iter().map(|place| match place {
+                    PartPlace::Known(reference) => reference,
+                    PartPlace::InBatch(lsn, number, form) => BlockReference { lsn, location: locations[number], form },
+                });
+                head.blocks = references.collect();
+            }
+        }
+        for (place, header, mut head, frames, _) in messages {
+            if let Some(old) = with_blocks.filter(|old| old.blocks == head.blocks) {
+                head.blocks = self.copy_blocks(old).await?;
             }
             self.fold_placements(place, &mut head);
             head.as_of = self.as_of;
@@ -391,7 +521,63 @@ impl<S: Storage> Copying<'_, S> {
                 self.write_batch().await?;
             }
         }
+        if has_parts {
+            self.write_batch().await?;
+            self.output.release();
+        }
         Ok(())
+    }
+
+    /// Adds parts of a body to the batch, but for contents that the segment has already.
+    async fn write_parts(&mut self, parts: Vec<Part>) -> Result<Vec<PartPlace>, EngineError> {
+        let mut places = Vec::with_capacity(parts.len());
+        for Part { form, content, packed } in parts {
+            if let Some(content) = &content
+                && let Some(known) = self.known_content(content).await?
+            {
+                places.push(match known {
+                    PartPlace::Known(reference) => PartPlace::Known(BlockReference { form, ..reference }),
+                    PartPlace::InBatch(lsn, number, _) => PartPlace::InBatch(lsn, number, form),
+                });
+                continue;
+            }
+            let packed = match (packed, &content, &mut self.repacker) {
+                (None, Some(content), Some(repacker)) => repacker.pack_content(&content.bytes),
+                (Some(packed), ..) => packed,
+                (None, ..) => return Err(EngineError::Stopping(self.shard.0.id)),
+            };
+            let lsn = {
+                let mut log = self.shard.0.log.borrow_mut();
+                log.check_open(self.shard.0.id)?;
+                log.next_lsn(self.shard.0.epoch)
+            };
+            let generation = self.victims.generation;
+            let header = RecordHeader { kind: kind::BLOCK, flags: 0, generation, lsn, transaction: 0 };
+            let number = self.output.push(header, &Record::Block(packed.info), &packed.stored);
+            if let Some(content) = content
+                && self.contents.len() < CONTENTS_KNOWN_MAX
+            {
+                self.fresh.insert(content.hash, (lsn, number, content.bytes));
+            }
+            places.push(PartPlace::InBatch(lsn, number, form));
+        }
+        Ok(places)
+    }
+
+    /// Where the segment has a content already: the very same bytes.
+    async fn known_content(&mut self, content: &Content) -> Result<Option<PartPlace>, EngineError> {
+        let form = BlockForm::as_it_is(0);
+        if let Some((lsn, number, bytes)) = self.fresh.get(&content.hash) {
+            return Ok((*bytes == content.bytes).then_some(PartPlace::InBatch(*lsn, *number, form)));
+        }
+        let Some(&(lsn, location)) = self.contents.get(&content.hash) else { return Ok(None) };
+        let position = Position { segment: location.segment, offset: location.offset() };
+        let record = self.output.read(location).await?;
+        let damaged = |error| self.shard.unfit(position, error);
+        let (info, stored) = open_block(&record, lsn).map_err(damaged)?;
+        let mut bytes = Vec::with_capacity(content.bytes.len());
+        info.unpack(BLOCK, stored, &mut self.shard.0.unpacker.borrow_mut(), &mut bytes).map_err(damaged)?;
+        Ok((bytes == content.bytes).then_some(PartPlace::Known(BlockReference { lsn, location, form })))
     }
 
     /// Writes what waits, all of it.
@@ -407,7 +593,7 @@ impl<S: Storage> Copying<'_, S> {
         for (place, number, head_bytes) in self.in_batch.drain(..) {
             self.moved.insert(place, (locations[number], head_bytes));
         }
-        self.shard.pace(BATCH_BYTES_GATHERED).await;
+        self.shard.pace(self.output.take_unpaced()).await;
         Ok(())
     }
 
@@ -418,11 +604,10 @@ impl<S: Storage> Copying<'_, S> {
         // One that nobody had when the mailboxes were looked into is needed whole.
         let is_late = self.moved.contains_key(&place) || live.references.is_empty();
         let needed: BTreeSet<u16> = live.references.iter().map(|reference| reference.prefix_of).collect();
+        let by_uid: BTreeMap<(MailboxId, Uid), &Reference> =
+            live.references.iter().map(|reference| ((reference.mailbox, reference.uid), reference)).collect();
         for (number, placement) in head.placements.iter_mut().enumerate() {
-            let is_this = |reference: &&super::fold::Reference| {
-                (reference.mailbox, reference.uid) == (placement.mailbox, placement.uid)
-            };
-            if let Some(reference) = live.references.iter().find(is_this) {
+            if let Some(reference) = by_uid.get(&(placement.mailbox, placement.uid)) {
                 (placement.flags, placement.modseq) = (reference.flags, reference.modseq);
                 continue;
             }

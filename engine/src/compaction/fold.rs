@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
-use super::{MESSAGES_PER_TURN, may_have_blocks};
+use super::output::Output;
+use super::{HEADS_PER_TURN, MESSAGES_PER_TURN, may_have_blocks};
 use crate::error::{Damage, EngineError};
 use crate::flags::{Flags, UidSet};
 use crate::format::FormatError;
@@ -24,7 +25,10 @@ use crate::planted::{self, Bug};
 use crate::recovery::{FoundSegment, SegmentSource, scan_segment};
 use crate::shard::{Shard, ShardEvent};
 use crate::state::{AccountState, Meta};
-use crate::storage::{BlobName, BlobStore, SegmentName, Storage};
+use crate::storage::{BlobName, BlobStore, SegmentName, Storage, StorageError};
+
+/// Messages, and sets of messages, that one base record speaks of: a batch has room for them.
+const BASE_ITEMS_MAX: usize = 500_000;
 
 /// Where a record lies: segment, and offset in units of 8 bytes.
 pub(super) type Place = (SegmentId, u32);
@@ -94,8 +98,6 @@ pub(super) struct Sample {
     pub live: BTreeMap<Place, Live>,
     /// The same in the order in which they are to be written.
     pub order: Vec<Place>,
-    /// Records into which others have been folded.
-    pub bases: Vec<Record>,
     /// Octets of the records that live.
     pub bytes: u64,
 }
@@ -181,7 +183,14 @@ impl<S: Storage> Shard<S> {
         for entry in entries {
             let name = SegmentName { segment: entry.segment, epoch: entry.epoch };
             let source = SegmentSource::<S>::new(&inner.wal, &inner.blobs, name, true).pausing(&inner.storage);
-            let found = scan_segment(&source, 0, entry.data_end).await?;
+            let found = match scan_segment(&source, 0, entry.data_end).await {
+                Ok(found) => found,
+                Err(error) => {
+                    // It may be read again after a restart, or never.
+                    self.leave_alone(entry.segment, error.into());
+                    continue;
+                }
+            };
             if let Some(error) = damage_of(&found, &entry) {
                 let position = Position { segment: entry.segment, offset: 0 };
                 self.leave_alone(entry.segment, Damage { place: self.describe(position), error }.into());
@@ -208,7 +217,9 @@ impl<S: Storage> Shard<S> {
     }
 
     /// Looks into all mailboxes for what lives of the victims.
-    pub(super) async fn sample(&self, victims: &Victims) -> Result<Sample, EngineError> {
+    ///
+    /// Writes the base records of those of which the victims say more than which messages they have.
+    pub(super) async fn sample(&self, victims: &Victims, output: &mut Output<S>) -> Result<Sample, EngineError> {
         let mut sample = Sample::default();
         let mut large: Vec<(Message, Reference)> = Vec::new();
         let untouched = Touched::default();
@@ -227,12 +238,15 @@ impl<S: Storage> Shard<S> {
                     }
                 }
                 let dead = &touched.placed - index.uids().0;
-                let as_of = self.0.state.borrow().as_of;
-                let base = (touched.needs_base || !dead.is_empty()).then(|| base_of(as_of, &slot.meta, index, touched));
-                (found, base, index.messages.len())
+                let as_of = self.published_up_to();
+                let needs_base = touched.needs_base || !dead.is_empty();
+                let bases = needs_base.then(|| bases_of(as_of, &slot.meta, index, touched, victims));
+                (found, bases.unwrap_or_default(), index.messages.len())
             });
-            let Some((found, base, messages)) = looked.await? else { continue };
-            sample.bases.extend(base.map(|base| Record::Base(Box::new(base))));
+            let Some((found, bases, messages)) = looked.await? else { continue };
+            for base in bases {
+                self.write_base(&Record::Base(Box::new(base)), victims.generation, output).await?;
+            }
             for (message, reference, is_in_victim) in found {
                 if is_in_victim {
                     sample.add(&message, reference);
@@ -248,12 +262,21 @@ impl<S: Storage> Shard<S> {
         }
         // A message whose block has to move moves with it, since its record names the block.
         let mut moves: BTreeMap<Place, bool> = BTreeMap::new();
-        for (message, reference) in large {
+        for (number, (message, reference)) in large.into_iter().enumerate() {
+            if number % HEADS_PER_TURN == HEADS_PER_TURN - 1 {
+                self.pace(0).await;
+            }
             let place = (message.location.segment, message.location.offset_units);
             let must_move = match moves.get(&place) {
                 Some(&known) => known,
                 None => {
-                    let blocks = self.blocks_of(&message, reference.mailbox).await?;
+                    let blocks = match self.blocks_of(&message, reference.mailbox).await {
+                        Ok(blocks) => blocks,
+                        // It cannot be read wherever its blocks are.
+                        Err(EngineError::Damaged(_)) => Vec::new(),
+                        Err(EngineError::Storage(error)) if matches!(*error, StorageError::NotFound(_)) => Vec::new(),
+                        Err(error) => return Err(error),
+                    };
                     let any = blocks.iter().any(|block| victims.segments.contains_key(&block.location.segment));
                     moves.insert(place, any);
                     any
@@ -263,10 +286,12 @@ impl<S: Storage> Shard<S> {
                 sample.add(&message, reference);
             }
         }
-        let state = self.0.state.borrow();
         for account in &victims.accounts {
-            if let Some(known) = state.accounts.get(account) {
-                sample.bases.push(Record::AccountBase(account_base_of(*account, state.as_of, known)));
+            let as_of = self.published_up_to();
+            let known =
+                self.0.state.borrow().accounts.get(account).map(|known| account_base_of(*account, as_of, known));
+            if let Some(base) = known {
+                self.write_base(&Record::AccountBase(base), victims.generation, output).await?;
             }
         }
         Ok(sample)
@@ -298,22 +323,25 @@ impl<S: Storage> Shard<S> {
         for entry in others {
             let name = BlobName::Segment(SegmentName { segment: entry.segment, epoch: entry.epoch });
             // What cannot be read may be as old as can be.
-            let since = if entry.segment.is_compacted() {
-                let header = inner.blobs.get(name, 0, crate::format::BLOCK_BYTES as usize).await?;
-                SegmentHeader::decode_some(&header).map_or(Lsn::default(), |(header, _)| header.as_of)
-            } else {
-                let (suffix, len) = inner.blobs.get_suffix(name, TRAILER_BYTES).await?;
-                match Trailer::decode(&suffix, len) {
-                    Ok(trailer) if trailer.count > 0 => {
-                        let entry = inner.blobs.get(name, trailer.data_end, Footer::len_of(1) as usize).await?;
-                        FooterEntry::take(&mut Input(&entry)).map_or(Lsn::default(), |entry| entry.lsn)
-                    }
-                    _ => Lsn::default(),
-                }
-            };
+            let since = self.oldest_in(name, entry.segment.is_compacted()).await.unwrap_or_default();
             oldest = oldest.min(since);
         }
         Ok(oldest)
+    }
+
+    /// The LSN before which a segment has nothing that may have been deleted.
+    async fn oldest_in(&self, name: BlobName, is_compacted: bool) -> Result<Lsn, EngineError> {
+        let blobs = &self.0.blobs;
+        if is_compacted {
+            let header = blobs.get(name, 0, crate::format::BLOCK_BYTES as usize).await?;
+            return Ok(SegmentHeader::decode_some(&header).map_or(Lsn::default(), |(header, _)| header.as_of));
+        }
+        let (suffix, len) = blobs.get_suffix(name, TRAILER_BYTES).await?;
+        let Some(trailer) = Trailer::decode(&suffix, len).ok().filter(|trailer| trailer.count > 0) else {
+            return Ok(Lsn::default());
+        };
+        let entry = blobs.get(name, trailer.data_end, Footer::len_of(1) as usize).await?;
+        Ok(FooterEntry::take(&mut Input(&entry)).map_or(Lsn::default(), |entry| entry.lsn))
     }
 
     /// Where the blocks of a message lie.
@@ -342,17 +370,20 @@ fn damage_of(found: &FoundSegment, entry: &SegmentEntry) -> Option<FormatError> 
     header.cloned().or(batch).or((end < entry.data_end).then_some(short))
 }
 
-/// A mailbox's base record as of now.
-fn base_of(as_of: Lsn, meta: &Meta, index: &MailboxIndex, touched: &Touched) -> Base {
+/// A mailbox's base records as of now: mostly one, more where it would not fit into a batch. Each has what all need.
+fn bases_of(as_of: Lsn, meta: &Meta, index: &MailboxIndex, touched: &Touched, victims: &Victims) -> Vec<Base> {
     let live = index.uids();
     let of = |uid: u32| index.message(Uid(uid)).map(|message| (message, index.flags_of(Uid(uid))));
     let copied = &touched.copied & &live.0;
     let placed = copied.iter().filter_map(of);
     let placed = placed.map(|(message, flags)| (message.modseq, PlacedMessage::of_message(&message, flags)));
-    // Those whose own records are written anew carry their flags themselves.
-    let flagged = (&touched.flagged & &live.0) - &touched.copied - &touched.placed;
+    // Those whose own records are written anew carry their flags themselves. One that a victim places may live in another copy.
+    let carries_its_own = |message: &Message| {
+        touched.placed.contains(message.uid.0) && victims.segments.contains_key(&message.location.segment)
+    };
+    let flagged = (&touched.flagged & &live.0) - &touched.copied;
     let mut states: BTreeMap<(ModSeq, u128), RoaringBitmap> = BTreeMap::new();
-    for (message, flags) in flagged.iter().filter_map(of) {
+    for (message, flags) in flagged.iter().filter_map(of).filter(|(message, _)| !carries_its_own(message)) {
         states.entry((message.modseq, flags.0)).or_default().insert(message.uid.0);
     }
     if planted::is_on(Bug::FoldWithoutStates) {
@@ -363,7 +394,7 @@ fn base_of(as_of: Lsn, meta: &Meta, index: &MailboxIndex, touched: &Touched) -> 
         modseq,
         uids: UidSet(uids),
     });
-    Base {
+    let base = Base {
         mailbox: meta.mailbox,
         as_of,
         account: meta.account,
@@ -374,11 +405,25 @@ fn base_of(as_of: Lsn, meta: &Meta, index: &MailboxIndex, touched: &Touched) -> 
         highest_modseq: ModSeq(meta.highest_modseq),
         recent_below: Uid(meta.recent_below),
         keywords: index.keywords.clone(),
-        placed: placed.collect(),
-        states: states.collect(),
+        placed: Vec::new(),
+        states: Vec::new(),
         live: if planted::is_on(Bug::FoldWithoutLive) { UidSet::range(1..=meta.uid_next) } else { live },
         expunged: index.expunged.clone(),
         history_horizon: index.history_horizon,
+    };
+    let (placed, states): (Vec<_>, Vec<_>) = (placed.collect(), states.collect());
+    let (mut placed, mut states) = (placed.chunks(BASE_ITEMS_MAX), states.chunks(BASE_ITEMS_MAX));
+    let mut bases = Vec::new();
+    loop {
+        let (some, others) = (placed.next(), states.next());
+        if some.is_none() && others.is_none() && !bases.is_empty() {
+            return bases;
+        }
+        bases.push(Base {
+            placed: some.map(<[_]>::to_vec).unwrap_or_default(),
+            states: others.map(<[_]>::to_vec).unwrap_or_default(),
+            ..base.clone()
+        });
     }
 }
 

@@ -25,7 +25,9 @@ use tokio::sync::Mutex;
 use crate::error::{EngineError, Refusal};
 use crate::format::frame::BLOCK_RAW_BYTES;
 use crate::format::manifest::{Manifest, SegmentEntry};
-use crate::ids::{AccountId, MailboxId, SegmentId};
+use crate::format::record::kind;
+use crate::format::segment::{Footer, TRAILER_BYTES, Trailer};
+use crate::ids::{AccountId, Lsn, MailboxId, SegmentId};
 use crate::index::{MailboxIndex, Message};
 use crate::planted::{self, Bug};
 use crate::shard::{Shard, ShardEvent};
@@ -40,8 +42,9 @@ const LOG_SEGMENTS_LEFT: usize = 2;
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// It may pay when one part of so many of what lives has been deleted since the last look.
 const DELETED_PARTS: u64 = 8;
-/// Messages that are looked at before others have their turn.
+/// Messages that are looked at before others have their turn, and records of which the head is read.
 const MESSAGES_PER_TURN: usize = 4096;
+const HEADS_PER_TURN: usize = 32;
 
 /// Which segments to compact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +108,8 @@ pub(crate) struct Compaction {
     doomed: RefCell<BTreeSet<SegmentId>>,
     /// Segments that somebody reads at length, and how many do.
     held: RefCell<BTreeMap<SegmentId, u32>>,
+    /// Segments from which on there may be blocks of messages that are still being delivered, and how many of these.
+    delivering: RefCell<BTreeMap<SegmentId, u32>>,
     /// When there was last a look for what is dead: segments sealed and octets deleted by then.
     looked: Cell<(u64, u64)>,
     /// Segments that could not be read as they should: they stay as they are until the next start.
@@ -136,6 +141,24 @@ impl Compaction {
     }
 }
 
+/// Keeps compaction from the log from a segment on, while blocks are in it that no message names yet.
+pub(crate) struct Delivering<S: Storage> {
+    shard: Shard<S>,
+    from: SegmentId,
+}
+
+impl<S: Storage> Drop for Delivering<S> {
+    fn drop(&mut self) {
+        let mut delivering = self.shard.0.compaction.delivering.borrow_mut();
+        if let Some(count) = delivering.get_mut(&self.from) {
+            *count -= 1;
+            if *count == 0 {
+                delivering.remove(&self.from);
+            }
+        }
+    }
+}
+
 /// Keeps the files of segments while somebody reads them piece by piece.
 pub(crate) struct Held<S: Storage> {
     shard: Shard<S>,
@@ -162,6 +185,14 @@ impl<S: Storage> Drop for Held<S> {
 }
 
 impl<S: Storage> Shard<S> {
+    /// Keeps the blocks that are written from now on, until the guard is dropped: then a message must have been published that
+    /// names them.
+    pub(crate) fn delivering(&self) -> Delivering<S> {
+        let from = self.0.log.borrow().position.segment;
+        *self.0.compaction.delivering.borrow_mut().entry(from).or_default() += 1;
+        Delivering { shard: self.clone(), from }
+    }
+
     /// Keeps the files of segments until the guard is dropped.
     pub(crate) fn hold(&self, segments: impl Iterator<Item = SegmentId>) -> Held<S> {
         let segments: BTreeSet<SegmentId> = segments.collect();
@@ -198,7 +229,7 @@ impl<S: Storage> Shard<S> {
         if choice == Choice::All {
             self.seal().await?;
         }
-        let mut report = CompactionReport::default();
+        let (mut report, mut failed) = (CompactionReport::default(), None);
         for victims in self.choose(choice).await? {
             match self.compact_segments(victims).await {
                 Ok(done) => {
@@ -207,11 +238,15 @@ impl<S: Storage> Shard<S> {
                 }
                 Err(error) => {
                     self.tell(ShardEvent::CompactionFailed(error.clone()));
-                    return Err(error);
+                    // Of damage the others know nothing.
+                    if !matches!(error, EngineError::Damaged(_)) {
+                        return Err(error);
+                    }
+                    failed.get_or_insert(error);
                 }
             }
         }
-        Ok(report)
+        failed.map_or(Ok(report), Err)
     }
 
     /// Compacts whenever it pays, as long as the shard takes changes.
@@ -258,7 +293,11 @@ impl<S: Storage> Shard<S> {
             let now_ms = inner.storage.wall_clock_ms();
             let is_pinned = log.manifest.pins.iter().any(|pin| pin.until_ms > now_ms);
             let entries = log.manifest.segments.iter().filter(|entry| !entry.is_retired());
-            let fit = entries.filter(|entry| !is_pinned && !unfit.contains(&entry.segment));
+            let delivering = inner.compaction.delivering.borrow().keys().next().copied();
+            let is_in_use = |entry: &SegmentEntry| {
+                !entry.segment.is_compacted() && delivering.is_some_and(|from| entry.segment >= from)
+            };
+            let fit = entries.filter(|entry| !is_pinned && !unfit.contains(&entry.segment) && !is_in_use(entry));
             fit.cloned().collect()
         };
         let mut chosen = candidates.clone();
@@ -304,7 +343,8 @@ impl<S: Storage> Shard<S> {
                     let location = message.location;
                     if known.entry(location.segment).or_default().insert(location.ordinal) {
                         *live.entry(location.segment).or_default() += u64::from(location.len);
-                        if may_have_blocks(&message) {
+                        // Those of compacted segments lie beside their messages.
+                        if may_have_blocks(&message) && !location.segment.is_compacted() {
                             large.push(message);
                         }
                     }
@@ -312,7 +352,10 @@ impl<S: Storage> Shard<S> {
                 (large, index.messages.len())
             });
             let Some((large, messages)) = looked.await? else { continue };
-            for message in large {
+            for (number, message) in large.into_iter().enumerate() {
+                if number % HEADS_PER_TURN == HEADS_PER_TURN - 1 {
+                    self.0.storage.yield_now().await;
+                }
                 // What cannot be read is for those to find who need it.
                 for block in self.blocks_of(&message, mailbox).await.unwrap_or_default() {
                     *live.entry(block.location.segment).or_default() += u64::from(block.location.len);
@@ -324,7 +367,42 @@ impl<S: Storage> Shard<S> {
                 self.0.storage.yield_now().await;
             }
         }
+        // Blocks of such a segment are as much alive as its messages; of other records it is not known.
+        let compacted: Vec<SegmentEntry> = {
+            let log = self.0.log.borrow();
+            let entries = log.manifest.segments.iter();
+            entries.filter(|entry| entry.segment.is_compacted() && !entry.is_retired()).cloned().collect()
+        };
+        for entry in compacted {
+            let (messages, others) = self.octets_of_records(&entry).await.unwrap_or_default();
+            let live = live.entry(entry.segment).or_default();
+            let all = (messages + others).max(*live + others).max(1);
+            *live = (u128::from(entry.data_end) * u128::from(*live + others) / u128::from(all)) as u64;
+        }
         Ok(live)
+    }
+
+    /// The octets of a segment's message records, and of those that are neither messages nor blocks, by its footer.
+    async fn octets_of_records(&self, entry: &SegmentEntry) -> Result<(u64, u64), EngineError> {
+        let name = BlobName::Segment(SegmentName { segment: entry.segment, epoch: entry.epoch });
+        let (suffix, len) = self.0.blobs.get_suffix(name, TRAILER_BYTES).await?;
+        let Ok(trailer) = Trailer::decode(&suffix, len) else { return Ok((0, 0)) };
+        let table = self.0.blobs.get(name, trailer.data_end, trailer.table_bytes() as usize).await?;
+        let Ok(footer) = Footer::decode(&trailer, &table) else { return Ok((0, 0)) };
+        let (mut messages, mut others) = (0, 0);
+        for entry in &footer.entries {
+            match entry.kind {
+                kind::MESSAGE => messages += u64::from(entry.len),
+                kind::BLOCK => {}
+                _ => others += u64::from(entry.len),
+            }
+        }
+        Ok((messages, others))
+    }
+
+    /// Every record up to here is published, and every one after it is not. What earlier epochs have written is.
+    fn published_up_to(&self) -> Lsn {
+        self.0.state.borrow().as_of.max(Lsn::new(self.0.epoch, 0))
     }
 
     /// All mailboxes, those of one account together.

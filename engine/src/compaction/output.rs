@@ -10,7 +10,10 @@ use crate::format::record::{Record, RecordHeader};
 use crate::format::segment::{Footer, FooterEntry, SegmentHeader};
 use crate::ids::{Location, Lsn, Position};
 use crate::shard::{BATCH_BYTES_GATHERED, Shard};
-use crate::storage::{BlobName, BlobStore, SegmentName, Storage, Wal};
+use crate::storage::{BlobName, BlobStore, SegmentName, Storage, StorageError, Wal};
+
+/// For heads, placements and padding of what goes to one segment.
+const RESERVE_SLACK_OCTETS: u64 = 128 << 10;
 
 /// A segment that is being written.
 struct Open {
@@ -30,11 +33,14 @@ pub(super) struct Output<S: Storage> {
     /// About so much is still to come.
     expected: u64,
     open: Option<Open>,
+    /// No other segment may be begun, even if this one outgrows what was set aside for it.
+    stays: bool,
     batch: BatchBuilder,
     /// What is in the batch: header, offset, length.
     records: Vec<(RecordHeader, u32, u32)>,
     sealed: Vec<(SegmentName, SegmentEntry)>,
     pub(super) bytes: u64,
+    paced: u64,
 }
 
 impl<S: Storage> Output<S> {
@@ -52,16 +58,20 @@ impl<S: Storage> Output<S> {
             dictionaries,
             expected,
             open: None,
+            stays: false,
             batch: BatchBuilder::default(),
             records: Vec::new(),
             sealed: Vec::new(),
             bytes: 0,
+            paced: 0,
         }
     }
 
-    /// Says how much is about to come.
-    pub(super) fn expect(&mut self, bytes: u64) {
-        self.expected = bytes;
+    /// What was written since this was last asked.
+    pub(super) fn take_unpaced(&mut self) -> u64 {
+        let unpaced = self.bytes - self.paced;
+        self.paced = self.bytes;
+        unpaced
     }
 
     /// Whether everything is in segments that a manifest names.
@@ -71,7 +81,7 @@ impl<S: Storage> Output<S> {
 
     /// Lets the manifest name all that was written. Durable on return.
     pub(super) async fn name(&mut self) -> Result<(), EngineError> {
-        self.seal().await?;
+        self.seal_open().await?;
         let sealed = std::mem::take(&mut self.sealed);
         if sealed.is_empty() {
             return Ok(());
@@ -89,6 +99,35 @@ impl<S: Storage> Output<S> {
             // They may be named or not: the next start knows.
             Err(error) => Err(error),
         }
+    }
+
+    /// From now on everything is written to one segment, until [`Output::release`]: that which is open if it has room for
+    /// `here`, else another, with room for `elsewhere`. Whether that is so; the batch is empty.
+    pub(super) async fn reserve(&mut self, here: u64, elsewhere: u64) -> Result<bool, EngineError> {
+        self.stays = true;
+        let with_slack = |octets: u64| octets + octets / 16 + RESERVE_SLACK_OCTETS;
+        let fits = self
+            .open
+            .as_ref()
+            .is_some_and(|open| open.offset + with_slack(here) + Footer::len_of(open.entries.len()) <= open.capacity);
+        if fits {
+            return Ok(false);
+        }
+        let needed = with_slack(elsewhere);
+        self.seal_open().await?;
+        self.begin(needed, 0).await?;
+        Ok(true)
+    }
+
+    /// Another segment may be begun again.
+    pub(super) fn release(&mut self) {
+        self.stays = false;
+    }
+
+    /// A record that has been written to the segment that is open.
+    pub(super) async fn read(&self, location: Location) -> Result<Vec<u8>, EngineError> {
+        let Some(open) = &self.open else { return Ok(Vec::new()) };
+        Ok(self.shard.0.wal.read(open.name, location.offset(), location.len as usize).await?)
     }
 
     /// Whether the batch is large enough to be written.
@@ -147,10 +186,14 @@ impl<S: Storage> Output<S> {
         let fits = self.open.as_ref().is_some_and(|open| {
             open.offset + batch_bytes + Footer::len_of(open.entries.len() + records) <= open.capacity
         });
-        if fits {
+        if fits || (self.stays && self.open.is_some()) {
             return Ok(());
         }
-        self.seal().await?;
+        self.seal_open().await?;
+        self.begin(batch_bytes, records).await
+    }
+
+    async fn begin(&mut self, batch_bytes: u64, records: usize) -> Result<(), EngineError> {
         let inner = &self.shard.0;
         let segment = {
             let mut log = inner.log.borrow_mut();
@@ -173,16 +216,23 @@ impl<S: Storage> Output<S> {
         let offset = header.len() as u64;
         let needed = offset + batch_bytes + Footer::len_of(records);
         // Footer entries are counted with what is expected.
-        let wanted = offset + self.expected + self.expected / 8;
+        let wanted = offset + self.expected + self.expected / 8 + 8 * RESERVE_SLACK_OCTETS;
         let capacity = wanted.min(inner.config.segment_size_bytes).max(needed);
-        inner.wal.begin(name, header, capacity).await?;
+        let mut capacity = capacity;
+        let mut begun = inner.wal.begin(name, header.clone(), capacity).await;
+        if matches!(begun, Err(StorageError::NoSpace(_))) {
+            // Less may be written than could be.
+            capacity = needed;
+            begun = inner.wal.begin(name, header, capacity).await;
+        }
+        begun?;
         self.bytes += offset;
         self.open = Some(Open { name, capacity, offset, sequence: 1, entries: Vec::new() });
         Ok(())
     }
 
     /// Ends the last segment. All of them are durable on return.
-    async fn seal(&mut self) -> Result<(), EngineError> {
+    async fn seal_open(&mut self) -> Result<(), EngineError> {
         let Some(open) = &self.open else { return Ok(()) };
         let inner = &self.shard.0;
         let footer = Footer { data_end: open.offset, entries: open.entries.clone() };

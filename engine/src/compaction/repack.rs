@@ -1,38 +1,98 @@
-//! Compressing once more what was compressed in haste.
+//! Compressing once more what was compressed in haste, and taking attachments out of their base64.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use crate::format::base64_lines::{Base64Text, find};
 use crate::format::dictionary::{Dictionary, DictionaryKind, DictionarySet};
-use crate::format::frame::{FrameInfo, Packer, Unpacker};
-use crate::format::message::{MessageHead, MessageReader};
+use crate::format::frame::{BLOCK_RAW_BYTES, FrameInfo, Packer, Unpacker};
+use crate::format::message::{BlockForm, MessageHead, MessageReader};
 use crate::format::record::{RecordHeader, kind};
 use crate::format::{FormatError, verify_checksum};
 use crate::ids::Lsn;
-use crate::read::{BLOCK, open_block};
+use crate::read::{BLOCK, open_block, unpack_block};
 
 /// A record whose frames have been compressed anew.
 pub(super) enum Repacked {
-    Message { header: RecordHeader, head: Box<MessageHead>, frames: Vec<u8> },
-    Block { header: RecordHeader, info: FrameInfo, frame: Vec<u8> },
+    /// With `parts`, these take the place of the blocks that the head names.
+    Message {
+        header: RecordHeader,
+        head: Box<MessageHead>,
+        frames: Vec<u8>,
+        parts: Vec<Part>,
+    },
+    Block {
+        header: RecordHeader,
+        packed: Packed,
+    },
+}
+
+/// A frame.
+pub(super) struct Packed {
+    pub info: FrameInfo,
+    pub stored: Vec<u8>,
+}
+
+/// A part of a body that becomes a block.
+pub(super) struct Part {
+    pub form: BlockForm,
+    /// What base64 says, which other messages may have, too.
+    pub content: Option<Content>,
+    /// `None`: the content has been packed before.
+    pub packed: Option<Packed>,
+}
+
+/// An attachment, or up to 240 KB of one.
+pub(super) struct Content {
+    /// Under a key of this run.
+    pub hash: [u8; 32],
+    pub bytes: Vec<u8>,
 }
 
 /// Takes records apart, verifies all of them, and compresses their frames again. It works off the worker.
 pub(super) struct Repacker {
     unpacker: Unpacker,
     packer: Packer,
+    key: [u8; 32],
+    /// Contents that have been packed for the segment that is being written.
+    known: HashSet<[u8; 32]>,
 }
 
 impl Repacker {
     /// `known` are the dictionaries that frames may name, `used` those to compress with.
-    pub(super) fn new(known: &[Arc<Dictionary>], used: Option<Arc<DictionarySet>>) -> Self {
+    pub(super) fn new(known: &[Arc<Dictionary>], used: Option<Arc<DictionarySet>>, key: [u8; 32]) -> Self {
         let mut unpacker = Unpacker::default();
         known.iter().for_each(|dictionary| unpacker.add_dictionary(Arc::clone(dictionary)));
         let mut packer = Packer::for_compaction();
         packer.use_dictionaries(used);
-        Self { unpacker, packer }
+        Self { unpacker, packer, key, known: HashSet::new() }
     }
 
-    pub(super) fn repack(&mut self, record: &[u8], lsn: Lsn) -> Result<Repacked, FormatError> {
+    pub(super) fn knows_dictionary(&self, id: u32) -> bool {
+        self.unpacker.knows_dictionary(id)
+    }
+
+    pub(super) fn learn(&mut self, dictionary: Arc<Dictionary>) {
+        self.unpacker.add_dictionary(dictionary);
+    }
+
+    /// Forgets which contents have been packed: another segment begins.
+    pub(super) fn forget_contents(&mut self) {
+        self.known.clear();
+    }
+
+    pub(super) fn pack_content(&mut self, content: &[u8]) -> Packed {
+        let mut stored = Vec::new();
+        Packed { info: self.packer.pack(content, &mut stored), stored }
+    }
+
+    fn pack_part(&mut self, raw: &[u8]) -> Packed {
+        let mut stored = Vec::new();
+        Packed { info: self.packer.pack_as(DictionaryKind::Body, raw, &mut stored), stored }
+    }
+
+    /// `blocks` are the records of a message's blocks; without them these stay as they are.
+    pub(super) fn repack(&mut self, record: &[u8], blocks: &[Vec<u8>], lsn: Lsn) -> Result<Repacked, FormatError> {
         let (header, payload) = RecordHeader::decode(record)?;
         if header.lsn != lsn {
             let detail = format!("LSN {}", header.lsn);
@@ -42,9 +102,7 @@ impl Repacker {
             let (info, stored) = open_block(record, lsn)?;
             let mut raw = Vec::new();
             info.unpack(BLOCK, stored, &mut self.unpacker, &mut raw)?;
-            let mut frame = Vec::new();
-            let info = self.packer.pack_as(DictionaryKind::Body, &raw, &mut frame);
-            return Ok(Repacked::Block { header, info, frame });
+            return Ok(Repacked::Block { header, packed: self.pack_part(&raw) });
         }
         let reader = MessageReader::new(payload)?;
         let head = &reader.head;
@@ -53,20 +111,56 @@ impl Repacker {
         let (small, overflow) = digest.split_at(head.digest.raw_len as usize);
         reader.header(&mut self.unpacker, &mut rest)?;
         reader.body(&mut self.unpacker, &mut rest)?;
-        if head.blocks.is_empty() && head.extents.is_empty() {
+        let in_record = rest.len();
+        for (reference, record) in head.blocks.iter().zip(blocks) {
+            let (info, stored) = open_block(record, reference.lsn)?;
+            unpack_block(reference, &info, stored, &mut self.unpacker, &mut rest)?;
+        }
+        let is_all_there = head.blocks.len() == blocks.len();
+        if is_all_there {
             verify_checksum("message as received", head.rest_checksum, &rest)?;
         }
         let (header_bytes, body) = rest.split_at(head.header.raw_len as usize);
+        let has_whole_header = head.header.raw_len == head.header_octets;
+        let texts = if is_all_there && has_whole_header { find(body) } else { Vec::new() };
         let mut frames = Vec::with_capacity(payload.len());
         let mut head = head.clone();
         head.digest = self.packer.pack_as(DictionaryKind::Digest, small, &mut frames);
         head.digest_overflow = self.packer.pack(overflow, &mut frames);
         head.header = self.packer.pack_as(DictionaryKind::Header, header_bytes, &mut frames);
-        head.body = if body.is_empty() {
-            FrameInfo::NONE
-        } else {
-            self.packer.pack_as(DictionaryKind::Body, body, &mut frames)
+        let (first, parts) = match texts.first() {
+            None => (&body[..in_record - header_bytes.len()], Vec::new()),
+            Some(text) if text.start <= BLOCK_RAW_BYTES => {
+                (&body[..text.start], self.pack_parts(body, text.start, &texts))
+            }
+            Some(_) => (&body[..0], self.pack_parts(body, 0, &texts)),
         };
-        Ok(Repacked::Message { header, head: Box::new(head), frames })
+        head.body = match first {
+            [] => FrameInfo::NONE,
+            first => self.packer.pack_as(DictionaryKind::Body, first, &mut frames),
+        };
+        Ok(Repacked::Message { header, head: Box::new(head), frames, parts })
+    }
+
+    /// Cuts a body from `at` on into the contents of texts and what stands between these.
+    fn pack_parts(&mut self, body: &[u8], mut at: usize, texts: &[Base64Text]) -> Vec<Part> {
+        let mut parts = Vec::new();
+        for text in texts {
+            self.pack_between(&body[at..text.start], &mut parts);
+            let hash = *blake3::keyed_hash(&self.key, &text.content).as_bytes();
+            let packed = self.known.insert(hash).then(|| self.pack_content(&text.content));
+            let form = BlockForm { octets: text.octets as u32, line_octets: text.line_octets as u16 };
+            parts.push(Part { form, content: Some(Content { hash, bytes: text.content.clone() }), packed });
+            at = text.start + text.octets;
+        }
+        self.pack_between(&body[at..], &mut parts);
+        parts
+    }
+
+    fn pack_between(&mut self, octets: &[u8], parts: &mut Vec<Part>) {
+        for chunk in octets.chunks(BLOCK_RAW_BYTES) {
+            let form = BlockForm::as_it_is(chunk.len() as u32);
+            parts.push(Part { form, content: None, packed: Some(self.pack_part(chunk)) });
+        }
     }
 }

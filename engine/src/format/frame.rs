@@ -139,6 +139,10 @@ impl Unpacker {
         self.dictionaries.iter().any(|dictionary| dictionary.id == id)
     }
 
+    pub(crate) fn dictionary(&self, id: u32) -> Option<Arc<Dictionary>> {
+        self.dictionaries.iter().find(|dictionary| dictionary.id == id).cloned()
+    }
+
     /// Keeps a dictionary, unless it is known.
     pub fn add_dictionary(&mut self, dictionary: Arc<Dictionary>) {
         if self.knows_dictionary(dictionary.id) {

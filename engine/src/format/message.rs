@@ -67,14 +67,47 @@ impl Placement {
     }
 }
 
-/// A 256 KB block of a large body: a record of its own in an earlier batch.
+/// A part of a body in a record of its own, in an earlier batch: up to 256 KB of it as they are, or what base64 lines say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockReference {
     pub lsn: Lsn,
     pub location: Location,
-    pub raw_len: u32,
+    pub form: BlockForm,
 }
-wire_struct!(BlockReference { lsn: Lsn, location: Location, raw_len: u32 });
+wire_struct!(BlockReference { lsn: Lsn, location: Location, form: BlockForm });
+
+/// How a block's bytes become a part of the body. Packed into 32 bits: the lower 20 are the octets of the part, the upper 12 a
+/// quarter of the octets of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockForm {
+    /// Of the part of the body.
+    pub octets: u32,
+    /// 0: the bytes are the part. Else they are to be encoded in base64 lines of so many octets, each with CRLF, of which the
+    /// first `octets` are the part.
+    pub line_octets: u16,
+}
+
+const BLOCK_OCTETS_BITS: u32 = 20;
+
+impl BlockForm {
+    pub fn as_it_is(octets: u32) -> Self {
+        Self { octets, line_octets: 0 }
+    }
+}
+
+impl Wire for BlockForm {
+    const MIN_BYTES: usize = 4;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        (u32::from(self.line_octets / 4) << BLOCK_OCTETS_BITS | self.octets).put(out);
+    }
+
+    fn take(input: &mut Input<'_>) -> Result<Self, super::codec::DecodeError> {
+        let packed = u32::take(input)?;
+        let octets = packed & ((1 << BLOCK_OCTETS_BITS) - 1);
+        Ok(Self { octets, line_octets: (packed >> BLOCK_OCTETS_BITS) as u16 * 4 })
+    }
+}
 
 /// A run of the original body: literal bytes of the stored body, or base64 lines of a shared content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -322,7 +355,11 @@ mod tests {
             header: FrameInfo { codec: 1, dictionary: 2, stored_len: 3, raw_len: 50, checksum: 9 },
             body: FrameInfo::NONE,
             placements: vec![placement(1), placement(100)],
-            blocks: vec![BlockReference { lsn: Lsn(1), location: Location::default(), raw_len: 6 }],
+            blocks: vec![BlockReference {
+                lsn: Lsn(1),
+                location: Location::default(),
+                form: BlockForm { octets: 300_000, line_octets: 76 },
+            }],
             extents: vec![
                 Extent::Literal { octets: 3 },
                 Extent::Content { content: 0, start: 1, octets: 2, line_octets: 76, crlf: true },

@@ -1,5 +1,6 @@
 //! Bytes on disk: encoders and decoders side by side. `docs/format.md` is the description; this is its code.
 
+pub mod base64_lines;
 pub mod batch;
 pub mod codec;
 pub mod dictionary;

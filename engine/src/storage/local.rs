@@ -375,7 +375,10 @@ impl<I: Io> BlobStore for LocalShard<I> {
     async fn delete(&self, name: BlobName) -> Result<(), StorageError> {
         self.open.borrow_mut().remove(&name);
         let path = self.path(name, true);
-        self.io.remove(&path).await.map_err(failed(path))
+        let removed = self.io.remove(&path).await;
+        // Somebody may have been about to open it.
+        self.open.borrow_mut().remove(&name);
+        removed.map_err(failed(path))
     }
 }
 

@@ -11,6 +11,7 @@ use posthaste_engine::compaction::Choice;
 use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
 use posthaste_engine::error::{EngineError, Finding};
 use posthaste_engine::flags::{Flags, UidSet};
+use posthaste_engine::format::base64_lines::put_lines;
 use posthaste_engine::format::batch::{BATCH_HEADER_BYTES, BatchHeader, records};
 use posthaste_engine::format::checksum;
 use posthaste_engine::format::frame::{Packer, Unpacker};
@@ -274,6 +275,11 @@ fn message(packer: &mut Packer, number: u64, lines: u64) -> Arc<Prepared> {
     let mut bytes = header.clone().into_bytes();
     for line in 0..lines {
         bytes.extend_from_slice(format!("line {line} {}\r\n", line.wrapping_mul(number * 2_654_435_761)).as_bytes());
+    }
+    if number % 4 == 1 {
+        let content: Vec<u8> = (0..4000_u32).map(|octet| (octet.wrapping_mul(2_654_435_761) >> 21) as u8).collect();
+        put_lines(&content, 76, usize::MAX / 2, &mut bytes);
+        bytes.extend_from_slice(b"--\r\n");
     }
     Arc::new(Prepared::new(packer, &bytes, header.len(), &b"digest bytes".repeat(3), 1_790_000_000_000))
 }

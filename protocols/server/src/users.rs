@@ -1,10 +1,13 @@
 //! What `posthaste user` reads: passwords from a terminal or a pipe, and files of users.
 
-use std::io::{self, BufRead, IsTerminal};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::termios::{InputModes, LocalModes, OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr};
 
 use crate::control::User;
 use crate::password::{Given, Hasher, PasswordError, parse_given};
@@ -36,8 +39,12 @@ pub fn read_password(name: &str, from_stdin: bool) -> Result<String, UsersError>
         if !io::stdin().is_terminal() {
             return Err(UsersError::NoTerminal);
         }
-        let first = rpassword::prompt_password(format!("Password for {name}: ")).map_err(UsersError::Password)?;
-        let second = rpassword::prompt_password("Again: ").map_err(UsersError::Password)?;
+        let terminal = File::options().read(true).write(true).open("/dev/tty").map_err(|_| UsersError::NoTerminal)?;
+        let [first, second] = without_echo(&terminal, || {
+            let mut lines = BufReader::new(&terminal);
+            Ok([ask(&mut lines, &format!("Password for {name}: "))?, ask(&mut lines, "Again: ")?])
+        })
+        .map_err(UsersError::Password)?;
         if first != second {
             return Err(UsersError::Differ);
         }
@@ -50,6 +57,42 @@ pub fn read_password(name: &str, from_stdin: bool) -> Result<String, UsersError>
         return Err(PasswordError::TooLong.into());
     }
     Ok(password)
+}
+
+fn ask(terminal: &mut BufReader<&File>, prompt: &str) -> io::Result<String> {
+    terminal.get_mut().write_all(prompt.as_bytes())?;
+    let mut line = String::new();
+    let read = terminal.read_line(&mut line);
+    terminal.get_mut().write_all(b"\n")?; // the one that was typed is not shown
+    if read? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(line.strip_suffix('\n').unwrap_or(&line).to_owned())
+}
+
+/// Runs `ask` while the terminal reads lines and does not show them. It is as before afterwards, also when a signal such as
+/// that of Ctrl-C ends the program.
+fn without_echo<T>(terminal: &File, ask: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
+    let before = tcgetattr(terminal)?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGQUIT, SIGTERM])?;
+    let (own, restored) = (terminal.try_clone()?, before.clone());
+    // Left to run until the program ends: a signal does no harm to a terminal that is restored already.
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            let _ = tcsetattr(&own, OptionalActions::Now, &restored);
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+    })?;
+    let mut silent = before.clone();
+    silent.local_modes.remove(LocalModes::ECHO | LocalModes::ECHONL);
+    silent.local_modes.insert(LocalModes::ICANON | LocalModes::ISIG);
+    silent.input_modes.insert(InputModes::ICRNL);
+    silent.special_codes[SpecialCodeIndex::VSUSP] = 0; // not every shell would hide the rest again
+    tcsetattr(terminal, OptionalActions::Now, &silent)?;
+    let asked = ask();
+    tcsetattr(terminal, OptionalActions::Now, &before)?;
+    asked
 }
 
 /// Reads a file of `name:password` lines and hashes on all cores what is not hashed yet. Empty lines and those that begin

@@ -116,7 +116,7 @@ impl<S: Storage> Worker<S> {
             samples.extend(self.call(shard, move |shard| async move { shard.samples(count, random).await }).await?);
         }
         let key = self.storage().random();
-        Ok(self.storage().offload(move || train(samples, &config, generation, key)).await)
+        Ok(self.storage().background(move || train(samples, &config, generation, key)).await)
     }
 }
 

@@ -438,7 +438,7 @@ impl<S: Storage> Copying<'_, S> {
             .shard
             .0
             .storage
-            .offload(move || {
+            .background(move || {
                 let repack = |work: Work| (work.place, repacker.repack(&work.bytes, &work.blocks, work.lsn));
                 let results: Vec<_> = work.into_iter().map(repack).collect();
                 (repacker, results)

@@ -15,6 +15,9 @@ use crate::storage::{BlobName, BlobStore, SegmentName, Storage, StorageError, Wa
 /// For heads, placements and padding of what goes to one segment.
 const RESERVE_SLACK_OCTETS: u64 = 128 << 10;
 
+/// What was written is made durable after so much.
+const SYNC_OCTETS: u64 = 2 << 20;
+
 /// A segment that is being written.
 struct Open {
     name: SegmentName,
@@ -41,6 +44,7 @@ pub(super) struct Output<S: Storage> {
     sealed: Vec<(SegmentName, SegmentEntry)>,
     pub(super) bytes: u64,
     paced: u64,
+    unsynced: u64,
 }
 
 impl<S: Storage> Output<S> {
@@ -64,6 +68,7 @@ impl<S: Storage> Output<S> {
             sealed: Vec::new(),
             bytes: 0,
             paced: 0,
+            unsynced: 0,
         }
     }
 
@@ -165,7 +170,13 @@ impl<S: Storage> Output<S> {
         let position = Position { segment: open.name.segment, offset: open.offset };
         let records_offset = open.offset + batch.records_start();
         let batch = batch.finish(open.sequence, self.shard.0.epoch, position, position);
-        self.shard.0.wal.append(open.name, open.offset, batch, false).await.0?;
+        // In small portions, or the seal would keep the device from all others for seconds.
+        self.unsynced += bytes;
+        let is_synced = self.unsynced >= SYNC_OCTETS;
+        if is_synced {
+            self.unsynced = 0;
+        }
+        self.shard.0.wal.append(open.name, open.offset, batch, is_synced).await.0?;
         open.offset += bytes;
         open.sequence += 1;
         self.bytes += bytes;

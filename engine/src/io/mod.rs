@@ -44,6 +44,11 @@ pub trait Runtime: Clone + 'static {
 
     /// Runs a CPU-heavy job off this thread, at low priority, and returns its result.
     fn offload<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T>;
+
+    /// As [`Runtime::offload`] for a job that nobody waits for, and that may take seconds: it keeps no other off its thread.
+    fn background<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T> {
+        self.offload(job)
+    }
 }
 
 /// How [`Io::open`] treats an existing or missing file.

@@ -117,6 +117,8 @@ impl Queue {
 pub(super) struct Shared {
     /// CPU-heavy jobs, at low priority: as many threads as cores.
     pub(super) offload: Pool,
+    /// Those that nobody waits for: compaction and training.
+    pub(super) background: Pool,
     /// The same for passwords, which strangers can ask for as often as they like.
     pub(super) passwords: Pool,
     /// Operations on names and lengths: rare, and too slow (a journal commit) for a worker.
@@ -132,6 +134,7 @@ pub(super) fn shared() -> io::Result<&'static Shared> {
     let cores = std::thread::available_parallelism()?.get();
     let shared = Shared {
         offload: Pool::new("offload", cores, Priority::Low)?,
+        background: Pool::new("background", cores.div_ceil(4), Priority::Low)?,
         passwords: Pool::new("passwords", cores, Priority::Low)?,
         metadata: Pool::new("metadata", 2, Priority::Normal)?,
     };

@@ -149,6 +149,10 @@ impl Runtime for RealIo {
     fn offload<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T> {
         self.0.shared.offload.run(job)
     }
+
+    fn background<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T> {
+        self.0.shared.background.run(job)
+    }
 }
 
 impl Io for RealIo {

@@ -257,6 +257,10 @@ impl<S: Storage> Runtime for Faulty<S> {
     async fn offload<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         self.inner.offload(job).await
     }
+
+    async fn background<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        self.inner.background(job).await
+    }
 }
 
 impl<S: Storage> Storage for Faulty<S> {

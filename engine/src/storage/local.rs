@@ -464,6 +464,10 @@ impl<I: Io> Runtime for Local<I> {
     async fn offload<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         self.io.offload(job).await
     }
+
+    async fn background<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        self.io.background(job).await
+    }
 }
 
 impl<I: Io> Storage for Local<I> {

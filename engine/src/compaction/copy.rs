@@ -24,6 +24,8 @@ use crate::storage::Storage;
 /// So many octets of records are compressed in one go, off the worker.
 const CHUNK_BYTES: usize = 512 << 10;
 
+/// Records that are read, or put into a batch, before others have their turn.
+const RECORDS_PER_TURN: usize = 8;
 /// Attachments of larger messages are not looked for: all of a message is in memory then.
 const CONTENTS_OCTETS_MAX: u64 = 32 << 20;
 /// What a part takes beside its frame: header, frame info, a reference in the message's head, its lines in two tables.
@@ -344,6 +346,10 @@ impl<S: Storage> Copying<'_, S> {
             return Err(damaged(error));
         }
         self.learn(segment, &head.frames().map(|(_, info)| info)).await?;
+        if self.work.len() % RECORDS_PER_TURN == RECORDS_PER_TURN - 1 {
+            // What the page cache has is read without a pause.
+            self.shard.pace(0).await;
+        }
         if !head.blocks.is_empty() {
             self.flush().await?;
             return self.add_with_blocks(place, header.lsn, bytes, &head).await;
@@ -506,7 +512,10 @@ impl<S: Storage> Copying<'_, S> {
                 head.blocks = references.collect();
             }
         }
-        for (place, header, mut head, frames, _) in messages {
+        for (number, (place, header, mut head, frames, _)) in messages.into_iter().enumerate() {
+            if number % RECORDS_PER_TURN == RECORDS_PER_TURN - 1 {
+                self.shard.0.storage.yield_now().await;
+            }
             if let Some(old) = with_blocks.filter(|old| old.blocks == head.blocks) {
                 head.blocks = self.copy_blocks(old).await?;
             }

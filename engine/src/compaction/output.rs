@@ -15,8 +15,8 @@ use crate::storage::{BlobName, BlobStore, SegmentName, Storage, StorageError, Wa
 /// For heads, placements and padding of what goes to one segment.
 const RESERVE_SLACK_OCTETS: u64 = 128 << 10;
 
-/// What was written is made durable after so much.
-const SYNC_OCTETS: u64 = 2 << 20;
+/// So much is written in one go.
+const SYNC_OCTETS: usize = 256 << 10;
 
 /// A segment that is being written.
 struct Open {
@@ -44,7 +44,6 @@ pub(super) struct Output<S: Storage> {
     sealed: Vec<(SegmentName, SegmentEntry)>,
     pub(super) bytes: u64,
     paced: u64,
-    unsynced: u64,
 }
 
 impl<S: Storage> Output<S> {
@@ -68,7 +67,6 @@ impl<S: Storage> Output<S> {
             sealed: Vec::new(),
             bytes: 0,
             paced: 0,
-            unsynced: 0,
         }
     }
 
@@ -170,16 +168,16 @@ impl<S: Storage> Output<S> {
         let position = Position { segment: open.name.segment, offset: open.offset };
         let records_offset = open.offset + batch.records_start();
         let batch = batch.finish(open.sequence, self.shard.0.epoch, position, position);
-        // In small portions, or the seal would keep the device from all others for seconds.
-        self.unsynced += bytes;
-        let is_synced = self.unsynced >= SYNC_OCTETS;
-        if is_synced {
-            self.unsynced = 0;
+        // In small portions, each made durable: whoever commits meanwhile waits for no more than one of them.
+        for (number, portion) in batch.chunks(SYNC_OCTETS).enumerate() {
+            let offset = open.offset + (number * SYNC_OCTETS) as u64;
+            self.shard.0.wal.append(open.name, offset, portion.to_vec(), true).await.0?;
+            self.shard.pace(portion.len() as u64).await;
         }
-        self.shard.0.wal.append(open.name, open.offset, batch, is_synced).await.0?;
         open.offset += bytes;
         open.sequence += 1;
         self.bytes += bytes;
+        self.paced += bytes;
         self.expected = self.expected.saturating_sub(bytes);
         let mut locations = Vec::with_capacity(self.records.len());
         for (header, offset, len) in self.records.drain(..) {

@@ -34,6 +34,8 @@ pub(super) enum Priority {
     Normal,
     /// Gives way to the workers.
     Low,
+    /// Runs when nothing else does.
+    Idle,
 }
 
 impl Pool {
@@ -44,8 +46,10 @@ impl Pool {
         for _ in 0..count {
             let queue = Arc::clone(&pool.queue);
             let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-                if priority == Priority::Low {
-                    sys::lower_priority();
+                match priority {
+                    Priority::Normal => {}
+                    Priority::Low => sys::lower_priority(),
+                    Priority::Idle => sys::run_when_idle(),
                 }
                 while let Some(job) = queue.next() {
                     job();
@@ -134,7 +138,7 @@ pub(super) fn shared() -> io::Result<&'static Shared> {
     let cores = std::thread::available_parallelism()?.get();
     let shared = Shared {
         offload: Pool::new("offload", cores, Priority::Low)?,
-        background: Pool::new("background", cores.div_ceil(4), Priority::Low)?,
+        background: Pool::new("background", cores.div_ceil(4), Priority::Idle)?,
         passwords: Pool::new("passwords", cores, Priority::Low)?,
         metadata: Pool::new("metadata", 2, Priority::Normal)?,
     };

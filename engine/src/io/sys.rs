@@ -187,6 +187,13 @@ pub(super) fn allocate(fd: BorrowedFd<'_>, len: u64) -> io::Result<()> {
     }
 }
 
+/// Lets the calling thread run when no other wants to: whoever wakes takes its core at once. Failing to is harmless.
+pub(super) fn run_when_idle() {
+    let none = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameter is read before the call returns, and 0 stands for the calling thread.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &none) };
+}
+
 /// Lets the calling thread give way to others: nice 10. Failing to is harmless.
 pub(super) fn lower_priority() {
     // SAFETY: no pointers; on Linux "process 0" is the calling thread only.

@@ -130,7 +130,7 @@ const RESERVE_BYTES: u64 = 64 << 20;
 const TAIL_BYTES: u64 = 512 << 20;
 
 /// What compaction writes in a second on each shard, unless configured.
-const COMPACTION_BYTES_PER_S: u64 = 16 << 20;
+const COMPACTION_BYTES_PER_S: u64 = 4 << 20;
 
 fn store_config(config: &Config, shards: u32) -> StoreConfig {
     let default = ShardConfig::default();

@@ -54,8 +54,8 @@ pub struct ShardConfig {
     pub reserve_bytes: u64,
     /// Compact where it pays, whenever that is so.
     pub compacts_by_itself: bool,
-    /// A run of compaction takes about so many octets of live records. More of them cluster better and take more memory:
-    /// about a hundredth of it.
+    /// A run of compaction takes segments of so many octets together. More of them cluster better and take more memory: some
+    /// 300 octets for each message that lives in them.
     pub compaction_run_bytes: u64,
     /// Compaction reads and writes so many octets in a second at most; 0: as many as it can.
     pub compaction_bytes_per_s: u64,

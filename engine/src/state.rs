@@ -553,13 +553,13 @@ impl State {
         if let Some(&(location, head_bytes)) = moved.filter(|_| !planted::is_on(Bug::ForgetPendingCopies)) {
             (item.location, item.head_bytes) = (location, head_bytes);
         }
-        if self.relocated.is_empty() || self.segments.contains(&item.location.segment) {
-            return;
-        }
         let candidates = self.relocated.get(&item.message).into_iter().flatten();
         let best = candidates.max_by_key(|it| (!it.lost.contains(&item.prefix_of), it.generation));
-        if let Some(Relocated { location, head_bytes, .. }) = best {
-            (item.location, item.head_bytes) = (*location, *head_bytes);
+        // A record that has been moved may be where it was, too, but its blocks need not be.
+        if let Some(best) = best
+            && (!best.lost.contains(&item.prefix_of) || !self.segments.contains(&item.location.segment))
+        {
+            (item.location, item.head_bytes) = (best.location, best.head_bytes);
         }
     }
 

@@ -19,7 +19,7 @@ use crate::index::{Change, Moved};
 use crate::read::{BLOCK, open_block};
 use crate::shard::Shard;
 use crate::state::{Forwarding, NewReference, head_bytes};
-use crate::storage::Storage;
+use crate::storage::{Storage, StorageError};
 
 /// So many octets of records are compressed in one go, off the worker.
 const CHUNK_BYTES: usize = 512 << 10;
@@ -72,7 +72,8 @@ struct Copying<'a, S: Storage> {
     /// Message records in the batch: what they were, number in the batch, octets up to the end of the header frame.
     in_batch: Vec<(Place, usize, u32)>,
     moved: Forwarding,
-    /// Contents of the segment that is being written.
+    /// The segment that was being written when last a part of a body was, and its contents.
+    contents_of: Option<SegmentId>,
     contents: HashMap<[u8; 32], (Lsn, Location)>,
     /// Contents of the batch that is being put together: LSN, number in the batch, bytes.
     fresh: HashMap<[u8; 32], (Lsn, usize, Vec<u8>)>,
@@ -142,6 +143,7 @@ impl<S: Storage> Shard<S> {
             work_bytes: 0,
             in_batch: Vec::new(),
             moved: Forwarding::default(),
+            contents_of: None,
             contents: HashMap::new(),
             fresh: HashMap::new(),
             dropped: BTreeSet::new(),
@@ -178,7 +180,8 @@ impl<S: Storage> Shard<S> {
             for new in &late {
                 let place = new.place();
                 let is_concerned = victims.segments.contains_key(&place.0) || copying.moved.contains_key(&place) || {
-                    let blocks = self.blocks_of(&new.message, new.mailbox).await?;
+                    // What cannot be read cannot be read anywhere else.
+                    let blocks = self.blocks_of(&new.message, new.mailbox).await.unwrap_or_default();
                     blocks.iter().any(|block| victims.segments.contains_key(&block.location.segment))
                 };
                 let is_new =
@@ -384,7 +387,14 @@ impl<S: Storage> Copying<'_, S> {
         if head.rest_octets <= CONTENTS_OCTETS_MAX {
             for block in &head.blocks {
                 let Location { segment, len, .. } = block.location;
-                let record = self.shard.read_segment(segment, block.location.offset(), len as usize).await?;
+                let record = match self.shard.read_segment(segment, block.location.offset(), len as usize).await {
+                    // The message cannot be read, and stays as it is.
+                    Err(EngineError::Storage(error)) if matches!(*error, StorageError::NotFound(_)) => {
+                        blocks.clear();
+                        break;
+                    }
+                    record => record?,
+                };
                 if let Ok((info, _)) = open_block(&record, block.lsn) {
                     self.learn(segment, &[info]).await?;
                 }
@@ -490,8 +500,10 @@ impl<S: Storage> Copying<'_, S> {
             let (here, elsewhere) = (others + of_parts(false), others + of_parts(true));
             // Parts and messages go to one segment, so that no other segment is needed to read or to move them.
             self.write_batch().await?;
-            if self.output.reserve(here, elsewhere).await? {
+            let is_another = self.output.segment() != self.contents_of;
+            if self.output.reserve(if is_another { elsewhere } else { here }, elsewhere).await? || is_another {
                 self.contents.clear();
+                self.contents_of = self.output.segment();
                 self.repacker.iter_mut().for_each(Repacker::forget_contents);
             }
             for (.., parts) in &mut messages {
@@ -551,7 +563,10 @@ impl<S: Storage> Copying<'_, S> {
                 continue;
             }
             let packed = match (packed, &content, &mut self.repacker) {
-                (None, Some(content), Some(repacker)) => repacker.pack_content(&content.bytes),
+                (None, Some(content), Some(repacker)) => {
+                    self.shard.0.storage.yield_now().await;
+                    repacker.pack_content(&content.bytes)
+                }
                 (Some(packed), ..) => packed,
                 (None, ..) => return Err(EngineError::Stopping(self.shard.0.id)),
             };

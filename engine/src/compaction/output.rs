@@ -8,7 +8,7 @@ use crate::format::dictionary::Dictionary;
 use crate::format::manifest::SegmentEntry;
 use crate::format::record::{Record, RecordHeader};
 use crate::format::segment::{Footer, FooterEntry, SegmentHeader};
-use crate::ids::{Location, Lsn, Position};
+use crate::ids::{Location, Lsn, Position, SegmentId};
 use crate::shard::{BATCH_BYTES_GATHERED, Shard};
 use crate::storage::{BlobName, BlobStore, SegmentName, Storage, StorageError, Wal};
 
@@ -125,6 +125,11 @@ impl<S: Storage> Output<S> {
     /// Another segment may be begun again.
     pub(super) fn release(&mut self) {
         self.stays = false;
+    }
+
+    /// The segment that is open.
+    pub(super) fn segment(&self) -> Option<SegmentId> {
+        self.open.as_ref().map(|open| open.name.segment)
     }
 
     /// A record that has been written to the segment that is open.

@@ -128,7 +128,13 @@ impl Repacker {
         head.digest = self.packer.pack_as(DictionaryKind::Digest, small, &mut frames);
         head.digest_overflow = self.packer.pack(overflow, &mut frames);
         head.header = self.packer.pack_as(DictionaryKind::Header, header_bytes, &mut frames);
+        // A small message that lies in parts of which none is needed any more goes back into its record.
+        let is_made_whole = texts.is_empty() && is_all_there && rest.len() <= BLOCK_RAW_BYTES;
+        if is_made_whole {
+            head.blocks.clear();
+        }
         let (first, parts) = match texts.first() {
+            None if is_made_whole => (body, Vec::new()),
             None => (&body[..in_record - header_bytes.len()], Vec::new()),
             Some(text) if text.start <= BLOCK_RAW_BYTES => {
                 (&body[..text.start], self.pack_parts(body, text.start, &texts))

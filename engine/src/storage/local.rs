@@ -226,6 +226,7 @@ impl<I: Io> Wal for LocalShard<I> {
         }
         if durable
             && !planted::is_on(Bug::SkipSync)
+            && !(name.segment.is_compacted() && planted::is_on(Bug::SkipCompactionSync))
             && let Err(source) = file.sync_data().await
         {
             return (Err(StorageError::Ambiguous { what: what(), source }), batch);

@@ -293,18 +293,8 @@ impl<S: Storage> Shard<S> {
                 let flags = tip.flags_of(message.uid, index.flags_of(message.uid));
                 keywords.extend(flags.keywords());
                 sources.push(message.uid);
-                items.push(PlacedMessage {
-                    uid: Uid(0),
-                    message: message.id,
-                    location: message.location,
-                    prefix_of: message.prefix_of,
-                    head_bytes: message.head_bytes,
-                    size: message.size,
-                    flags,
-                    internal_date: message.internal_date,
-                    zone_minutes: message.zone_minutes,
-                    save_date: now_s,
-                });
+                let (uid, save_date) = (Uid(0), now_s);
+                items.push(PlacedMessage { uid, save_date, ..PlacedMessage::of_message(&message, flags) });
             }
             // Keyword numbers are each mailbox's own.
             let (numbers, names): (Vec<usize>, Vec<FlagName>) = keywords

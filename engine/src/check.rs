@@ -90,6 +90,9 @@ struct Check<S: Storage> {
     names: BTreeMap<SegmentId, (SegmentName, bool)>,
 }
 
+/// What errors call a block whose segment is not there.
+const MISSING_BLOCK: &str = "block of the message";
+
 /// What is wrong with a record.
 struct Broken {
     what: String,
@@ -198,7 +201,7 @@ impl<S: Storage> Check<S> {
                 };
                 if let Err(error) = result {
                     // The blocks of a dead message go with the segments that they are in.
-                    let is_missing = matches!(error, FormatError::Misplaced { .. });
+                    let is_missing = matches!(error, FormatError::Misplaced { what: MISSING_BLOCK, .. });
                     broken.insert((segment, record.offset), Broken { what: error.to_string(), is_missing });
                 }
             }
@@ -291,8 +294,8 @@ impl<S: Storage> Check<S> {
         for block in &reader.head.blocks {
             let Location { segment, len, .. } = block.location;
             let Some(&(name, sealed)) = names.get(&segment) else {
-                let detail = format!("a block in segment {segment}, which is not there");
-                return Ok(Err(FormatError::Misplaced { what: "message record", detail }));
+                let detail = format!("in segment {segment}, which is not there");
+                return Ok(Err(FormatError::Misplaced { what: MISSING_BLOCK, detail }));
             };
             // The unpacking of nothing says what is wrong.
             let bytes = self.read_if_there(name, sealed, block.location.offset(), len as usize).await?;

@@ -368,18 +368,8 @@ impl<S: Storage> Shard<S> {
                 .map(|(number, message)| {
                     let flags = tip.flags_of(message.uid, index.flags_of(message.uid));
                     unseen += u32::from(!flags.contains(crate::flags::Flags::SEEN));
-                    PlacedMessage {
-                        uid: Uid(number as u32 + 1),
-                        message: message.id,
-                        location: message.location,
-                        prefix_of: message.prefix_of,
-                        head_bytes: message.head_bytes,
-                        size: message.size,
-                        flags,
-                        internal_date: message.internal_date,
-                        zone_minutes: message.zone_minutes,
-                        save_date: now_s,
-                    }
+                    let (uid, save_date) = (Uid(number as u32 + 1), now_s);
+                    PlacedMessage { uid, save_date, ..PlacedMessage::of_message(message, flags) }
                 })
                 .collect();
             if !items.is_empty() {

@@ -57,7 +57,7 @@ pub struct ShardConfig {
     /// A run of compaction takes segments of so many octets together. More of them cluster better and take more memory: some
     /// 300 octets for each message that lives in them.
     pub compaction_run_bytes: u64,
-    /// Compaction reads and writes so many octets in a second at most; 0: as many as it can.
+    /// Compaction writes so many octets in a second at most; 0: as many as it can.
     pub compaction_bytes_per_s: u64,
 }
 

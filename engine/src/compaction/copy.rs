@@ -204,7 +204,7 @@ impl<S: Storage> Shard<S> {
     /// Writes records that are kept as they are.
     async fn write_carried(&self, victims: &Victims, output: &mut Output<S>) -> Result<(), EngineError> {
         let generation = victims.generation;
-        let oldest = self.oldest_elsewhere(victims).await?;
+        let oldest = self.oldest_elsewhere(victims).await;
         for carried in &victims.carried {
             if !self.is_kept(carried, oldest) {
                 continue;

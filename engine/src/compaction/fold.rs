@@ -98,8 +98,6 @@ pub(super) struct Sample {
     pub live: BTreeMap<Place, Live>,
     /// The same in the order in which they are to be written.
     pub order: Vec<Place>,
-    /// Octets of the records that live.
-    pub bytes: u64,
 }
 
 impl Sample {
@@ -107,7 +105,6 @@ impl Sample {
         let place = (message.location.segment, message.location.offset_units);
         let live = self.live.entry(place).or_insert_with(|| {
             self.order.push(place);
-            self.bytes += u64::from(message.location.len);
             Live { id: message.id, len: message.location.len, references: Vec::new() }
         });
         live.references.push(reference);
@@ -312,7 +309,7 @@ impl<S: Storage> Shard<S> {
     }
 
     /// An LSN before which no segment but the victims has anything that may have been deleted.
-    pub(super) async fn oldest_elsewhere(&self, victims: &Victims) -> Result<Lsn, EngineError> {
+    pub(super) async fn oldest_elsewhere(&self, victims: &Victims) -> Lsn {
         let inner = &self.0;
         let others: Vec<SegmentEntry> = {
             let log = inner.log.borrow();
@@ -326,7 +323,7 @@ impl<S: Storage> Shard<S> {
             let since = self.oldest_in(name, entry.segment.is_compacted()).await.unwrap_or_default();
             oldest = oldest.min(since);
         }
-        Ok(oldest)
+        oldest
     }
 
     /// The LSN before which a segment has nothing that may have been deleted.

@@ -111,7 +111,7 @@ pub(crate) struct Compaction {
     /// Segments from which on there may be blocks of messages that are still being delivered, and how many of these.
     delivering: RefCell<BTreeMap<SegmentId, u32>>,
     /// When there was last a look for what is dead: segments sealed and octets deleted by then.
-    looked: Cell<(u64, u64)>,
+    looked: Cell<(Option<u64>, u64)>,
     /// Segments that could not be read as they should: they stay as they are until the next start.
     unfit: RefCell<BTreeSet<SegmentId>>,
 }
@@ -220,9 +220,19 @@ impl<S: Storage> Shard<S> {
     /// Storage that fails, or has no room for what has to be written: then everything is as it was before the run that met
     /// it. Damaged segments are no error, they are left as they are.
     pub async fn compact(&self, choice: Choice) -> Result<CompactionReport, EngineError> {
-        let inner = &self.0;
-        let _one_at_a_time = inner.compaction.lock.lock().await;
-        if inner.compaction.to_commit().is_some() {
+        let _one_at_a_time = self.0.compaction.lock.lock().await;
+        let result = self.compact_alone(choice).await;
+        if let Err(error) = &result
+            && !matches!(error, EngineError::Stopping(_))
+        {
+            self.tell(ShardEvent::CompactionFailed(error.clone()));
+        }
+        result
+    }
+
+    /// As [`Shard::compact`], for who has its lock.
+    async fn compact_alone(&self, choice: Choice) -> Result<CompactionReport, EngineError> {
+        if self.0.compaction.to_commit().is_some() {
             // The run before could not be committed.
             self.checkpoint().await?;
         }
@@ -236,14 +246,9 @@ impl<S: Storage> Shard<S> {
                     report.add(done);
                     self.tell(ShardEvent::Compacted(done));
                 }
-                Err(error) => {
-                    self.tell(ShardEvent::CompactionFailed(error.clone()));
-                    // Of damage the others know nothing.
-                    if !matches!(error, EngineError::Damaged(_)) {
-                        return Err(error);
-                    }
-                    failed.get_or_insert(error);
-                }
+                // Of damage the others know nothing.
+                Err(error @ EngineError::Damaged(_)) => _ = failed.get_or_insert(error),
+                Err(error) => return Err(error),
             }
         }
         failed.map_or(Ok(report), Err)
@@ -276,10 +281,17 @@ impl<S: Storage> Shard<S> {
         let (sealed_then, deleted_then) = compaction.looked.get();
         let deleted = state.deleted_octets - deleted_then;
         let living = || state.slots.values().map(|slot| slot.meta.size).sum::<u64>();
-        let is_due = sealed - sealed_then > 2 * LOG_SEGMENTS_LEFT as u64
+        let of_log = || {
+            let log = self.0.log.borrow();
+            let entries = log.manifest.segments.iter();
+            entries.filter(|entry| !entry.segment.is_compacted() && !entry.is_retired()).count()
+        };
+        // Also those that earlier starts have left, but each only once.
+        let is_new = sealed_then != Some(sealed);
+        let is_due = (is_new && of_log() > 2 * LOG_SEGMENTS_LEFT)
             || (deleted > self.0.config.segment_size_bytes && deleted * DELETED_PARTS > living());
         if is_due {
-            compaction.looked.set((sealed, state.deleted_octets));
+            compaction.looked.set((Some(sealed), state.deleted_octets));
         }
         is_due
     }

@@ -9,7 +9,8 @@ use crate::format::record::{Expunge, FlagChange, PlacedMessage, Placements, Reco
 use crate::ids::{MailboxId, ModSeq, Uid};
 use crate::index::MailboxIndex;
 use crate::shard::{Log, Shard, Ticket};
-use crate::state::{State, Tip};
+use crate::slots::{Slot, Tip};
+use crate::state::State;
 use crate::storage::Storage;
 
 /// COPY, MOVE and a rename of INBOX take at most so many messages: each is one transaction that must be published in one
@@ -241,7 +242,7 @@ impl<S: Storage> Shard<S> {
     }
 
     /// Appends the record that expunges `gone`, all of which exist at the tip.
-    fn push_expunge(&self, slot: &mut crate::state::Slot, log: &mut Log, gone: &UidSet, transaction: u64) {
+    fn push_expunge(&self, slot: &mut Slot, log: &mut Log, gone: &UidSet, transaction: u64) {
         let mailbox = slot.meta.mailbox;
         let (mut unseen, mut size) = (0, 0);
         if let (Some(index), Some(tip)) = (&slot.index, &slot.tip) {
@@ -356,7 +357,7 @@ impl<S: Storage> Shard<S> {
 }
 
 /// Drops a tip that promises nothing.
-fn drop_idle_tip(slot: &mut crate::state::Slot) {
+fn drop_idle_tip(slot: &mut Slot) {
     if slot.tip.as_ref().is_some_and(|tip| tip.pending == 0) {
         slot.tip = None;
     }

@@ -158,10 +158,10 @@ impl<S: Storage> Check<S> {
         let dropped =
             dropped_transactions(&mut from_log, self.id, |segment| format!("{directory}/{}", self.file_of(segment)));
         self.report.findings.extend(dropped);
-        for (mailbox, slot) in &from_log.slots {
-            self.report.mailboxes.insert(*mailbox, (slot.meta.account, slot.meta.name.clone()));
+        for (mailbox, slot) in from_log.slots.iter() {
+            self.report.mailboxes.insert(mailbox, (slot.meta.account, slot.meta.name.clone()));
         }
-        for (account, record) in &from_log.directory {
+        for (account, (_, record)) in &from_log.directory {
             self.report.accounts.insert(*account, record.name.clone());
         }
 
@@ -384,7 +384,7 @@ impl<S: Storage> Check<S> {
             index.messages = uncounted.collect();
         };
         let mut differences = Vec::new();
-        for (&mailbox, slot) in &from_log.slots {
+        for (mailbox, slot) in from_log.slots.iter() {
             let Some(indexed) = from_index.slots.get(&mailbox) else {
                 differences.push((mailbox, "the index does not have this mailbox".to_owned()));
                 continue;
@@ -396,7 +396,7 @@ impl<S: Storage> Check<S> {
                 differences.push((mailbox, what));
             }
             let mut rebuilt = MailboxIndex::of_changes(&slot.delta);
-            match self.open_index(mailbox, indexed.page, indexed.delta_page).await? {
+            match self.open_index(mailbox, indexed.pages()).await? {
                 Err((page, error)) => {
                     let file = format!("idx/{}", index_file(page.blob, Epoch(page.epoch)));
                     let what = format!("{error}; a rebuild mends it");
@@ -417,10 +417,10 @@ impl<S: Storage> Check<S> {
             }
         }
         for mailbox in from_index.slots.keys().filter(|mailbox| !from_log.slots.contains_key(mailbox)) {
-            differences.push((*mailbox, "the log does not have this mailbox".to_owned()));
+            differences.push((mailbox, "the log does not have this mailbox".to_owned()));
         }
-        for (account, state) in &from_log.accounts {
-            let indexed = from_index.accounts.get(account);
+        for (account, state) in from_log.accounts.iter() {
+            let indexed = from_index.accounts.get(&account);
             if indexed.is_none_or(|indexed| {
                 indexed.mailboxes != state.mailboxes
                     || indexed.subscriptions != state.subscriptions
@@ -460,8 +460,7 @@ impl<S: Storage> Check<S> {
     async fn open_index(
         &mut self,
         mailbox: MailboxId,
-        page: PageLocation,
-        delta: PageLocation,
+        (page, delta): (PageLocation, PageLocation),
     ) -> Result<Result<MailboxIndex, (PageLocation, FormatError)>, EngineError> {
         let mut index = MailboxIndex::default();
         for (location, page_kind) in [(page, PageKind::Mailbox), (delta, PageKind::MailboxDelta)] {
@@ -505,7 +504,7 @@ impl<S: Storage> Check<S> {
     ) -> Result<(), EngineError> {
         let mut touched: BTreeMap<Place, Vec<(MailboxId, u32, u32)>> = BTreeMap::new();
         let mut dangling = Vec::new();
-        for (&mailbox, slot) in &from_log.slots {
+        for (mailbox, slot) in from_log.slots.iter() {
             let index = MailboxIndex::of_changes(&slot.delta);
             for message in index.messages.iter() {
                 self.report.messages += 1;

@@ -3,29 +3,34 @@
 //! A checkpoint is fuzzy: each mailbox's page is its published state at the moment it was written, with the LSN of that
 //! moment, and replay ignores what a page already has. The log is replayed from where it stood when the checkpoint began.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::error::{Damage, EngineError};
 use crate::format::codec::Wire;
 use crate::format::manifest::IndexEntry;
 use crate::format::page::{
-    AccountEntry, DeltaChange, DeltaPage, DirectoryAccount, DirectoryEntry, DirectoryPage, MailboxPage, PageKind,
-    PageLocation, archive, open_page, put_page, restore,
+    DeltaChange, DeltaPage, DirectoryEntry, DirectoryPage, PageKind, PageLocation, archive, put_page,
 };
 use crate::format::{BLOCK_BYTES, FormatError, round_up_to_block};
-use crate::ids::{AccountId, Epoch, Lsn, MailboxId};
-use crate::index::{Change, MailboxIndex};
+use crate::ids::{AccountId, Lsn, MailboxId};
+use crate::index::Change;
+use crate::indexes::is_damage;
 use crate::planted::{self, Bug};
-use crate::shard::{Shard, ShardEvent};
-use crate::state::Slot;
-use crate::storage::{BlobName, BlobStore, Storage, StorageError};
+use crate::shard::Shard;
+use crate::slots::{SLOTS_AT_ONCE, Slot, SlotRef};
+use crate::storage::{BlobName, BlobStore, Storage};
 
 /// A delta page larger than this and than an eighth of its mailbox's page makes room for a new page.
 const DELTA_BYTES_MAX: usize = 4096;
-/// After so many blobs the next checkpoint writes a full directory.
-const DIRECTORIES_MAX: usize = 8;
+/// A directory of what has changed is written so many times, at least and at most, before a checkpoint writes one of everything:
+/// in between, as soon as those together are as large.
+const DIRECTORIES_MIN: usize = 8;
+const DIRECTORIES_MAX: usize = 64;
 /// Blobs that pages may be spread over before the oldest one's pages are rewritten.
 const BLOBS_MAX: usize = 32;
+/// Slots and accounts that take over new pages in one turn.
+const SLOTS_TAKEN_OVER: usize = 256;
 /// Entries of one directory page.
 const ENTRIES_PER_PAGE: usize = 512;
 /// A directory page of accounts is closed at this size.
@@ -33,9 +38,6 @@ const ACCOUNTS_PAGE_BYTES: usize = 256 << 10;
 /// A checkpoint lets other tasks run after so many mailboxes, at least and at most.
 const MAILBOXES_MIN: usize = 16;
 const MAILBOXES_MAX: usize = 1024;
-
-/// The most recently used indexes, which are never dropped.
-pub(crate) const INDEXES_KEPT: usize = 8;
 
 /// Pages being put together in parts.
 struct Pages {
@@ -56,13 +58,20 @@ impl Pages {
         let padding = if (page.len() as u64) > room && (page.len() as u64) <= BLOCK_BYTES { room as usize } else { 0 };
         let part = self.parts.last_mut().expect("never empty");
         part.resize(part.len() + padding, 0);
-        part.extend_from_slice(page);
         let at = self.offset + padding as u64;
-        self.offset = at + page.len() as u64;
+        self.offset = at;
+        self.append(page);
+        at
+    }
+
+    /// Appends bytes where the last ones end.
+    fn append(&mut self, bytes: &[u8]) {
+        let part = self.parts.last_mut().expect("never empty");
+        part.extend_from_slice(bytes);
+        self.offset += bytes.len() as u64;
         if part.len() >= PART_BYTES {
             self.parts.push(Vec::new());
         }
-        at
     }
 }
 
@@ -83,6 +92,21 @@ struct Written {
     delta: PageLocation,
     /// The page has been written, and has everything.
     whole: bool,
+}
+
+impl Written {
+    /// The directory's entry: counters as they are now, and the new pages.
+    fn to_entry(&self, slot: &Slot) -> DirectoryEntry {
+        DirectoryEntry { page: self.page, delta: self.delta, page_as_of: self.as_of.0, ..slot.to_entry() }
+    }
+}
+
+/// A directory that has been written.
+struct Directory {
+    /// Everything up to here is in it.
+    known: Lsn,
+    /// The account records in it.
+    records: Vec<AccountId>,
 }
 
 impl<S: Storage> Shard<S> {
@@ -129,27 +153,11 @@ impl<S: Storage> Shard<S> {
             }
             self.carry_receipts_over().await?;
         }
-        let full = {
-            let log = inner.log.borrow();
-            let since_full = log.manifest.indexes.iter().rev().take_while(|entry| !entry.full).count();
-            log.manifest.indexes.is_empty() || since_full >= DIRECTORIES_MAX
-        };
-        let (dirty, accounts, directory) = {
+        let full = wants_full_directory(&inner.log.borrow().manifest.indexes);
+        self.move_old_pages().await;
+        let dirty: Vec<MailboxId> = {
             let state = inner.state.borrow();
-            let dirty: Vec<MailboxId> =
-                state.slots.iter().filter(|(_, slot)| slot.dirty).map(|(&mailbox, _)| mailbox).collect();
-            let accounts: Vec<AccountId> = state
-                .accounts
-                .iter()
-                .filter(|(_, account)| account.dirty || full)
-                .map(|(&account, _)| account)
-                .collect();
-            let directory: Vec<AccountId> = if full {
-                state.directory.keys().copied().collect()
-            } else {
-                state.directory_changed.iter().copied().collect()
-            };
-            (dirty, accounts, directory)
+            state.slots.in_use().filter(|(_, slot)| slot.dirty).map(|(mailbox, _)| mailbox).collect()
         };
         let mut pages = Pages::new();
         let mut written: Vec<Written> = Vec::new();
@@ -164,9 +172,7 @@ impl<S: Storage> Shard<S> {
             }
         }
         let directory_offset = pages.offset;
-        let entries = self.directory_entries(full, &written);
-        let known = inner.state.borrow().as_of;
-        self.write_directory(&mut pages, as_of, &entries, &accounts, &directory)?;
+        let directory = self.write_directory(&mut pages, as_of, full, &written).await?;
         let directory_len = pages.offset - directory_offset;
         let epoch = inner.epoch;
         let name = BlobName::Index { blob, epoch };
@@ -206,11 +212,9 @@ impl<S: Storage> Shard<S> {
         if compacted.is_some() {
             inner.compaction.committed();
         }
-        self.take_over(written, full, known, &accounts, &directory);
+        self.take_over(written, full, directory).await;
         // Indexes have grown since they were loaded, some of them for the checkpoint alone.
-        let loaded =
-            inner.state.borrow().slots.values().filter_map(|slot| slot.index.as_ref()).map(|i| i.memory_bytes()).sum();
-        inner.cached_index_bytes.set(loaded);
+        self.count_indexes();
         self.evict_indexes();
         {
             let mut log = inner.log.borrow_mut();
@@ -252,9 +256,10 @@ impl<S: Storage> Shard<S> {
                 let state = inner.state.borrow();
                 let Some(slot) = state.slots.get(&mailbox) else { return Ok(None) };
                 let new_bytes: usize = slot.delta.iter().map(|(_, change)| delta_bytes(change)).sum();
-                let delta_bytes = new_bytes + slot.delta_page.len as usize;
+                let (page, delta_page) = slot.pages();
+                let delta_bytes = new_bytes + delta_page.len as usize;
                 let rewrite = slot.rewrite || slot.moves;
-                (slot.page, slot.delta_page, slot.delta.is_empty() && !rewrite, rewrite, delta_bytes)
+                (page, delta_page, slot.delta.is_empty() && !rewrite, rewrite, delta_bytes)
             };
             let outgrown = page.is_none() || delta_bytes > DELTA_BYTES_MAX.max(page.len as usize / 8);
             let wants_page = rewrite || (!unchanged && outgrown);
@@ -277,7 +282,7 @@ impl<S: Storage> Shard<S> {
             let Some(slot) = state.slots.get(&mailbox) else { return Ok(None) };
             if unchanged && slot.delta.is_empty() && !slot.rewrite && !slot.moves {
                 // Only what stands in the directory has changed.
-                let (page, delta) = (slot.page, slot.delta_page);
+                let (page, delta) = slot.pages();
                 return Ok(Some(Written { mailbox, as_of: slot.meta.as_of, changes: 0, page, delta, whole: false }));
             }
             if unchanged || (wants_page && slot.index.is_none()) {
@@ -305,109 +310,120 @@ impl<S: Storage> Shard<S> {
             let offset = pages.push(&bytes);
             let place = PageLocation { blob, epoch: inner.epoch.0, offset, len: bytes.len() as u32 };
             let (page, delta) =
-                if kind == PageKind::Mailbox { (place, PageLocation::default()) } else { (slot.page, place) };
+                if kind == PageKind::Mailbox { (place, PageLocation::default()) } else { (page, place) };
             let whole = kind == PageKind::Mailbox;
             return Ok(Some(Written { mailbox, as_of, changes: slot.delta.len(), page, delta, whole }));
         }
     }
 
-    fn directory_entries(&self, full: bool, written: &[Written]) -> Vec<DirectoryEntry> {
-        let state = self.0.state.borrow();
-        let mut entries = Vec::new();
-        let entry_of = |written: &Written| {
-            let slot = state.slots.get(&written.mailbox)?;
-            let mut entry = slot.to_entry();
-            entry.page = written.page;
-            entry.delta = written.delta;
-            entry.page_as_of = written.as_of.0;
-            Some(entry)
-        };
-        if full {
-            let by_mailbox: std::collections::BTreeMap<MailboxId, &Written> =
-                written.iter().map(|written| (written.mailbox, written)).collect();
-            for (mailbox, slot) in &state.slots {
-                match by_mailbox.get(mailbox) {
-                    Some(written) => entries.extend(entry_of(written)),
-                    None => entries.push(slot.to_entry()),
-                }
-            }
-        } else {
-            entries.extend(written.iter().filter_map(entry_of));
+    /// Appends the directory: of all mailboxes and accounts, or of those that have changed. Other tasks run between its pages,
+    /// each of which is as of when it was written, like all pages.
+    async fn write_directory(
+        &self,
+        pages: &mut Pages,
+        as_of: Lsn,
+        full: bool,
+        written: &[Written],
+    ) -> Result<Directory, EngineError> {
+        let inner = &self.0;
+        let known = inner.state.borrow().as_of;
+        let mut next = Some(MailboxId(0)).filter(|_| full);
+        while let Some(from) = next {
+            let entries: Vec<DirectoryEntry> = {
+                let state = inner.state.borrow();
+                let mut slots = state.slots.iter_from(from);
+                let some = slots.by_ref().take(ENTRIES_PER_PAGE);
+                let entry_of = |(mailbox, slot): (MailboxId, SlotRef<'_>)| {
+                    let place = written.binary_search_by_key(&mailbox, |written| written.mailbox);
+                    place.map_or_else(|_| slot.to_entry(), |place| written[place].to_entry(&slot))
+                };
+                let entries = some.map(entry_of).collect();
+                next = slots.next().map(|(mailbox, _)| mailbox);
+                entries
+            };
+            self.put_directory(pages, as_of, DirectoryPage { mailboxes: entries, ..DirectoryPage::default() }).await?;
         }
-        for (&mailbox, &lsn) in &state.deleted {
-            entries.push(DirectoryEntry {
+        for chunk in written.chunks(ENTRIES_PER_PAGE).take_while(|_| !full) {
+            let entries: Vec<DirectoryEntry> = {
+                let state = inner.state.borrow();
+                let slot_of = |written: &Written| Some(written.to_entry(&*state.slots.get(&written.mailbox)?));
+                chunk.iter().filter_map(slot_of).collect()
+            };
+            self.put_directory(pages, as_of, DirectoryPage { mailboxes: entries, ..DirectoryPage::default() }).await?;
+        }
+        // Deletions come after whatever was said of the mailboxes before.
+        let deleted: Vec<(MailboxId, Lsn)> =
+            inner.state.borrow().deleted.iter().map(|(mailbox, lsn)| (*mailbox, *lsn)).collect();
+        for chunk in deleted.chunks(ENTRIES_PER_PAGE) {
+            let entry_of = |&(mailbox, lsn): &(MailboxId, Lsn)| DirectoryEntry {
                 mailbox: mailbox.0,
                 as_of: lsn.0,
                 deleted: true,
                 ..DirectoryEntry::default()
-            });
+            };
+            let mailboxes = chunk.iter().map(entry_of).collect();
+            self.put_directory(pages, as_of, DirectoryPage { mailboxes, ..DirectoryPage::default() }).await?;
         }
-        entries
+        let (accounts, records): (Vec<AccountId>, Vec<AccountId>) = {
+            let state = inner.state.borrow();
+            if full {
+                (state.accounts.keys().collect(), state.directory.keys().copied().collect())
+            } else {
+                let dirty = state.accounts.in_use().filter(|(_, account)| account.dirty);
+                (dirty.map(|(account, _)| account).collect(), state.directory_changed.iter().copied().collect())
+            }
+        };
+        self.write_accounts(pages, as_of, &accounts).await?;
+        self.write_account_records(pages, as_of, &records).await?;
+        Ok(Directory { known, records })
     }
 
-    fn write_directory(
+    async fn write_accounts(&self, pages: &mut Pages, as_of: Lsn, accounts: &[AccountId]) -> Result<(), EngineError> {
+        let mut accounts = accounts.iter().peekable();
+        while accounts.peek().is_some() {
+            let mut page = DirectoryPage::default();
+            // Accounts differ in size much more than mailboxes do.
+            let mut bytes = 0;
+            while bytes < ACCOUNTS_PAGE_BYTES
+                && let Some(id) = accounts.next()
+            {
+                let state = self.0.state.borrow();
+                let Some(account) = state.accounts.get(id) else { continue };
+                let names = account.subscriptions.iter().map(String::len).sum::<usize>();
+                let values =
+                    account.attributes.iter().map(|((_, name), value)| name.len() + value.len()).sum::<usize>();
+                bytes += 64 + names + values;
+                page.accounts.push(account.to_entry(*id));
+            }
+            self.put_directory(pages, as_of, page).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_account_records(
         &self,
         pages: &mut Pages,
         as_of: Lsn,
-        entries: &[DirectoryEntry],
-        accounts: &[AccountId],
-        directory: &[AccountId],
+        records: &[AccountId],
     ) -> Result<(), EngineError> {
+        for chunk in records.chunks(ENTRIES_PER_PAGE) {
+            let directory = {
+                let state = self.0.state.borrow();
+                chunk.iter().filter_map(|id| state.directory_entry(*id)).collect()
+            };
+            self.put_directory(pages, as_of, DirectoryPage { directory, ..DirectoryPage::default() }).await?;
+        }
+        Ok(())
+    }
+
+    /// Appends a page of the directory, and lets other tasks run.
+    async fn put_directory(&self, pages: &mut Pages, as_of: Lsn, page: DirectoryPage) -> Result<(), EngineError> {
         let inner = &self.0;
-        let mut put = |page: DirectoryPage| {
-            let mut bytes = Vec::new();
-            put_page(PageKind::Directory, as_of, 0, &archive(&page), &mut inner.packer.borrow_mut(), &mut bytes)
-                .map_err(|error| self.unwritable(MailboxId(0), error))?;
-            let part = pages.parts.last_mut().expect("never empty");
-            part.extend_from_slice(&bytes);
-            pages.offset += bytes.len() as u64;
-            Ok::<_, EngineError>(())
-        };
-        for chunk in entries.chunks(ENTRIES_PER_PAGE) {
-            put(DirectoryPage { mailboxes: chunk.to_vec(), ..DirectoryPage::default() })?;
-        }
-        let state = inner.state.borrow();
-        let mut page = DirectoryPage::default();
-        let mut page_bytes = 0;
-        for (id, account) in accounts.iter().filter_map(|id| Some((id, state.accounts.get(id)?))) {
-            let names = account.subscriptions.iter().map(String::len).sum::<usize>();
-            let values = account.attributes.iter().map(|((_, name), value)| name.len() + value.len()).sum::<usize>();
-            page_bytes += 64 + names + values;
-            page.accounts.push(AccountEntry {
-                account: id.0,
-                as_of: account.as_of.0,
-                uid_validity_next: account.uid_validity_next,
-                subscriptions: account.subscriptions.iter().cloned().collect(),
-                attributes: account
-                    .attributes
-                    .iter()
-                    .map(|((mailbox, name), value)| (mailbox.0, name.clone(), value.clone()))
-                    .collect(),
-            });
-            // Accounts differ in size much more than mailboxes do.
-            if page_bytes >= ACCOUNTS_PAGE_BYTES {
-                put(std::mem::take(&mut page))?;
-                page_bytes = 0;
-            }
-        }
-        if !page.accounts.is_empty() {
-            put(page)?;
-        }
-        for chunk in directory.chunks(ENTRIES_PER_PAGE) {
-            let directory = chunk.iter().filter_map(|id| {
-                let record = state.directory.get(id)?;
-                Some(DirectoryAccount {
-                    account: id.0,
-                    as_of: state.directory_as_of.get(id).map_or(0, |lsn| lsn.0),
-                    name: record.name.clone(),
-                    shard: record.shard.0,
-                    password: record.password.clone(),
-                    deleted: record.deleted,
-                    uid_validity_floor: record.uid_validity_floor,
-                })
-            });
-            put(DirectoryPage { directory: directory.collect(), ..DirectoryPage::default() })?;
-        }
+        let mut bytes = Vec::new();
+        put_page(PageKind::Directory, as_of, 0, &archive(&page), &mut inner.packer.borrow_mut(), &mut bytes)
+            .map_err(|error| self.unwritable(MailboxId(0), error))?;
+        pages.append(&bytes);
+        inner.storage.yield_now().await;
         Ok(())
     }
 
@@ -417,58 +433,58 @@ impl<S: Storage> Shard<S> {
     }
 
     /// The blobs whose pages are in use once `written` is taken over.
-    fn blobs_in_use(&self, written: &[Written], blob: u32) -> std::collections::BTreeSet<u32> {
-        let mut state = self.0.state.borrow_mut();
-        let replaced: std::collections::BTreeMap<MailboxId, &Written> =
-            written.iter().map(|written| (written.mailbox, written)).collect();
-        let mut used: std::collections::BTreeSet<u32> = [blob].into();
-        for (mailbox, slot) in &state.slots {
-            let (page, delta) =
-                replaced.get(mailbox).map_or((slot.page, slot.delta_page), |written| (written.page, written.delta));
-            used.extend([page, delta].iter().filter(|page| !page.is_none()).map(|page| page.blob));
-        }
-        if used.len() > BLOBS_MAX
-            && let Some(&oldest) = used.first()
-        {
-            for slot in state.slots.values_mut() {
-                if slot.page.blob == oldest || slot.delta_page.blob == oldest {
-                    slot.dirty = true;
-                    slot.moves = true;
-                }
+    fn blobs_in_use(&self, written: &[Written], blob: u32) -> BTreeSet<u32> {
+        let state = self.0.state.borrow();
+        let mut counts = state.slots.pages_by_blob().clone();
+        let mut count = |page: PageLocation, by: i32| {
+            if !page.is_none() {
+                let count = counts.entry(page.blob).or_default();
+                *count = count.wrapping_add_signed(by);
             }
+        };
+        for written in written {
+            let Some(slot) = state.slots.get(&written.mailbox) else { continue };
+            let (page, delta_page) = slot.pages();
+            [page, delta_page].into_iter().for_each(|page| count(page, -1));
+            [written.page, written.delta].into_iter().for_each(|page| count(page, 1));
         }
-        used
+        counts.retain(|_, count| *count > 0);
+        counts.into_keys().chain([blob]).collect()
     }
 
-    /// Lets the slots refer to the pages that are committed now, and drops the changes that these contain.
-    fn take_over(
-        &self,
-        written: Vec<Written>,
-        full: bool,
-        known: Lsn,
-        accounts: &[AccountId],
-        directory: &[AccountId],
-    ) {
-        let mut state = self.0.state.borrow_mut();
-        for written in written {
-            let Some(slot) = state.slots.get_mut(&written.mailbox) else { continue };
-            slot.page = written.page;
-            slot.delta_page = written.delta;
-            slot.page_as_of = written.as_of;
-            // A page that was damaged is behind it once a whole one has been written.
-            slot.rewrite &= !written.whole;
-            slot.moves &= !written.whole;
-            slot.delta.drain(..written.changes);
-            slot.delta.shrink_to_fit();
-            slot.dirty = slot.meta.as_of != written.as_of || !slot.delta.is_empty();
+    /// Where pages are spread over too many blobs, lets the checkpoint write those of the oldest anew.
+    async fn move_old_pages(&self) {
+        let inner = &self.0;
+        let oldest = {
+            let state = inner.state.borrow();
+            let blobs = state.slots.pages_by_blob();
+            blobs.keys().next().copied().filter(|_| blobs.len() >= BLOBS_MAX)
+        };
+        let Some(oldest) = oldest else { return };
+        let mut next = Some(MailboxId(0));
+        while let Some(from) = next {
+            next = inner.state.borrow_mut().slots.move_pages_of(oldest, from, SLOTS_AT_ONCE);
+            inner.storage.yield_now().await;
         }
-        for account in accounts {
-            if let Some(account) = state.accounts.get_mut(account) {
-                account.dirty &= account.as_of > known;
-            }
+    }
+
+    /// Lets the slots refer to the pages that are committed now, and drops the changes that these contain. Other tasks run
+    /// meanwhile: until its turn comes a slot refers to what it did, which is still there.
+    async fn take_over(&self, written: Vec<Written>, full: bool, directory: Directory) {
+        let inner = &self.0;
+        for chunk in written.chunks(SLOTS_TAKEN_OVER) {
+            self.take_over_some(chunk);
+            inner.storage.yield_now().await;
         }
-        for account in directory {
-            if state.directory_as_of.get(account).is_none_or(|&as_of| as_of <= known) {
+        let known = directory.known;
+        let accounts: Vec<AccountId> = inner.state.borrow().accounts.in_use().map(|(account, _)| account).collect();
+        for chunk in accounts.chunks(SLOTS_TAKEN_OVER) {
+            inner.state.borrow_mut().accounts.rest_after(chunk, known);
+            inner.storage.yield_now().await;
+        }
+        let state = &mut *inner.state.borrow_mut();
+        for account in &directory.records {
+            if state.directory.get(account).is_none_or(|(as_of, _)| *as_of <= known) {
                 state.directory_changed.remove(account);
             }
         }
@@ -478,160 +494,30 @@ impl<S: Storage> Shard<S> {
         }
     }
 
-    async fn read_page(
-        &self,
-        kind: PageKind,
-        mailbox: MailboxId,
-        page: PageLocation,
-    ) -> Result<rkyv::util::AlignedVec, EngineError> {
-        let inner = &self.0;
-        let epoch = Epoch(page.epoch);
-        let name = BlobName::Index { blob: page.blob, epoch };
-        let bytes = inner.blobs.get(name, page.offset, page.len as usize).await?;
-        let opened = open_page(kind, mailbox.0, &bytes, &mut inner.unpacker.borrow_mut());
-        match opened {
-            Ok((_, archive)) => Ok(archive),
-            Err(error) => {
-                let file = crate::storage::local::index_file(page.blob, epoch);
-                let directory = crate::storage::local::shard_directory(inner.id);
-                let place = format!("{directory}/idx/{file} at offset {}", page.offset);
-                Err(Damage { place, error }.into())
-            }
+    fn take_over_some(&self, written: &[Written]) {
+        let slots = &mut self.0.state.borrow_mut().slots;
+        for written in written {
+            let mailbox = written.mailbox;
+            slots.set_pages(&mailbox, written.page, written.delta, written.as_of);
+            let Some(slot) = slots.get_mut(&mailbox) else { continue };
+            // A page that was damaged is behind it once a whole one has been written.
+            slot.rewrite &= !written.whole;
+            slot.moves &= !written.whole;
+            slot.delta.drain(..written.changes);
+            slot.delta.shrink_to_fit();
+            slot.dirty = slot.meta.as_of != written.as_of || !slot.delta.is_empty() || slot.rewrite || slot.moves;
+            slots.rest(mailbox);
         }
-    }
-
-    async fn read_delta(&self, mailbox: MailboxId, page: PageLocation) -> Result<Vec<DeltaChange>, EngineError> {
-        if page.is_none() {
-            return Ok(Vec::new());
-        }
-        let archive = self.read_page(PageKind::MailboxDelta, mailbox, page).await?;
-        let delta = restore::<DeltaPage>(&archive).map_err(|error| self.page_damage(page, error))?;
-        Ok(delta.changes)
-    }
-
-    fn page_damage(&self, page: PageLocation, error: FormatError) -> EngineError {
-        let directory = crate::storage::local::shard_directory(self.0.id);
-        Damage { place: format!("{directory}/idx, blob {} at offset {}", page.blob, page.offset), error }.into()
-    }
-
-    /// Makes a mailbox's index present in memory. It may be gone again after any await.
-    ///
-    /// # Errors
-    /// No such mailbox, or pages that cannot be read.
-    pub(crate) async fn load_index(&self, mailbox: MailboxId) -> Result<(), EngineError> {
-        loop {
-            let (page, delta_page, as_of) = {
-                let mut state = self.0.state.borrow_mut();
-                let slot = state.slots.get_mut(&mailbox).ok_or(crate::error::Refusal::NoSuchMailbox)?;
-                self.0.clock.set(self.0.clock.get() + 1);
-                slot.used = self.0.clock.get();
-                if slot.index.is_some() {
-                    return Ok(());
-                }
-                (slot.page, slot.delta_page, slot.page_as_of)
-            };
-            let mut result = self.assemble_index(mailbox, page, delta_page).await;
-            let mut rebuilt = None;
-            if let Err(error) = &result
-                && is_damage(error)
-            {
-                // The pages are a cache of the log. One at a time: the next one may find it done.
-                let _one_at_a_time = self.0.rebuild_lock.lock().await;
-                let is_as_it_was =
-                    |slot: &Slot| slot.index.is_none() && slot.page == page && slot.delta_page == delta_page;
-                let found = self.0.state.borrow().slots.get(&mailbox).map(is_as_it_was);
-                if !found.ok_or(crate::error::Refusal::NoSuchMailbox)? {
-                    continue;
-                }
-                rebuilt = Some(error.clone());
-                result = self.rebuild_index(mailbox, as_of).await;
-            }
-            let mut state = self.0.state.borrow_mut();
-            let slot = state.slots.get_mut(&mailbox).ok_or(crate::error::Refusal::NoSuchMailbox)?;
-            if slot.page != page || slot.delta_page != delta_page {
-                // A checkpoint has moved the pages meanwhile.
-                continue;
-            }
-            if slot.index.is_none() {
-                let mut index = result?;
-                for (_, change) in &slot.delta {
-                    index.apply(change);
-                }
-                self.0.cached_index_bytes.set(self.0.cached_index_bytes.get() + index.memory_bytes());
-                slot.index = Some(Box::new(index));
-                self.count(|stats| stats.index_loads += 1);
-                if let Some(error) = rebuilt {
-                    slot.rewrite = true;
-                    slot.dirty = true;
-                    self.count(|stats| stats.indexes_rebuilt += 1);
-                    self.tell(ShardEvent::IndexRebuilt(mailbox, error));
-                }
-                drop(state);
-                self.evict_indexes();
-            }
-            return Ok(());
-        }
-    }
-
-    /// Page and delta page, without the changes in memory.
-    pub(crate) async fn assemble_index(
-        &self,
-        mailbox: MailboxId,
-        page: PageLocation,
-        delta_page: PageLocation,
-    ) -> Result<MailboxIndex, EngineError> {
-        let mut index = MailboxIndex::default();
-        if !page.is_none() {
-            let archive = self.read_page(PageKind::Mailbox, mailbox, page).await?;
-            let restored = restore::<MailboxPage>(&archive).and_then(|page| MailboxIndex::from_page(&page));
-            index = restored.map_err(|error| self.page_damage(page, error))?;
-        }
-        for change in self.read_delta(mailbox, delta_page).await? {
-            let change = Change::decode(&change.payload)
-                .map_err(|source| self.page_damage(delta_page, FormatError::Decode { what: "delta page", source }))?;
-            index.apply(&change);
-        }
-        Ok(index)
-    }
-
-    /// Drops indexes, least recently used first, while there are more than the configured bytes of them.
-    fn evict_indexes(&self) {
-        let limit = self.0.config.index_cache_bytes;
-        if self.0.cached_index_bytes.get() <= limit {
-            return;
-        }
-        let mut state = self.0.state.borrow_mut();
-        let mut loaded: Vec<(u64, MailboxId, usize)> = state
-            .slots
-            .iter()
-            .filter(|(_, slot)| !slot.rewrite)
-            .filter_map(|(&mailbox, slot)| Some((slot.used, mailbox, slot.index.as_ref()?.memory_bytes())))
-            .collect();
-        loaded.sort_unstable();
-        let mut total: usize = loaded.iter().map(|(_, _, bytes)| bytes).sum();
-        // An operation on several mailboxes needs all their indexes at once.
-        let evictable = loaded.len().saturating_sub(INDEXES_KEPT);
-        for (_, mailbox, bytes) in loaded.into_iter().take(evictable) {
-            // Down to three quarters, so that not every load has to look through all slots.
-            if total <= limit - limit / 4 {
-                break;
-            }
-            if let Some(slot) = state.slots.get_mut(&mailbox) {
-                slot.index = None;
-                total -= bytes;
-            }
-        }
-        self.0.cached_index_bytes.set(total);
     }
 }
 
-/// Whether pages cannot be read however often one tries.
-fn is_damage(error: &EngineError) -> bool {
-    match error {
-        EngineError::Damaged(_) => true,
-        EngineError::Storage(error) => matches!(**error, StorageError::NotFound(_)),
-        _ => false,
-    }
+/// Whether the next checkpoint is to write all of the directory, so that starts need not read the parts that others have
+/// written since.
+fn wants_full_directory(indexes: &[IndexEntry]) -> bool {
+    let Some(last) = indexes.iter().rposition(|entry| entry.full) else { return true };
+    let parts = &indexes[last + 1..];
+    let parts_len: u64 = parts.iter().map(|entry| entry.directory_len).sum();
+    parts.len() >= DIRECTORIES_MIN && (parts.len() >= DIRECTORIES_MAX || parts_len >= indexes[last].directory_len)
 }
 
 /// What a change takes in a delta page, roughly.

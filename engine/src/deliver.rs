@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use crate::checkpoint::INDEXES_KEPT;
 use crate::error::{EngineError, Refusal};
 use crate::flags::{Flags, KEYWORDS_MAX};
 use crate::format::checksum;
@@ -12,9 +11,10 @@ use crate::format::message::{BlockForm, BlockReference, MessageHead, PLACEMENTS_
 use crate::format::record::{Keyword, Record};
 use crate::ids::{AccountId, Lsn, MailboxId, ModSeq, Uid};
 use crate::index::MESSAGES_MAX;
+use crate::indexes::INDEXES_KEPT;
 use crate::mailboxes::INBOX;
 use crate::shard::{Log, Shard};
-use crate::state::Slot;
+use crate::slots::Slot;
 use crate::storage::Storage;
 
 /// A digest larger than this continues in an overflow frame.
@@ -201,7 +201,7 @@ impl<S: Storage> Shard<S> {
                     self.place(slot, &mut log, message, target, now_s)
                 });
                 results.push(placed.map(|placement| {
-                    let slot = &state.slots[&placement.mailbox];
+                    let slot = state.slots.get(&placement.mailbox).expect("it has just been placed there");
                     let delivered = Delivered {
                         mailbox: placement.mailbox,
                         uid_validity: slot.meta.uid_validity,

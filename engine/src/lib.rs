@@ -3,6 +3,7 @@
 //! This crate knows mailboxes, UIDs, flags, mod-sequences and segments. It knows no protocol and opens no socket.
 //! The format on disk is described in `docs/format.md`, what an acknowledgement means in `docs/durability.md`.
 
+pub mod accounts;
 pub mod changes;
 pub mod check;
 mod checkpoint;
@@ -14,11 +15,13 @@ pub mod flags;
 pub mod format;
 pub mod ids;
 pub mod index;
+mod indexes;
 pub mod io;
 pub mod mailboxes;
 mod message_cache;
 pub mod messages;
 pub mod node;
+mod packed;
 pub mod planted;
 pub mod read;
 pub mod reading;
@@ -26,6 +29,7 @@ mod rebuild;
 pub mod receipts;
 pub mod recovery;
 pub mod shard;
+pub mod slots;
 pub mod state;
 pub mod storage;
 mod training;

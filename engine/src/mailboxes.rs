@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::accounts::AccountRef;
 use crate::changes::check_transfer;
 use crate::error::{EngineError, Refusal};
 use crate::flags::UidSet;
@@ -12,7 +13,8 @@ use crate::format::record::{Expunge, Keyword, MailboxChange, PlacedMessage, Plac
 use crate::ids::{AccountId, MailboxId, ModSeq, Uid};
 use crate::node::SharedDirectory;
 use crate::shard::{Log, Shard};
-use crate::state::{AccountState, State};
+use crate::slots::Slot;
+use crate::state::State;
 use crate::storage::Storage;
 
 pub const INBOX: &str = "INBOX";
@@ -98,11 +100,8 @@ impl<S: Storage> Shard<S> {
     /// The mailbox of a name, which need not be normalised.
     pub fn mailbox(&self, account: AccountId, name: &str) -> Option<MailboxId> {
         let state = self.0.state.borrow();
-        let mailboxes = &state.accounts.get(&account)?.mailboxes;
-        match mailboxes.get(name) {
-            Some(mailbox) => Some(*mailbox),
-            None => mailboxes.get(&normalise_name(name).ok()?).copied(),
-        }
+        let as_spelt = state.accounts.mailbox(account, name);
+        as_spelt.or_else(|| state.accounts.mailbox(account, &normalise_name(name).ok()?))
     }
 
     /// All mailboxes of an account, by name.
@@ -116,7 +115,7 @@ impl<S: Storage> Shard<S> {
                 name: name.clone(),
                 special_use: slot.meta.special_use,
                 subscribed: account.subscriptions.contains(name),
-                status: status_of(slot),
+                status: status_of(&slot),
             })
         });
         infos.collect()
@@ -130,7 +129,7 @@ impl<S: Storage> Shard<S> {
 
     /// `None` if the mailbox is gone.
     pub fn status(&self, mailbox: MailboxId) -> Option<Status> {
-        self.0.state.borrow().slots.get(&mailbox).map(status_of)
+        self.0.state.borrow().slots.get(&mailbox).map(|slot| status_of(&slot))
     }
 
     /// Creates a mailbox, and the levels above it that do not exist. Durable on return.
@@ -147,10 +146,11 @@ impl<S: Storage> Shard<S> {
             let state = self.0.state.borrow();
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;
-            let existing = match state.accounts.get(&account) {
-                Some(account) if account.closed => return Err(Refusal::NoSuchAccount.into()),
-                account => account.map(|account| &account.mailboxes),
-            };
+            let known = state.accounts.get(&account);
+            if known.as_ref().is_some_and(|account| account.closed) {
+                return Err(Refusal::NoSuchAccount.into());
+            }
+            let existing = known.as_ref().map(|account| &account.mailboxes);
             let exists = |name: &str| existing.is_some_and(|mailboxes| mailboxes.contains_key(name));
             if exists(&name) {
                 return Err(Refusal::MailboxExists.into());
@@ -181,10 +181,11 @@ impl<S: Storage> Shard<S> {
             let state = self.0.state.borrow();
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;
-            let existing = match state.accounts.get(&account) {
-                Some(account) if account.closed => return Err(Refusal::NoSuchAccount.into()),
-                account => account.map(|account| &account.mailboxes),
-            };
+            let known = state.accounts.get(&account);
+            if known.as_ref().is_some_and(|account| account.closed) {
+                return Err(Refusal::NoSuchAccount.into());
+            }
+            let existing = known.as_ref().map(|account| &account.mailboxes);
             let all = std::iter::once((INBOX, 0)).chain(mailboxes.iter().map(|new| (&*new.name, new.special_use)));
             let exists = |name: &str| existing.is_some_and(|mailboxes| mailboxes.contains_key(name));
             let missing: Vec<(&str, u16)> = all.filter(|(name, _)| !exists(name)).collect();
@@ -438,7 +439,7 @@ impl<S: Storage> Shard<S> {
         let lock = self.account_lock(account);
         let _one_at_a_time = lock.lock().await;
         let mut state = self.0.state.borrow_mut();
-        state.accounts.entry(account).or_default().closed = true;
+        state.accounts.get_or_default(account).closed = true;
         self.uid_validity_next(&state, account)
     }
 
@@ -470,7 +471,8 @@ impl<S: Storage> Shard<S> {
         self.admit().await?;
         let ticket = {
             let state = self.0.state.borrow();
-            let known = state.accounts.get(&account).map(|account| &account.subscriptions);
+            let known = state.accounts.get(&account);
+            let known = known.as_ref().map(|account| &account.subscriptions);
             if subscribed && known.is_some_and(|known| known.len() >= SUBSCRIPTIONS_MAX && !known.contains(&name)) {
                 return Err(Refusal::TooManySubscriptions(SUBSCRIPTIONS_MAX).into());
             }
@@ -497,12 +499,12 @@ impl<S: Storage> Shard<S> {
 }
 
 /// An account that may make mailboxes.
-fn open_account(state: &State, account: AccountId) -> Result<&AccountState, Refusal> {
+fn open_account(state: &State, account: AccountId) -> Result<AccountRef<'_>, Refusal> {
     let account = state.accounts.get(&account).ok_or(Refusal::NoSuchMailbox)?;
     if account.closed { Err(Refusal::NoSuchAccount) } else { Ok(account) }
 }
 
-fn status_of(slot: &crate::state::Slot) -> Status {
+fn status_of(slot: &Slot) -> Status {
     let meta = &slot.meta;
     // What a session has been shown as `\Recent` is not any more, also before the claim is in the log.
     let recent_below = meta.recent_below.max(slot.recent_claimed);

@@ -4,8 +4,9 @@
 //! its owner: directly, or as a message that takes and gives owned values.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
+use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -98,7 +99,31 @@ pub async fn open_superblock<S: Storage>(storage: &S, shards_at_creation: u32) -
 /// Accounts that are made in one commit: a batch has a limit.
 const ACCOUNTS_PER_COMMIT: usize = 10_000;
 const BUCKETS: usize = 256;
-type Bucket = Arc<HashMap<Box<str>, Arc<AccountRecord>>>;
+type Bucket = Arc<HashSet<ByName>>;
+
+/// An account record that is found by its name.
+#[derive(Clone, Debug)]
+struct ByName(Arc<AccountRecord>);
+
+impl std::borrow::Borrow<str> for ByName {
+    fn borrow(&self) -> &str {
+        &self.0.name
+    }
+}
+
+impl PartialEq for ByName {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name == other.0.name
+    }
+}
+
+impl Eq for ByName {}
+
+impl Hash for ByName {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.0.name.hash(hasher);
+    }
+}
 
 /// The accounts of the store by name: an immutable snapshot. A change copies one bucket.
 #[derive(Clone, Debug)]
@@ -124,7 +149,7 @@ impl Directory {
 
     /// The living account of a name.
     pub fn find(&self, name: &str) -> Option<Arc<AccountRecord>> {
-        self.buckets[Self::bucket_of(name)].get(name).filter(|account| !account.deleted).cloned()
+        self.find_any(name).filter(|account| !account.deleted)
     }
 
     /// The living account of a name, if it is this one.
@@ -134,12 +159,13 @@ impl Directory {
 
     /// The record of a name, deleted or not.
     fn find_any(&self, name: &str) -> Option<Arc<AccountRecord>> {
-        self.buckets[Self::bucket_of(name)].get(name).cloned()
+        self.buckets[Self::bucket_of(name)].get(name).map(|account| Arc::clone(&account.0))
     }
 
     /// The living accounts, in no order.
     pub fn iter(&self) -> impl Iterator<Item = Arc<AccountRecord>> + '_ {
-        self.buckets.iter().flat_map(|bucket| bucket.values()).filter(|account| !account.deleted).cloned()
+        let all = self.buckets.iter().flat_map(|bucket| bucket.iter());
+        all.filter(|account| !account.0.deleted).map(|account| Arc::clone(&account.0))
     }
 
     pub fn len(&self) -> usize {
@@ -155,19 +181,16 @@ impl Directory {
         self.uid_validity_floors.get(&account).copied().unwrap_or(1)
     }
 
-    fn put(&mut self, record: AccountRecord) {
+    fn put(&mut self, record: Arc<AccountRecord>) {
         if record.uid_validity_floor > 1 && !record.deleted {
             Arc::make_mut(&mut self.uid_validity_floors).insert(record.account, record.uid_validity_floor);
         } else if self.uid_validity_floors.contains_key(&record.account) {
             Arc::make_mut(&mut self.uid_validity_floors).remove(&record.account);
         }
         let bucket = Arc::make_mut(&mut self.buckets[Self::bucket_of(&record.name)]);
-        match bucket.get(record.name.as_str()) {
-            // An account that was made again: the deleted one's record has an older id.
-            Some(old) if old.account > record.account => {}
-            _ => {
-                bucket.insert(record.name.clone().into(), Arc::new(record));
-            }
+        // An account that was made again: the deleted one's record has an older id.
+        if bucket.get(record.name.as_str()).is_none_or(|old| old.0.account <= record.account) {
+            bucket.replace(ByName(record));
         }
     }
 }
@@ -300,8 +323,8 @@ impl<S: Storage> Worker<S> {
         }
         if let Some(system) = worker.local(SYSTEM_SHARD) {
             let mut directory = Directory::default();
-            for record in system.0.state.borrow().directory.values() {
-                directory.put(record.clone());
+            for (_, record) in system.0.state.borrow().directory.values() {
+                directory.put(Arc::clone(record));
             }
             cluster.directory.store(Arc::new(directory));
             worker.empty_deleted_accounts(&system);
@@ -492,7 +515,9 @@ impl<S: Storage> Worker<S> {
     /// Lets the shards of deleted accounts delete what a crash has left of them.
     fn empty_deleted_accounts(&self, system: &Shard<S>) {
         let mut by_shard: BTreeMap<ShardId, Vec<AccountId>> = BTreeMap::new();
-        for record in system.0.state.borrow().directory.values().filter(|record| record.deleted) {
+        for record in
+            system.0.state.borrow().directory.values().map(|(_, record)| record).filter(|record| record.deleted)
+        {
             by_shard.entry(record.shard).or_default().push(record.account);
         }
         for (shard, accounts) in by_shard {
@@ -546,11 +571,7 @@ impl<S: Storage> Shard<S> {
             self.ticket(&mut log)
         };
         ticket.committed().await?;
-        let mut directory = Directory::clone(&cluster.directory());
-        for record in results.iter().flatten() {
-            directory.put(record.clone());
-        }
-        cluster.directory.store(Arc::new(directory));
+        self.publish_accounts(cluster, results.iter().flatten().map(|record| record.account));
         Ok(results)
     }
 
@@ -574,10 +595,18 @@ impl<S: Storage> Shard<S> {
             self.ticket(&mut log)
         };
         ticket.committed().await?;
-        let mut directory = Directory::clone(&cluster.directory());
-        directory.put(record);
-        cluster.directory.store(Arc::new(directory));
+        self.publish_accounts(cluster, [account.account]);
         Ok(())
+    }
+
+    /// Lets all workers know the accounts as this shard has them now.
+    fn publish_accounts(&self, cluster: &Cluster<S>, accounts: impl IntoIterator<Item = AccountId>) {
+        let mut directory = Directory::clone(&cluster.directory());
+        let state = self.0.state.borrow();
+        for (_, record) in accounts.into_iter().filter_map(|account| state.directory.get(&account)) {
+            directory.put(Arc::clone(record));
+        }
+        cluster.directory.store(Arc::new(directory));
     }
 
     /// The mailboxes of new accounts, committed together.

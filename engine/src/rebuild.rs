@@ -8,7 +8,8 @@ use crate::ids::{Location, Lsn, MailboxId, MessageId};
 use crate::index::MailboxIndex;
 use crate::recovery::{FoundSegment, SegmentSource, replay_key, scan_segment};
 use crate::shard::Shard;
-use crate::state::{Meta, Relocated, Slot, State};
+use crate::slots::{Meta, Slot};
+use crate::state::{Relocated, State};
 use crate::storage::{SegmentName, Storage, StorageError};
 
 impl<S: Storage> Shard<S> {
@@ -21,7 +22,7 @@ impl<S: Storage> Shard<S> {
         let inner = &self.0;
         let mut state = State { shard: inner.id, ..State::default() };
         let meta = Meta { mailbox, ..Meta::default() };
-        state.slots.insert(mailbox, Slot { meta, ..Slot::default() });
+        state.slots.insert(mailbox, Slot::new(meta));
         let mut found = Vec::new();
         let segments = self.segments_now().await;
         self.visit(&segments, |segment| take_in(&mut found, mailbox, as_of, segment)).await?;

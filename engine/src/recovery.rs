@@ -753,6 +753,7 @@ pub(crate) async fn restore_index<S: Storage>(
             rest = &rest[len..];
         }
     }
+    state.accounts.rest_all();
     Ok(Ok(()))
 }
 

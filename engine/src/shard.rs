@@ -130,7 +130,16 @@ pub struct ShardStats {
     pub segments_sealed: u64,
     pub checkpoints: u64,
     pub checkpoints_failed: u64,
+    /// Times that a mailbox's index was wanted and not in memory, and that it was there.
     pub index_loads: u64,
+    pub index_cache_hits: u64,
+    /// Octets of the indexes that are in memory now.
+    pub index_cache_bytes: u64,
+    /// Mailboxes that somebody uses or has changed since the last checkpoint, and the others, with the octets of memory that
+    /// those and their accounts take.
+    pub mailboxes_in_use: u64,
+    pub mailboxes_at_rest: u64,
+    pub at_rest_bytes: u64,
     /// Mailbox indexes put together from the log because their pages were damaged.
     pub indexes_rebuilt: u64,
     pub record_reads: u64,
@@ -198,6 +207,14 @@ struct Building {
     wanted: bool,
 }
 
+/// Locks of accounts whose structure somebody changes, and of some that nobody does.
+#[derive(Default)]
+pub(crate) struct AccountLocks {
+    by_account: BTreeMap<AccountId, Rc<Mutex<()>>>,
+    /// How many were held when the others were last let go.
+    kept: usize,
+}
+
 /// The unsealed segment.
 pub(crate) struct ActiveSegment {
     pub name: SegmentName,
@@ -256,7 +273,7 @@ pub(crate) struct Inner<S: Storage> {
     /// Messages that were read shortly before.
     pub messages: RefCell<MessageCache>,
     /// Structure changes of an account go one after another.
-    pub account_locks: RefCell<BTreeMap<AccountId, Rc<Mutex<()>>>>,
+    pub account_locks: RefCell<AccountLocks>,
     /// Ids of dictionaries that no segment has: they are not looked for again.
     pub lost_dictionaries: RefCell<BTreeSet<u32>>,
     /// What messages of the store are compressed with; unset in a shard that no worker has.
@@ -474,7 +491,13 @@ impl<S: Storage> Shard<S> {
 
     pub fn stats(&self) -> ShardStats {
         let messages = self.0.messages.borrow();
+        let state = self.0.state.borrow();
+        let slots = state.slots.sizes();
         ShardStats {
+            index_cache_bytes: self.0.cached_index_bytes.get() as u64,
+            mailboxes_in_use: slots.in_use as u64,
+            mailboxes_at_rest: slots.at_rest as u64,
+            at_rest_bytes: (slots.at_rest_bytes + state.accounts.at_rest_bytes()) as u64,
             message_cache_hits: messages.hits,
             message_cache_misses: messages.misses,
             message_cache_bytes: messages.bytes(),
@@ -1198,11 +1221,13 @@ impl<S: Storage> Shard<S> {
 
     /// The lock of an account's structure.
     pub(crate) fn account_lock(&self, account: AccountId) -> Rc<Mutex<()>> {
-        let mut locks = self.0.account_locks.borrow_mut();
-        if locks.len() > 1024 {
-            locks.retain(|_, lock| Rc::strong_count(lock) > 1);
+        let AccountLocks { by_account, kept } = &mut *self.0.account_locks.borrow_mut();
+        // As many may be held as there are accounts in an import.
+        if by_account.len() > 1024.max(2 * *kept) {
+            by_account.retain(|_, lock| Rc::strong_count(lock) > 1);
+            *kept = by_account.len();
         }
-        Rc::clone(locks.entry(account).or_default())
+        Rc::clone(by_account.entry(account).or_default())
     }
 }
 

@@ -1,245 +1,22 @@
 //! The state of a shard: what its log amounts to. [`State::apply`] takes records in the order of their LSNs, from a
 //! commit or from replay alike, and ignores what it already knows.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
+use std::sync::Arc;
 
 use roaring::RoaringBitmap;
-use tokio::sync::Notify;
 
-use crate::flags::{Flags, UidSet};
+use crate::accounts::Accounts;
 use crate::format::batch::Touch;
 use crate::format::message::MessageHead;
-use crate::format::page::{AccountEntry, DirectoryAccount, DirectoryEntry, PageLocation};
+use crate::format::page::{AccountEntry, DirectoryAccount, DirectoryEntry};
 use crate::format::record::{AccountBase, AccountRecord, Base, MailboxChange, PlacedMessage, Record, kind};
-use crate::ids::{AccountId, Location, Lsn, MailboxId, MessageId, ModSeq, SegmentId, ShardId, Uid};
+use crate::ids::{AccountId, Location, Lsn, MailboxId, MessageId, ModSeq, SegmentId, ShardId};
 use crate::index::{Change, MailboxIndex, Message};
 use crate::planted::{self, Bug};
 use crate::receipts::Receipts;
-
-/// What stays in memory of every mailbox: published state that needs no index.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Meta {
-    pub mailbox: MailboxId,
-    pub account: AccountId,
-    /// Every change of this mailbox up to here is in.
-    pub as_of: Lsn,
-    pub special_use: u16,
-    pub name: String,
-    pub uid_validity: u32,
-    pub uid_next: u32,
-    pub exists: u32,
-    pub unseen: u32,
-    /// UIDs from here on have been claimed as `\Recent` by no session.
-    pub recent_below: u32,
-    pub highest_modseq: u64,
-    /// Octets of all messages.
-    pub size: u64,
-}
-
-/// What has been promised but is not durable yet. New commands are checked against this.
-#[derive(Debug, Default)]
-pub struct Tip {
-    /// Operations between submission and publication.
-    pub pending: u32,
-    pub uid_next: u32,
-    pub highest_modseq: u64,
-    pub deleted: bool,
-    pub expunged: RoaringBitmap,
-    /// By flag bit: UIDs that will have it, and UIDs that will not.
-    pub flags: BTreeMap<u8, (RoaringBitmap, RoaringBitmap)>,
-    /// Pending mod-sequences, ascending.
-    pub modified: Vec<(ModSeq, UidSet)>,
-    /// Keywords that will exist, after those of the index.
-    pub keywords: Vec<(u16, String)>,
-}
-
-impl Tip {
-    /// Notes flags that `uids` will have and lose.
-    pub fn change_flags(&mut self, uids: &UidSet, set: Flags, clear: Flags) {
-        for (flags, becomes) in [(clear.without(set), false), (set, true)] {
-            for bit in flags.bits() {
-                let (on, off) = self.flags.entry(bit as u8).or_default();
-                if becomes {
-                    *on |= &uids.0;
-                    *off -= &uids.0;
-                } else {
-                    *off |= &uids.0;
-                    *on -= &uids.0;
-                }
-            }
-        }
-    }
-
-    /// A message's flags at the tip, from its published ones.
-    pub fn flags_of(&self, uid: Uid, published: Flags) -> Flags {
-        let mut flags = published;
-        for (&bit, (on, off)) in &self.flags {
-            if on.contains(uid.0) {
-                flags.0 |= 1 << bit;
-            } else if off.contains(uid.0) {
-                flags.0 &= !(1 << bit);
-            }
-        }
-        flags
-    }
-
-    /// A message's mod-sequence at the tip.
-    pub fn modseq_of(&self, uid: Uid, published: ModSeq) -> ModSeq {
-        let newest = self.modified.iter().rev().find(|(_, uids)| uids.contains(uid));
-        newest.map_or(published, |(modseq, _)| *modseq)
-    }
-}
-
-/// Told when a mailbox's published state has changed.
-#[derive(Debug, Default)]
-pub struct Watcher {
-    pub changed: Cell<bool>,
-    pub notify: Notify,
-}
-
-impl Watcher {
-    fn wake(&self) {
-        self.changed.set(true);
-        self.notify.notify_one();
-    }
-}
-
-/// A mailbox in memory.
-#[derive(Debug, Default)]
-pub struct Slot {
-    pub meta: Meta,
-    pub page: PageLocation,
-    pub delta_page: PageLocation,
-    /// What the pages have: every change up to here.
-    pub page_as_of: Lsn,
-    /// Changes since the pages.
-    pub delta: Vec<(Lsn, Change)>,
-    /// Pages and delta, put together; may be dropped at any time.
-    pub index: Option<Box<MailboxIndex>>,
-    pub tip: Option<Box<Tip>>,
-    pub watchers: Vec<Weak<Watcher>>,
-    /// The checkpoint does not have this state.
-    pub dirty: bool,
-    /// The pages are damaged: the index is kept in memory until the next checkpoint writes it anew.
-    pub rewrite: bool,
-    /// Its pages are in a blob that should go: the next checkpoint writes them anew.
-    pub moves: bool,
-    /// When it was last used, for eviction of the index.
-    pub used: u64,
-    /// UIDs below this are claimed as `\Recent` by some session of this start, durably or not.
-    pub recent_claimed: u32,
-}
-
-impl Slot {
-    /// The tip, made from published state if nothing is pending.
-    pub fn tip(&mut self) -> &mut Tip {
-        let meta = &self.meta;
-        self.tip.get_or_insert_with(|| {
-            Box::new(Tip { uid_next: meta.uid_next, highest_modseq: meta.highest_modseq, ..Tip::default() })
-        })
-    }
-
-    pub fn to_entry(&self) -> DirectoryEntry {
-        let meta = &self.meta;
-        DirectoryEntry {
-            mailbox: meta.mailbox.0,
-            account: meta.account.0,
-            as_of: meta.as_of.0,
-            page_as_of: self.page_as_of.0,
-            deleted: false,
-            special_use: meta.special_use,
-            name: meta.name.clone(),
-            uid_validity: meta.uid_validity,
-            uid_next: meta.uid_next,
-            exists: meta.exists,
-            unseen: meta.unseen,
-            recent_below: meta.recent_below,
-            highest_modseq: meta.highest_modseq,
-            size: meta.size,
-            page: self.page,
-            delta: self.delta_page,
-        }
-    }
-
-    pub fn from_entry(entry: &DirectoryEntry) -> Self {
-        let meta = Meta {
-            mailbox: MailboxId(entry.mailbox),
-            account: AccountId(entry.account),
-            as_of: Lsn(entry.as_of),
-            special_use: entry.special_use,
-            name: entry.name.clone(),
-            uid_validity: entry.uid_validity,
-            uid_next: entry.uid_next,
-            exists: entry.exists,
-            unseen: entry.unseen,
-            recent_below: entry.recent_below,
-            highest_modseq: entry.highest_modseq,
-            size: entry.size,
-        };
-        let page_as_of = Lsn(entry.page_as_of);
-        Self { meta, page: entry.page, delta_page: entry.delta, page_as_of, ..Self::default() }
-    }
-
-    /// Wakes whoever watches, and forgets who no longer does.
-    pub fn wake_watchers(&mut self) {
-        self.watchers.retain(|watcher| match watcher.upgrade() {
-            Some(watcher) => {
-                watcher.wake();
-                true
-            }
-            None => false,
-        });
-    }
-
-    /// Counts a change that the counters do not have yet.
-    fn count(&mut self, change: &Change) {
-        let meta = &mut self.meta;
-        match change {
-            Change::Place { message, flags } => {
-                meta.uid_next = meta.uid_next.max(message.uid.0.saturating_add(1));
-                meta.highest_modseq = meta.highest_modseq.max(message.modseq.0);
-                meta.exists += 1;
-                meta.size += message.size;
-                meta.unseen += u32::from(!flags.contains(Flags::SEEN));
-            }
-            Change::Flags(change) => {
-                meta.highest_modseq = meta.highest_modseq.max(change.modseq.0);
-                meta.unseen = meta.unseen.saturating_add_signed(change.unseen_change);
-            }
-            Change::Expunge(expunge) => {
-                if !planted::is_on(Bug::ForgetExpungeModSeq) {
-                    meta.highest_modseq = meta.highest_modseq.max(expunge.modseq.0);
-                }
-                meta.exists = meta.exists.saturating_sub(expunge.uids.len() as u32);
-                meta.unseen = meta.unseen.saturating_sub(expunge.unseen);
-                meta.size = meta.size.saturating_sub(expunge.size);
-                if planted::is_on(Bug::ReissueUid)
-                    && let Some(last) = expunge.uids.last()
-                    && last.0 + 1 == meta.uid_next
-                {
-                    meta.uid_next = last.0;
-                }
-            }
-            Change::Keyword { .. } | Change::Relocate(_) | Change::Fold { .. } | Change::Base(_) => {}
-        }
-    }
-}
-
-/// What an account has in its shard.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct AccountState {
-    pub as_of: Lsn,
-    pub mailboxes: BTreeMap<String, MailboxId>,
-    pub subscriptions: BTreeSet<String>,
-    /// The next UIDVALIDITY; outlives every mailbox.
-    pub uid_validity_next: u32,
-    pub attributes: BTreeMap<(MailboxId, String), Vec<u8>>,
-    pub dirty: bool,
-    /// The account is being deleted: it makes no more mailboxes. Not stored: its record says whether it has been.
-    pub closed: bool,
-}
+use crate::slots::{Meta, Slot, SlotRef, Slots};
 
 /// UIDs that one batch can give: each takes more than 32 bytes of it.
 const UIDS_PER_BATCH_MAX: u32 = (crate::format::batch::BATCH_BYTES_MAX / 32) as u32;
@@ -259,13 +36,12 @@ pub struct State {
     pub shard: ShardId,
     /// Everything up to here is published.
     pub as_of: Lsn,
-    pub slots: BTreeMap<MailboxId, Slot>,
-    pub accounts: BTreeMap<AccountId, AccountState>,
+    pub slots: Slots,
+    pub accounts: Accounts,
     /// Mailboxes deleted since the last checkpoint's full directory: entries that say so must follow older ones.
     pub deleted: BTreeMap<MailboxId, Lsn>,
     /// Shard 0 only: account records.
-    pub directory: BTreeMap<AccountId, AccountRecord>,
-    pub directory_as_of: BTreeMap<AccountId, Lsn>,
+    pub directory: BTreeMap<AccountId, (Lsn, Arc<AccountRecord>)>,
     /// Account records that the checkpoint does not have.
     pub directory_changed: BTreeSet<AccountId>,
     /// Records of transactions that have not been closed.
@@ -415,12 +191,12 @@ impl State {
     /// Damage has taken at most `records` records that nothing names.
     pub fn lose_unnamed(&mut self, records: u64) {
         let records = u32::try_from(records).unwrap_or(u32::MAX);
-        for slot in self.slots.values_mut() {
+        for (_, slot) in self.slots.all_mut() {
             slot.meta.uid_next = slot.meta.uid_next.saturating_add(records);
             slot.meta.highest_modseq += u64::from(records);
             slot.dirty = true;
         }
-        for account in self.accounts.values_mut() {
+        for account in self.accounts.all_mut() {
             account.uid_validity_next = account.uid_validity_next.saturating_add(records);
             account.dirty = true;
         }
@@ -428,13 +204,17 @@ impl State {
 
     /// Gives mailboxes whose name another has taken one of their own: damage has taken the record that renamed them.
     pub fn name_the_nameless(&mut self) {
-        for (mailbox, slot) in &mut self.slots {
-            let account = self.accounts.entry(slot.meta.account).or_default();
-            if account.mailboxes.get(&slot.meta.name) != Some(mailbox) {
-                slot.meta.name = recovered_name(*mailbox);
-                slot.dirty = true;
-                account.mailboxes.insert(slot.meta.name.clone(), *mailbox);
-            }
+        let slots = self.slots.iter();
+        let is_nameless = |(mailbox, slot): &(MailboxId, SlotRef<'_>)| {
+            self.accounts.mailbox(slot.meta.account, &slot.meta.name) != Some(*mailbox)
+        };
+        let nameless: Vec<MailboxId> = slots.filter(is_nameless).map(|(mailbox, _)| mailbox).collect();
+        for mailbox in nameless {
+            let Some(slot) = self.slots.get_mut(&mailbox) else { continue };
+            slot.meta.name = recovered_name(mailbox);
+            slot.dirty = true;
+            let account = self.accounts.get_or_default(slot.meta.account);
+            account.mailboxes.insert(slot.meta.name.clone(), mailbox);
         }
     }
 
@@ -482,7 +262,7 @@ impl State {
             }
             Record::Mailbox(change) => self.change_structure(lsn, change),
             Record::Subscription(subscription) => {
-                let account = self.accounts.entry(subscription.account).or_default();
+                let account = self.accounts.get_or_default(subscription.account);
                 if lsn > account.as_of {
                     if subscription.subscribed {
                         account.subscriptions.insert(subscription.name);
@@ -494,7 +274,7 @@ impl State {
                 }
             }
             Record::Attribute(attribute) => {
-                let account = self.accounts.entry(attribute.account).or_default();
+                let account = self.accounts.get_or_default(attribute.account);
                 if lsn > account.as_of {
                     let key = (attribute.mailbox, attribute.name);
                     if attribute.value.is_empty() {
@@ -507,10 +287,9 @@ impl State {
                 }
             }
             Record::Account(record) => {
-                if self.directory_as_of.get(&record.account).is_none_or(|&as_of| lsn > as_of) {
-                    self.directory_as_of.insert(record.account, lsn);
+                if self.directory.get(&record.account).is_none_or(|(as_of, _)| lsn > *as_of) {
                     self.directory_changed.insert(record.account);
-                    self.directory.insert(record.account, record);
+                    self.directory.insert(record.account, (lsn, Arc::new(record)));
                 }
             }
             Record::Receipt(receipt) => self.receipts.insert(receipt),
@@ -542,7 +321,7 @@ impl State {
         if let Some(index) = &mut slot.index {
             index.apply(&change);
         }
-        slot.delta.push((slot.meta.as_of, change));
+        slot.push_change(slot.meta.as_of, change);
         slot.dirty = true;
     }
 
@@ -580,7 +359,7 @@ impl State {
             let message = placed_message(head, number, location, head_bytes);
             slot.meta.uid_next = slot.meta.uid_next.max(message.uid.0.saturating_add(1));
             slot.meta.highest_modseq = slot.meta.highest_modseq.max(message.modseq.0);
-            slot.delta.push((lsn, Change::Fold { message, flags: placement.flags }));
+            slot.push_change(lsn, Change::Fold { message, flags: placement.flags });
             slot.meta.as_of = slot.meta.as_of.max(lsn);
             slot.dirty = true;
             self.folded.insert(placement.mailbox);
@@ -598,7 +377,7 @@ impl State {
     fn apply_base(&mut self, mut base: Box<Base>) {
         base.placed.iter_mut().for_each(|(_, item)| self.forward(item));
         let Some(slot) = self.slots.get_mut(&base.mailbox) else { return };
-        let account = self.accounts.entry(base.account).or_default();
+        let account = self.accounts.get_or_default(base.account);
         account.uid_validity_next = account.uid_validity_next.max(base.uid_validity.saturating_add(1));
         account.dirty = true;
         if account.mailboxes.get(&slot.meta.name) == Some(&base.mailbox) {
@@ -615,11 +394,11 @@ impl State {
         slot.dirty = true;
         self.folded.insert(base.mailbox);
         // It says no more than any page that is written after it.
-        slot.delta.push((Lsn::default(), Change::Base(base)));
+        slot.push_change(Lsn::default(), Change::Base(base));
     }
 
     fn apply_account_base(&mut self, base: AccountBase) {
-        let account = self.accounts.entry(base.account).or_default();
+        let account = self.accounts.get_or_default(base.account);
         account.uid_validity_next = account.uid_validity_next.max(base.uid_validity_next);
         account.subscriptions = base.subscriptions.into_iter().collect();
         let attributes = base.attributes.into_iter().map(|named| ((named.mailbox, named.name), named.value));
@@ -671,7 +450,7 @@ impl State {
                 if let Some(index) = &mut slot.index {
                     index.apply(&change);
                 }
-                slot.delta.push((lsn, change));
+                slot.push_change(lsn, change);
             }
         }
         slot.meta.as_of = slot.meta.as_of.max(lsn);
@@ -682,7 +461,7 @@ impl State {
     fn change_structure(&mut self, lsn: Lsn, change: MailboxChange) {
         match change {
             MailboxChange::Create { mailbox, account, name, uid_validity, special_use } => {
-                let state = self.accounts.entry(account).or_default();
+                let state = self.accounts.get_or_default(account);
                 state.uid_validity_next = state.uid_validity_next.max(uid_validity.saturating_add(1));
                 state.as_of = state.as_of.max(lsn);
                 state.dirty = true;
@@ -702,7 +481,9 @@ impl State {
                     highest_modseq: 1,
                     ..Meta::default()
                 };
-                self.slots.insert(mailbox, Slot { meta, dirty: true, ..Slot::default() });
+                let mut slot = Slot::new(meta);
+                slot.dirty = true;
+                self.slots.insert(mailbox, slot);
             }
             MailboxChange::Rename { mailbox, name } => {
                 let Some(slot) = self.slots.get_mut(&mailbox) else { return };
@@ -749,22 +530,28 @@ impl State {
             self.deleted.insert(mailbox, Lsn(entry.as_of));
             return;
         }
-        let account = self.accounts.entry(AccountId(entry.account)).or_default();
+        let account = self.accounts.get_or_default(AccountId(entry.account));
         account.mailboxes.insert(entry.name.clone(), mailbox);
         account.uid_validity_next = account.uid_validity_next.max(entry.uid_validity.saturating_add(1));
-        self.slots.insert(mailbox, Slot::from_entry(entry));
+        self.slots.insert_at_rest(mailbox, Slot::from_entry(entry));
     }
 
     pub fn restore_account(&mut self, entry: &AccountEntry) {
-        let account = self.accounts.entry(AccountId(entry.account)).or_default();
-        account.as_of = Lsn(entry.as_of);
-        account.uid_validity_next = account.uid_validity_next.max(entry.uid_validity_next);
-        account.subscriptions = entry.subscriptions.iter().cloned().collect();
-        account.attributes = entry
-            .attributes
-            .iter()
-            .map(|(mailbox, name, value)| ((MailboxId(*mailbox), name.clone()), value.clone()))
-            .collect();
+        self.accounts.get_or_default(AccountId(entry.account)).restore(entry);
+    }
+
+    /// What a checkpoint says of an account record.
+    pub fn directory_entry(&self, account: AccountId) -> Option<DirectoryAccount> {
+        let (as_of, record) = self.directory.get(&account)?;
+        Some(DirectoryAccount {
+            account: account.0,
+            as_of: as_of.0,
+            name: record.name.clone(),
+            shard: record.shard.0,
+            password: record.password.clone(),
+            deleted: record.deleted,
+            uid_validity_floor: record.uid_validity_floor,
+        })
     }
 
     pub fn restore_directory(&mut self, entry: &DirectoryAccount) {
@@ -776,13 +563,12 @@ impl State {
             deleted: entry.deleted,
             uid_validity_floor: entry.uid_validity_floor,
         };
-        self.directory_as_of.insert(record.account, Lsn(entry.as_of));
-        self.directory.insert(record.account, record);
+        self.directory.insert(record.account, (Lsn(entry.as_of), Arc::new(record)));
     }
 
     /// Forgets everything that was promised: the log failed before it became durable.
     pub fn discard_tips(&mut self) {
-        for slot in self.slots.values_mut() {
+        for slot in self.slots.in_use_mut() {
             slot.tip = None;
         }
     }
@@ -814,9 +600,4 @@ fn placed_message(head: &MessageHead, number: usize, location: Location, head_by
 pub fn head_bytes(head: &MessageHead) -> u32 {
     let frames = head.digest.stored_len + head.digest_overflow.stored_len + head.header.stored_len;
     (crate::format::record::RECORD_HEADER_BYTES + head.sealed_bytes()) as u32 + frames
-}
-
-/// Whether `watcher` has anything to look at, and clears it.
-pub fn take_change(watcher: &Rc<Watcher>) -> bool {
-    watcher.changed.replace(false)
 }

@@ -17,6 +17,7 @@ use crate::ids::MailboxId;
 use crate::node::Worker;
 use crate::read::Part;
 use crate::shard::Shard;
+use crate::slots::SLOTS_AT_ONCE;
 use crate::storage::Storage;
 
 /// Octets that are looked for as one in the mail of others.
@@ -32,8 +33,6 @@ const SLOTS: usize = 1 << 21;
 const JUDGED_EVERY: usize = 5;
 /// A dictionary has to save so many hundredths of what its kind of frame takes without it.
 const SAVED_PERCENT_MIN: usize = 3;
-/// Mailboxes that are looked at before others have their turn: some 100 us.
-const SLOTS_AT_ONCE: usize = 2048;
 /// Fewer are no sample of anything.
 const SAMPLES_MIN: usize = 50;
 
@@ -76,8 +75,8 @@ impl<S: Storage> Shard<S> {
         while let Some(from) = next.take() {
             {
                 let state = self.0.state.borrow();
-                let mut slots = state.slots.range(from..);
-                for (&mailbox, slot) in slots.by_ref().take(SLOTS_AT_ONCE) {
+                let mut slots = state.slots.iter_from(from);
+                for (mailbox, slot) in slots.by_ref().take(SLOTS_AT_ONCE) {
                     if slot.meta.exists == 0 {
                         continue;
                     }
@@ -89,7 +88,7 @@ impl<S: Storage> Shard<S> {
                         *place = found;
                     }
                 }
-                next = slots.next().map(|(&mailbox, _)| mailbox);
+                next = slots.next().map(|(mailbox, _)| mailbox);
             }
             self.0.storage.yield_now().await;
         }

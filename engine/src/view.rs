@@ -14,7 +14,7 @@ use crate::flags::{Flags, UidSet};
 use crate::format::record::{Recent, Record};
 use crate::ids::{MailboxId, ModSeq, Uid};
 use crate::shard::Shard;
-use crate::state::{Watcher, take_change};
+use crate::slots::{Watcher, take_change};
 use crate::storage::Storage;
 
 /// UIDs one after another, and how many come before them.
@@ -171,7 +171,7 @@ impl<S: Storage> Shard<S> {
     }
 
     /// Notes that everything so far has been shown to a session as `\Recent`.
-    fn claim_recent(&self, slot: &mut crate::state::Slot) {
+    fn claim_recent(&self, slot: &mut crate::slots::Slot) {
         let below = slot.meta.uid_next;
         if below <= slot.meta.recent_below.max(slot.recent_claimed) {
             return;

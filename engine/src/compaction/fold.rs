@@ -7,6 +7,7 @@ use roaring::RoaringBitmap;
 
 use super::output::Output;
 use super::{HEADS_PER_TURN, MESSAGES_PER_TURN, may_have_blocks};
+use crate::accounts::AccountState;
 use crate::error::{Damage, EngineError};
 use crate::flags::{Flags, UidSet};
 use crate::format::FormatError;
@@ -24,7 +25,7 @@ use crate::index::{MailboxIndex, Message};
 use crate::planted::{self, Bug};
 use crate::recovery::{FoundSegment, SegmentSource, scan_segment};
 use crate::shard::{Shard, ShardEvent};
-use crate::state::{AccountState, Meta};
+use crate::slots::Meta;
 use crate::storage::{BlobName, BlobStore, SegmentName, Storage, StorageError};
 
 /// Messages, and sets of messages, that one base record speaks of: a batch has room for them.
@@ -221,7 +222,7 @@ impl<S: Storage> Shard<S> {
         let mut large: Vec<(Message, Reference)> = Vec::new();
         let untouched = Touched::default();
         let mut seen = 0;
-        for (_, mailbox) in self.mailboxes_in_order() {
+        for (_, mailbox) in self.mailboxes_in_order().await {
             let touched = victims.mailboxes.get(&mailbox).unwrap_or(&untouched);
             // In one turn, so that mailbox and base record belong together.
             let looked = self.inspect(mailbox, |slot, index| {
@@ -286,7 +287,7 @@ impl<S: Storage> Shard<S> {
         for account in &victims.accounts {
             let as_of = self.published_up_to();
             let known =
-                self.0.state.borrow().accounts.get(account).map(|known| account_base_of(*account, as_of, known));
+                self.0.state.borrow().accounts.get(account).map(|known| account_base_of(*account, as_of, &known));
             if let Some(base) = known {
                 self.write_base(&Record::AccountBase(base), victims.generation, output).await?;
             }
@@ -302,7 +303,9 @@ impl<S: Storage> Shard<S> {
                 let is_deleted = !state.slots.contains_key(&mailbox);
                 is_deleted && oldest < carried.header.lsn && !planted::is_on(Bug::ForgetDeletions)
             }
-            Kept::Account(account) => state.directory_as_of.get(&account) == Some(&carried.header.lsn),
+            Kept::Account(account) => {
+                state.directory.get(&account).is_some_and(|(as_of, _)| *as_of == carried.header.lsn)
+            }
             Kept::UntilMs(until) => until > self.0.storage.wall_clock_ms(),
             Kept::Always => true,
         }

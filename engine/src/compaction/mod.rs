@@ -31,7 +31,7 @@ use crate::ids::{AccountId, Lsn, MailboxId, SegmentId};
 use crate::index::{MailboxIndex, Message};
 use crate::planted::{self, Bug};
 use crate::shard::{Shard, ShardEvent};
-use crate::state::Slot;
+use crate::slots::{SLOTS_AT_ONCE, Slot};
 use crate::storage::{BlobName, BlobStore, SegmentName, Storage};
 
 /// A segment of which so many hundredths live, or fewer, is worth being compacted.
@@ -265,7 +265,7 @@ impl<S: Storage> Shard<S> {
                 if shard.0.log.borrow().check_open(shard.id()).is_err() {
                     break;
                 }
-                if shard.is_compaction_due() {
+                if shard.is_compaction_due().await {
                     // What fails has been told, and there will be another look.
                     let _ = shard.compact(Choice::WherePays).await;
                 }
@@ -274,13 +274,12 @@ impl<S: Storage> Shard<S> {
     }
 
     /// Whether it may pay to look into all mailboxes for what lives: enough has been sealed, or been deleted.
-    fn is_compaction_due(&self) -> bool {
+    async fn is_compaction_due(&self) -> bool {
         let sealed = self.0.stats.get().segments_sealed;
-        let state = self.0.state.borrow();
+        let deleted_octets = self.0.state.borrow().deleted_octets;
         let compaction = &self.0.compaction;
         let (sealed_then, deleted_then) = compaction.looked.get();
-        let deleted = state.deleted_octets - deleted_then;
-        let living = || state.slots.values().map(|slot| slot.meta.size).sum::<u64>();
+        let deleted = deleted_octets - deleted_then;
         let of_log = || {
             let log = self.0.log.borrow();
             let entries = log.manifest.segments.iter();
@@ -289,11 +288,32 @@ impl<S: Storage> Shard<S> {
         // Also those that earlier starts have left, but each only once.
         let is_new = sealed_then != Some(sealed);
         let is_due = (is_new && of_log() > 2 * LOG_SEGMENTS_LEFT)
-            || (deleted > self.0.config.segment_size_bytes && deleted * DELETED_PARTS > living());
+            || (deleted > self.0.config.segment_size_bytes && deleted * DELETED_PARTS > self.living_octets().await);
         if is_due {
-            compaction.looked.set((Some(sealed), state.deleted_octets));
+            compaction.looked.set((Some(sealed), deleted_octets));
         }
         is_due
+    }
+
+    /// Octets of all messages, each as often as mailboxes have it.
+    async fn living_octets(&self) -> u64 {
+        let mut octets = 0;
+        self.visit_slots(|_, slot| octets += slot.meta.size).await;
+        octets
+    }
+
+    /// Looks at every slot that is there all the while; other tasks run in between.
+    async fn visit_slots(&self, mut look: impl FnMut(MailboxId, &Slot)) {
+        let mut next = Some(MailboxId(0));
+        while let Some(from) = next {
+            {
+                let state = self.0.state.borrow();
+                let mut slots = state.slots.iter_from(from);
+                slots.by_ref().take(SLOTS_AT_ONCE).for_each(|(mailbox, slot)| look(mailbox, &slot));
+                next = slots.next().map(|(mailbox, _)| mailbox);
+            }
+            self.0.storage.yield_now().await;
+        }
     }
 
     /// The segments to be compacted, in the groups that are taken together.
@@ -348,7 +368,7 @@ impl<S: Storage> Shard<S> {
         let mut live: BTreeMap<SegmentId, u64> = BTreeMap::new();
         let mut known: BTreeMap<SegmentId, RoaringBitmap> = BTreeMap::new();
         let mut seen = 0;
-        for (_, mailbox) in self.mailboxes_in_order() {
+        for (_, mailbox) in self.mailboxes_in_order().await {
             let looked = self.inspect(mailbox, |_, index| {
                 let mut large = Vec::new();
                 for message in index.messages.iter() {
@@ -418,10 +438,9 @@ impl<S: Storage> Shard<S> {
     }
 
     /// All mailboxes, those of one account together.
-    fn mailboxes_in_order(&self) -> Vec<(AccountId, MailboxId)> {
-        let state = self.0.state.borrow();
-        let mut mailboxes: Vec<(AccountId, MailboxId)> =
-            state.slots.iter().map(|(mailbox, slot)| (slot.meta.account, *mailbox)).collect();
+    async fn mailboxes_in_order(&self) -> Vec<(AccountId, MailboxId)> {
+        let mut mailboxes = Vec::new();
+        self.visit_slots(|mailbox, slot| mailboxes.push((slot.meta.account, mailbox))).await;
         mailboxes.sort_unstable();
         mailboxes
     }
@@ -433,21 +452,21 @@ impl<S: Storage> Shard<S> {
         mut look: impl FnMut(&Slot, &MailboxIndex) -> T,
     ) -> Result<Option<T>, EngineError> {
         loop {
-            let (page, delta_page) = {
+            let pages = {
                 let state = self.0.state.borrow();
                 let Some(slot) = state.slots.get(&mailbox) else { return Ok(None) };
                 if let Some(index) = &slot.index {
-                    return Ok(Some(look(slot, index)));
+                    return Ok(Some(look(&slot, index)));
                 }
-                (slot.page, slot.delta_page)
+                slot.pages()
             };
-            match self.assemble_index(mailbox, page, delta_page).await {
+            match self.assemble_index(mailbox, pages).await {
                 Ok(mut index) => {
                     let state = self.0.state.borrow();
                     let Some(slot) = state.slots.get(&mailbox) else { return Ok(None) };
-                    if slot.page == page && slot.delta_page == delta_page {
+                    if slot.pages() == pages {
                         slot.delta.iter().for_each(|(_, change)| index.apply(change));
-                        return Ok(Some(look(slot, &index)));
+                        return Ok(Some(look(&slot, &index)));
                     }
                 }
                 // Its pages may be damaged, or gone since a checkpoint has written others.

@@ -108,6 +108,16 @@ pub struct ShardStats {
     pub segments_sealed: u64,
     pub checkpoints: u64,
     pub index_loads: u64,
+    #[serde(default)]
+    pub index_cache_hits: u64,
+    #[serde(default)]
+    pub index_cache_bytes: u64,
+    #[serde(default)]
+    pub mailboxes_in_use: u64,
+    #[serde(default)]
+    pub mailboxes_at_rest: u64,
+    #[serde(default)]
+    pub at_rest_bytes: u64,
     pub record_reads: u64,
     pub record_read_bytes: u64,
     pub body_frames_unpacked: u64,
@@ -211,6 +221,11 @@ async fn stats(worker: &Worker, node: Option<&Node>) -> Result<Stats, EngineErro
             segments_sealed: of_shard.segments_sealed,
             checkpoints: of_shard.checkpoints,
             index_loads: of_shard.index_loads,
+            index_cache_hits: of_shard.index_cache_hits,
+            index_cache_bytes: of_shard.index_cache_bytes,
+            mailboxes_in_use: of_shard.mailboxes_in_use,
+            mailboxes_at_rest: of_shard.mailboxes_at_rest,
+            at_rest_bytes: of_shard.at_rest_bytes,
             record_reads: of_shard.record_reads,
             record_read_bytes: of_shard.record_read_bytes,
             body_frames_unpacked: of_shard.body_frames_unpacked,

@@ -201,25 +201,38 @@ fn print_stats(stats: &Stats, json: bool) -> std::io::Result<()> {
     }
     writeln!(
         out,
-        "shard     batches     records   log bytes     sealed checkpoints  index loads record reads  body frames   cache hits \
-         cache misses cached bytes"
+        "shard     batches     records   log bytes     sealed checkpoints record reads  body frames   cache hits cache misses \
+         cached bytes"
     )?;
     for shard in &stats.shards {
         writeln!(
             out,
-            "{:5} {:11} {:11} {:11} {:10} {:11} {:12} {:12} {:12} {:12} {:12} {:12}",
+            "{:5} {:11} {:11} {:11} {:10} {:11} {:12} {:12} {:12} {:12} {:12}",
             shard.shard,
             shard.batches,
             shard.records,
             shard.log_bytes,
             shard.segments_sealed,
             shard.checkpoints,
-            shard.index_loads,
             shard.record_reads,
             shard.body_frames_unpacked,
             shard.message_cache_hits,
             shard.message_cache_misses,
             shard.message_cache_bytes
+        )?;
+    }
+    writeln!(out, "shard    in use    at rest bytes at rest index loads   index hits  index bytes")?;
+    for shard in &stats.shards {
+        writeln!(
+            out,
+            "{:5} {:9} {:10} {:13} {:11} {:12} {:12}",
+            shard.shard,
+            shard.mailboxes_in_use,
+            shard.mailboxes_at_rest,
+            shard.at_rest_bytes,
+            shard.index_loads,
+            shard.index_cache_hits,
+            shard.index_cache_bytes
         )?;
     }
     writeln!(out, "shard compactions     segments   bytes read bytes written")?;

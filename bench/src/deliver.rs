@@ -15,7 +15,7 @@ use crate::report::Report;
 use crate::session::{FAILURES_MAX, Parameters, limited};
 use crate::stream::{Address, Connector};
 use crate::tls::TlsOptions;
-use crate::users::Users;
+use crate::users::{UserOrder, Users};
 use crate::verify::{ContentHash, Ledger, VerifyOptions};
 
 #[derive(Clone, Debug, Args)]
@@ -26,6 +26,8 @@ pub struct Deliver {
     tls: TlsOptions,
     #[command(flatten)]
     users: Users,
+    #[command(flatten)]
+    order: UserOrder,
     /// Recipients of each message; each takes the users in turn
     #[arg(long, value_name = "N", default_value_t = 1)]
     recipients: usize,
@@ -33,6 +35,9 @@ pub struct Deliver {
     load: Load,
     #[command(flatten)]
     mail: MailOptions,
+    /// Give each message a Message-ID of its own, in a header before all others
+    #[arg(long)]
+    distinct: bool,
     /// Make a connection for each message
     #[arg(long)]
     one_per_connection: bool,
@@ -86,6 +91,8 @@ struct Plan {
     one_per_connection: bool,
     timeout: Duration,
     recipients: usize,
+    order: UserOrder,
+    distinct: bool,
     users: Vec<String>,
     data: Vec<Data>,
     record: Option<Record>,
@@ -127,6 +134,8 @@ impl Deliver {
             one_per_connection: self.one_per_connection,
             timeout: self.load.operation_timeout(),
             recipients: self.recipients.max(1),
+            order: self.order,
+            distinct: self.distinct,
             users: self.users.names(),
             data: corpus.mail.iter().map(|mail| Data::new(&mail.bytes)).collect(),
             record: verifier.is_some().then(record),
@@ -138,6 +147,8 @@ impl Deliver {
         parameters.insert("tls_resume", self.tls.tls_resume.into());
         parameters.insert("users", self.users.pattern.as_str().into());
         parameters.insert("user_count", self.users.user_count.into());
+        parameters.insert("user_order", self.order.name().into());
+        parameters.insert("distinct", self.distinct.into());
         parameters.insert("recipients", self.recipients.into());
         self.mail.describe(&corpus, &mut parameters);
         parameters.insert("one_per_connection", self.one_per_connection.into());
@@ -207,10 +218,14 @@ async fn quit(client: Client, plan: &Plan) {
 
 async fn transaction(client: &mut Client, seat: &Seat, plan: &Plan, number: u64) -> Result<(Outcome, u64), LmtpError> {
     let message = (number % plan.data.len() as u64) as usize;
-    let first = (number % plan.users.len() as u64) as usize * plan.recipients;
+    let first = plan.order.user_of(number, plan.users.len()) * plan.recipients;
     let user = |offset: usize| (first + offset) % plan.users.len();
     let mut data = &plan.data[message];
-    let with_number;
+    let (with_id, with_number);
+    if plan.distinct {
+        with_id = data.with_header(&format!("Message-ID: <{number}.{}@bench.example>\r\n", std::process::id()));
+        data = &with_id;
+    }
     if let Some(record) = &plan.record {
         with_number = data.with_header(&record.ledger.header(number));
         data = &with_number;

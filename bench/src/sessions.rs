@@ -11,12 +11,14 @@ use crate::observe::Watch;
 use crate::report::Report;
 use crate::session::{Done, Login, each};
 use crate::stream::Connector;
+use crate::users::UserOrder;
 
 #[derive(Clone, Debug, Args)]
 pub struct Sessions {
-    /// Each session takes the next user
     #[command(flatten)]
     login: Login,
+    #[command(flatten)]
+    order: UserOrder,
     /// The mailbox that each session selects
     #[arg(long, value_name = "NAME", default_value = "INBOX")]
     mailbox: String,
@@ -37,6 +39,7 @@ impl Sessions {
     /// It could not be run.
     pub fn run(self) -> Result<bool, Box<dyn Error>> {
         let mut parameters = self.login.parameters();
+        parameters.insert("user_order", self.order.name().into());
         parameters.insert("mailbox", self.mailbox.as_str().into());
         parameters.insert("item", self.item.as_str().into());
         let connector = self.login.connector()?;
@@ -50,11 +53,11 @@ impl Sessions {
 
 async fn connection(seat: Seat, plan: Arc<Sessions>, connector: Connector) {
     seat.ready().await;
-    each(&seat, &plan.load, async |number| session(&connector, number as usize, &plan).await).await;
+    each(&seat, &plan.load, async |number| session(&connector, number, &plan).await).await;
 }
 
-async fn session(connector: &Connector, number: usize, plan: &Sessions) -> Result<Done, ImapError> {
-    let mut client = plan.login.client(connector, number).await?;
+async fn session(connector: &Connector, number: u64, plan: &Sessions) -> Result<Done, ImapError> {
+    let mut client = plan.login.client(connector, plan.order.user_of(number, plan.login.users.user_count)).await?;
     let resumed = client.is_resumed();
     let exists = client.select(&plan.mailbox, false).await?;
     let (mut messages, mut bytes) = (0, 0);

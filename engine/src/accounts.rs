@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 
-use crate::format::page::AccountEntry;
+use crate::format::page::{AccountEntry, ArchivedAccountEntry};
 use crate::ids::{AccountId, Lsn, MailboxId};
 use crate::packed::{Packed, Reader, put_distance, put_number, put_text};
 use crate::slots::{put_name, take_name};
@@ -37,13 +37,14 @@ impl AccountState {
     }
 
     /// Takes in what a checkpoint says of the account. Its mailboxes stand elsewhere.
-    pub fn restore(&mut self, entry: &AccountEntry) {
-        self.as_of = Lsn(entry.as_of);
-        self.uid_validity_next = self.uid_validity_next.max(entry.uid_validity_next);
-        self.subscriptions = entry.subscriptions.iter().cloned().collect();
+    pub fn restore(&mut self, entry: &ArchivedAccountEntry) {
+        self.as_of = Lsn(entry.as_of.to_native());
+        self.uid_validity_next = self.uid_validity_next.max(entry.uid_validity_next.to_native());
+        self.subscriptions = entry.subscriptions.iter().map(|name| name.as_str().to_owned()).collect();
         let attributes = entry.attributes.iter();
-        self.attributes =
-            attributes.map(|(mailbox, name, value)| ((MailboxId(*mailbox), name.clone()), value.clone())).collect();
+        self.attributes = attributes
+            .map(|it| ((MailboxId(it.0.to_native()), it.1.as_str().to_owned()), it.2.as_slice().to_vec()))
+            .collect();
     }
 }
 
@@ -190,7 +191,7 @@ impl Accounts {
     }
 
     /// Those that are in use. All others are at rest: just as the checkpoint has them.
-    pub fn in_use(&self) -> impl Iterator<Item = (AccountId, &AccountState)> {
+    pub fn in_use(&self) -> impl ExactSizeIterator<Item = (AccountId, &AccountState)> {
         self.in_use.iter().map(|(id, account)| (*id, &**account))
     }
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::accounts::AccountState;
 use crate::error::{Damage, EngineError};
 use crate::format::codec::Wire;
 use crate::format::manifest::IndexEntry;
@@ -19,6 +20,7 @@ use crate::indexes::is_damage;
 use crate::planted::{self, Bug};
 use crate::shard::Shard;
 use crate::slots::{SLOTS_AT_ONCE, Slot, SlotRef};
+use crate::state::State;
 use crate::storage::{BlobName, BlobStore, Storage};
 
 /// A delta page larger than this and than an eighth of its mailbox's page makes room for a new page.
@@ -328,8 +330,10 @@ impl<S: Storage> Shard<S> {
         let inner = &self.0;
         let known = inner.state.borrow().as_of;
         let mut next = Some(MailboxId(0)).filter(|_| full);
+        let mut with_mailboxes: BTreeSet<AccountId> = BTreeSet::new();
         while let Some(from) = next {
-            let entries: Vec<DirectoryEntry> = {
+            let mut page = DirectoryPage::default();
+            {
                 let state = inner.state.borrow();
                 let mut slots = state.slots.iter_from(from);
                 let some = slots.by_ref().take(ENTRIES_PER_PAGE);
@@ -337,19 +341,21 @@ impl<S: Storage> Shard<S> {
                     let place = written.binary_search_by_key(&mailbox, |written| written.mailbox);
                     place.map_or_else(|_| slot.to_entry(), |place| written[place].to_entry(&slot))
                 };
-                let entries = some.map(entry_of).collect();
+                page.mailboxes = some.map(entry_of).collect();
                 next = slots.next().map(|(mailbox, _)| mailbox);
-                entries
-            };
-            self.put_directory(pages, as_of, DirectoryPage { mailboxes: entries, ..DirectoryPage::default() }).await?;
+                add_accounts(&mut page, &state, &mut with_mailboxes, full);
+            }
+            self.put_directory(pages, as_of, page).await?;
         }
         for chunk in written.chunks(ENTRIES_PER_PAGE).take_while(|_| !full) {
-            let entries: Vec<DirectoryEntry> = {
+            let mut page = DirectoryPage::default();
+            {
                 let state = inner.state.borrow();
-                let slot_of = |written: &Written| Some(written.to_entry(&*state.slots.get(&written.mailbox)?));
-                chunk.iter().filter_map(slot_of).collect()
-            };
-            self.put_directory(pages, as_of, DirectoryPage { mailboxes: entries, ..DirectoryPage::default() }).await?;
+                let entry_of = |written: &Written| Some(written.to_entry(&*state.slots.get(&written.mailbox)?));
+                page.mailboxes = chunk.iter().filter_map(entry_of).collect();
+                add_accounts(&mut page, &state, &mut with_mailboxes, full);
+            }
+            self.put_directory(pages, as_of, page).await?;
         }
         // Deletions come after whatever was said of the mailboxes before.
         let deleted: Vec<(MailboxId, Lsn)> =
@@ -366,11 +372,12 @@ impl<S: Storage> Shard<S> {
         }
         let (accounts, records): (Vec<AccountId>, Vec<AccountId>) = {
             let state = inner.state.borrow();
+            let is_missing = |account: &AccountId| !with_mailboxes.contains(account);
             if full {
-                (state.accounts.keys().collect(), state.directory.keys().copied().collect())
+                (state.accounts.keys().filter(is_missing).collect(), state.directory.keys().copied().collect())
             } else {
-                let dirty = state.accounts.in_use().filter(|(_, account)| account.dirty);
-                (dirty.map(|(account, _)| account).collect(), state.directory_changed.iter().copied().collect())
+                let dirty = state.accounts.in_use().filter(|(_, account)| account.dirty).map(|(account, _)| account);
+                (dirty.filter(is_missing).collect(), state.directory_changed.iter().copied().collect())
             }
         };
         self.write_accounts(pages, as_of, &accounts).await?;
@@ -389,10 +396,7 @@ impl<S: Storage> Shard<S> {
             {
                 let state = self.0.state.borrow();
                 let Some(account) = state.accounts.get(id) else { continue };
-                let names = account.subscriptions.iter().map(String::len).sum::<usize>();
-                let values =
-                    account.attributes.iter().map(|((_, name), value)| name.len() + value.len()).sum::<usize>();
-                bytes += 64 + names + values;
+                bytes += bytes_of(&account);
                 page.accounts.push(account.to_entry(*id));
             }
             self.put_directory(pages, as_of, page).await?;
@@ -509,6 +513,30 @@ impl<S: Storage> Shard<S> {
             slots.rest(mailbox);
         }
     }
+}
+
+/// Adds the accounts of a page's mailboxes, all of them or those that have changed, to the page: a start puts an account together in
+/// one go if everything of it stands close together.
+fn add_accounts(page: &mut DirectoryPage, state: &State, added: &mut BTreeSet<AccountId>, all: bool) {
+    let mut bytes = 0;
+    for id in page.mailboxes.iter().map(|entry| AccountId(entry.account)) {
+        if bytes < ACCOUNTS_PAGE_BYTES
+            && !added.contains(&id)
+            && let Some(account) = state.accounts.get(&id)
+            && (all || account.dirty)
+        {
+            added.insert(id);
+            bytes += bytes_of(&account);
+            page.accounts.push(account.to_entry(id));
+        }
+    }
+}
+
+/// What an account takes in a directory, roughly.
+fn bytes_of(account: &AccountState) -> usize {
+    let names = account.subscriptions.iter().map(String::len).sum::<usize>();
+    let values = account.attributes.iter().map(|((_, name), value)| name.len() + value.len()).sum::<usize>();
+    64 + names + values
 }
 
 /// Whether the next checkpoint is to write all of the directory, so that starts need not read the parts that others have

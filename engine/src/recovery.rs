@@ -14,7 +14,7 @@ use crate::format::batch::{
 };
 use crate::format::frame::Unpacker;
 use crate::format::manifest::{IndexEntry, Manifest, Quarantine, SegmentEntry};
-use crate::format::page::{DirectoryPage, PageKind, open_page_at, restore};
+use crate::format::page::{DirectoryPage, PageKind, open_page_at, view};
 use crate::format::record::{FOLDED, Record, RecordHeader};
 use crate::format::segment::{Footer, FooterEntry, SegmentHeader};
 use crate::format::{BLOCK_BYTES, FormatError};
@@ -709,6 +709,9 @@ async fn sealed_data_end<S: Storage>(blobs: &S::Blobs, name: SegmentName) -> Res
     Ok(crate::format::segment::Trailer::decode(&suffix, len).map_or(len, |trailer| trailer.data_end))
 }
 
+/// Accounts that are put together from a directory before they are packed. Most have all their mailboxes close together.
+const ACCOUNTS_IN_USE_MAX: usize = 4096;
+
 /// Takes in the directories of a shard's index blobs.
 pub(crate) async fn restore_index<S: Storage>(
     blobs: &S::Blobs,
@@ -735,22 +738,19 @@ pub(crate) async fn restore_index<S: Storage>(
                     let detail = format!("{:?} in the directory", header.kind);
                     return Err(FormatError::Misplaced { what: "index page", detail });
                 }
-                Ok((restore::<DirectoryPage>(&archive)?, len))
+                let page = view::<DirectoryPage>(&archive)?;
+                page.mailboxes.iter().for_each(|mailbox| state.restore_mailbox(mailbox));
+                page.accounts.iter().for_each(|account| state.restore_account(account));
+                page.directory.iter().for_each(|account| state.restore_directory(account));
+                Ok(len)
             });
-            let (page, len) = match opened {
-                Ok(opened) => opened,
+            if state.accounts.in_use().len() > ACCOUNTS_IN_USE_MAX {
+                state.accounts.rest_all();
+            }
+            match opened {
+                Ok(len) => rest = &rest[len..],
                 Err(error) => return Ok(Err((entry.clone(), error))),
-            };
-            for mailbox in &page.mailboxes {
-                state.restore_mailbox(mailbox);
             }
-            for account in &page.accounts {
-                state.restore_account(account);
-            }
-            for account in &page.directory {
-                state.restore_directory(account);
-            }
-            rest = &rest[len..];
         }
     }
     state.accounts.rest_all();

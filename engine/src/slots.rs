@@ -10,7 +10,7 @@ use roaring::RoaringBitmap;
 use tokio::sync::Notify;
 
 use crate::flags::{Flags, UidSet};
-use crate::format::page::{DirectoryEntry, PageLocation};
+use crate::format::page::{ArchivedDirectoryEntry, DirectoryEntry, PageLocation};
 use crate::ids::{AccountId, Lsn, MailboxId, ModSeq, Uid};
 use crate::index::{Change, MailboxIndex};
 use crate::packed::{Packed, Reader, put_distance, put_number};
@@ -186,23 +186,23 @@ impl Slot {
         }
     }
 
-    pub fn from_entry(entry: &DirectoryEntry) -> Self {
+    pub fn from_entry(entry: &ArchivedDirectoryEntry) -> Self {
         let meta = Meta {
-            mailbox: MailboxId(entry.mailbox),
-            account: AccountId(entry.account),
-            as_of: Lsn(entry.as_of),
-            special_use: entry.special_use,
-            name: entry.name.clone(),
-            uid_validity: entry.uid_validity,
-            uid_next: entry.uid_next,
-            exists: entry.exists,
-            unseen: entry.unseen,
-            recent_below: entry.recent_below,
-            highest_modseq: entry.highest_modseq,
-            size: entry.size,
+            mailbox: MailboxId(entry.mailbox.to_native()),
+            account: AccountId(entry.account.to_native()),
+            as_of: Lsn(entry.as_of.to_native()),
+            special_use: entry.special_use.to_native(),
+            name: entry.name.as_str().to_owned(),
+            uid_validity: entry.uid_validity.to_native(),
+            uid_next: entry.uid_next.to_native(),
+            exists: entry.exists.to_native(),
+            unseen: entry.unseen.to_native(),
+            recent_below: entry.recent_below.to_native(),
+            highest_modseq: entry.highest_modseq.to_native(),
+            size: entry.size.to_native(),
         };
-        let page_as_of = Lsn(entry.page_as_of);
-        Self { meta, page: entry.page, delta_page: entry.delta, page_as_of, ..Self::default() }
+        let (page, delta_page) = ((&entry.page).into(), (&entry.delta).into());
+        Self { meta, page, delta_page, page_as_of: Lsn(entry.page_as_of.to_native()), ..Self::default() }
     }
 
     /// Wakes whoever watches, and forgets who no longer does.
@@ -443,19 +443,30 @@ impl Slots {
 
     /// Puts a slot in place of the one there may be.
     pub fn insert(&mut self, mailbox: MailboxId, slot: Slot) {
-        let old = self.get(&mailbox).map(|old| old.pages());
-        match old {
+        self.insert_counted(mailbox, &slot);
+        self.in_use.insert(mailbox, Box::new(slot));
+    }
+
+    fn insert_counted(&mut self, mailbox: MailboxId, slot: &Slot) {
+        let old = self.in_use.get(&mailbox).map(|old| old.pages());
+        match old.or_else(|| self.at_rest.get(mailbox.0).map(pages_of)) {
             Some(pages) => self.count_pages(pages, false),
             None => self.len += 1,
         }
         self.count_pages(slot.pages(), true);
-        self.in_use.insert(mailbox, Box::new(slot));
     }
 
     /// Puts a slot that nobody uses in place of the one there may be.
     pub fn insert_at_rest(&mut self, mailbox: MailboxId, slot: Slot) {
-        self.insert(mailbox, slot);
-        self.rest(mailbox);
+        self.insert_counted(mailbox, &slot);
+        self.in_use.remove(&mailbox);
+        self.pack(mailbox, &slot);
+    }
+
+    fn pack(&mut self, mailbox: MailboxId, slot: &Slot) {
+        self.scratch.clear();
+        pack(slot, &mut self.scratch);
+        self.at_rest.put(mailbox.0, &self.scratch);
     }
 
     pub fn remove(&mut self, mailbox: &MailboxId) -> Option<Box<Slot>> {
@@ -562,10 +573,9 @@ impl Slots {
         if !slot.is_at_rest() {
             return;
         }
-        self.scratch.clear();
-        pack(slot, &mut self.scratch);
-        self.at_rest.put(mailbox.0, &self.scratch);
-        self.in_use.remove(&mailbox);
+        if let Some(slot) = self.in_use.remove(&mailbox) {
+            self.pack(mailbox, &slot);
+        }
     }
 
     /// Packs those of the next `count` slots that nobody uses any more. Called now and then it comes round to all.

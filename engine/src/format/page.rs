@@ -94,6 +94,17 @@ pub struct PageLocation {
     pub len: u32,
 }
 
+impl From<&ArchivedPageLocation> for PageLocation {
+    fn from(page: &ArchivedPageLocation) -> Self {
+        Self {
+            blob: page.blob.to_native(),
+            epoch: page.epoch.to_native(),
+            offset: page.offset.to_native(),
+            len: page.len.to_native(),
+        }
+    }
+}
+
 impl PageLocation {
     pub fn is_none(self) -> bool {
         self.len == 0
@@ -266,6 +277,16 @@ where
         >,
 {
     rkyv::to_bytes::<rancor::Error>(value).expect("archiving into memory")
+}
+
+/// Validates an archive and gives a view of the value it holds, in which numbers are little-endian.
+pub fn view<T>(archive: &AlignedVec) -> Result<&T::Archived, FormatError>
+where
+    T: rkyv::Archive,
+    T::Archived:
+        rkyv::Portable + for<'a> rkyv::bytecheck::CheckBytes<rkyv::api::high::HighValidator<'a, rancor::Error>>,
+{
+    rkyv::access::<T::Archived, rancor::Error>(archive).map_err(|error| archive_error(&error))
 }
 
 /// Validates an archive and gives the value it holds.

@@ -2,6 +2,7 @@
 //! been checked against its checksum.
 
 use bytes::Bytes;
+use std::cell::Cell;
 
 use crate::error::{Damage, EngineError, Refusal};
 use crate::flags::{Flags, UidSet};
@@ -52,6 +53,19 @@ impl MessageBytes {
 pub struct MessageInfo {
     pub message: Message,
     pub flags: Flags,
+}
+
+thread_local! {
+    static OCTETS_READ: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Octets of segments that this thread has asked for so far: the difference over a poll is what the polled task has.
+pub fn octets_read_by_thread() -> u64 {
+    OCTETS_READ.get()
+}
+
+pub(crate) fn count_octets_read(octets: usize) {
+    OCTETS_READ.set(OCTETS_READ.get() + octets as u64);
 }
 
 impl<S: Storage> Shard<S> {

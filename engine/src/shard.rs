@@ -1120,6 +1120,7 @@ impl<S: Storage> Shard<S> {
             stats.record_reads += 1;
             stats.record_read_bytes += len as u64;
         });
+        crate::read::count_octets_read(len);
         if let Some(name) = active
             && name.segment == segment
         {

@@ -58,10 +58,17 @@ pub enum Command {
     /// with 1 if anything is damaged.
     Check,
     /// Show figures of the store, and of the server if it runs
+    ///
+    /// Of the users with sessions, or who had some since the start, it names those who have taken most CPU time: what their
+    /// sessions took, the octets that these have received, sent and read from the store, and what they hold in memory for
+    /// large messages now.
     Stats {
         /// As JSON
         #[arg(long)]
         json: bool,
+        /// How many users to name
+        #[arg(long, value_name = "N", default_value_t = 10)]
+        users: usize,
     },
     /// Print a shell's completions, for example: posthaste completions bash > /etc/bash_completion.d/posthaste
     Completions { shell: clap_complete::Shell },

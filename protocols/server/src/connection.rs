@@ -15,6 +15,7 @@ use crate::limits;
 use crate::listen::Protocol;
 use crate::node::{Admission, Context, Counters};
 use crate::tls::{Peer, Tls};
+use crate::usage;
 
 /// Why no more input comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -270,7 +271,10 @@ impl Connection {
         self.at_rest.set(false);
         match result {
             Ok(0) => Err(End::Closed),
-            Ok(_) => Ok(()),
+            Ok(octets) => {
+                usage::count_received(octets);
+                Ok(())
+            }
             Err(error) => Err(self.end_of(&error)),
         }
     }
@@ -356,6 +360,7 @@ impl Connection {
 
     async fn send_raw(&self, buffer: &mut Vec<u8>, patience: Patience) -> Result<(), End> {
         let octets = std::mem::take(buffer);
+        usage::count_sent(octets.len());
         let (result, mut returned) = match patience {
             Patience::WhileTaken(timeout) => self.socket.send_all_patiently(octets, timeout).await,
             Patience::InAll(end) => {

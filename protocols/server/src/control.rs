@@ -4,6 +4,7 @@
 //! The socket speaks one JSON request and one JSON response per line. Only the server's own user can open it (mode 0600),
 //! and passwords go over it as hashes.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
@@ -22,10 +23,11 @@ use posthaste_engine::io::Runtime;
 use posthaste_engine::node::NewAccount;
 use posthaste_engine::shard::Shard;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::limits;
-use crate::node::{Node, Worker};
+use crate::node::{Context, Node, Worker};
 
 /// In the data directory.
 pub const SOCKET: &str = "control.sock";
@@ -39,12 +41,24 @@ pub struct User {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum Request {
-    AddUsers { users: Vec<User> },
-    SetPassword { user: User },
-    DeleteUser { name: String },
+    AddUsers {
+        users: Vec<User>,
+    },
+    SetPassword {
+        user: User,
+    },
+    DeleteUser {
+        name: String,
+    },
     ListUsers,
-    Stats,
-    Compact { wait: bool },
+    Stats {
+        /// How many users to name.
+        #[serde(default)]
+        users: usize,
+    },
+    Compact {
+        wait: bool,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,6 +93,22 @@ pub struct Stats {
     /// Only of a running server.
     pub server: Option<ServerStats>,
     pub shards: Vec<ShardStats>,
+    /// Of a running server those who have taken most CPU time, the first before all.
+    #[serde(default)]
+    pub users: Vec<UserStats>,
+}
+
+/// What the sessions of a user have taken since the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserStats {
+    pub name: String,
+    pub cpu_us: u64,
+    pub octets_received: u64,
+    pub octets_sent: u64,
+    /// From the store, caches not counted.
+    pub octets_read: u64,
+    /// What they hold in memory for large messages now.
+    pub octets_held: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -179,7 +209,7 @@ async fn try_execute(
             names.sort_unstable();
             Ok(Response::Users { names })
         }
-        Request::Stats => stats(worker, node).await.map(|stats| Response::Stats(Box::new(stats))),
+        Request::Stats { users } => stats(worker, node, users).await.map(|stats| Response::Stats(Box::new(stats))),
         Request::Compact { wait } if wait || node.is_none() => compact(worker).await,
         Request::Compact { .. } => {
             let worker = worker.clone();
@@ -204,7 +234,34 @@ async fn compact(worker: &Worker) -> Result<Response, EngineError> {
     Ok(Response::Compacted { segments, bytes_before, bytes_after })
 }
 
-async fn stats(worker: &Worker, node: Option<&Node>) -> Result<Stats, EngineError> {
+/// The users of all workers who have taken most time.
+async fn top_users(worker: &Worker, count: usize) -> Vec<UserStats> {
+    let cluster = worker.cluster();
+    let mut by_name: BTreeMap<String, UserStats> = BTreeMap::new();
+    for index in 0..cluster.workers() {
+        let (sender, receiver) = oneshot::channel();
+        let job = move |_: &Worker| {
+            // Whoever asked may have gone.
+            let _ = sender.send(Context::current().map(|context| context.usages.top(count)));
+        };
+        cluster.send(index, Box::new(job));
+        for user in receiver.await.ok().flatten().unwrap_or_default() {
+            let sum = by_name.entry(user.name.clone()).or_default();
+            sum.name = user.name;
+            sum.cpu_us += user.cpu_us;
+            sum.octets_received += user.octets_received;
+            sum.octets_sent += user.octets_sent;
+            sum.octets_read += user.octets_read;
+            sum.octets_held += user.octets_held;
+        }
+    }
+    let mut users: Vec<UserStats> = by_name.into_values().collect();
+    users.sort_by_key(|user| std::cmp::Reverse(user.cpu_us));
+    users.truncate(count);
+    users
+}
+
+async fn stats(worker: &Worker, node: Option<&Node>, users: usize) -> Result<Stats, EngineError> {
     let cluster = worker.cluster();
     let mut stats = Stats {
         accounts: cluster.directory().len() as u64,
@@ -237,6 +294,9 @@ async fn stats(worker: &Worker, node: Option<&Node>) -> Result<Stats, EngineErro
             compacted_bytes_read: of_shard.compacted_bytes_read,
             compacted_bytes_written: of_shard.compacted_bytes_written,
         });
+    }
+    if node.is_some() {
+        stats.users = top_users(worker, users).await;
     }
     stats.server = node.map(|node| {
         let counters = &node.counters;

@@ -30,12 +30,13 @@ use crate::config::FullMailbox;
 use crate::connection::{Connection, End, join_all};
 use crate::listen::Protocol;
 use crate::node::{Context, Counters, Reservation, Shard, Storage};
+use crate::usage::metered;
 use crate::{accounts, limits};
 
 /// Starts the session of a new connection.
 pub fn start(context: &Rc<Context>, protocol: Protocol, connection: Rc<Connection>) {
     let of_task = Rc::clone(context);
-    context.io.spawn(async move { Inbound::new(of_task, protocol, connection).run().await });
+    context.io.spawn(metered(context, async move { Inbound::new(of_task, protocol, connection).run().await }));
 }
 
 struct Inbound {

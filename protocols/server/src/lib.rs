@@ -21,6 +21,7 @@ mod pop3;
 mod serve;
 mod special_use;
 mod tls;
+mod usage;
 mod users;
 
 use std::error::Error;
@@ -32,7 +33,7 @@ use clap::{CommandFactory, Parser};
 
 use cli::{Cli, Command, Common};
 use config::Config;
-use control::{Request, Response, Stats, User};
+use control::{Request, Response, Stats, User, UserStats};
 use lock::LockError;
 use password::Hasher;
 
@@ -68,7 +69,7 @@ fn execute(cli: Cli) -> Result<(), Box<dyn Error>> {
             serve::serve(&cli.common.data, config)
         }
         Command::User { command } => user(command, &cli.common, &config),
-        Command::Stats { json } => match administer(&cli.common, &config, Request::Stats)? {
+        Command::Stats { json, users } => match administer(&cli.common, &config, Request::Stats { users })? {
             Response::Stats(stats) => Ok(print_stats(&stats, json)?),
             other => Err(unexpected(&other)),
         },
@@ -198,6 +199,14 @@ fn print_stats(stats: &Stats, json: bool) -> std::io::Result<()> {
                 generation => writeln!(out, "dictionaries          generation {generation}")?,
             }
         }
+    }
+    if !stats.users.is_empty() {
+        writeln!(out, "   CPU ms   received       sent  read from store  in memory  user")?;
+    }
+    for user in &stats.users {
+        let UserStats { name, cpu_us, octets_received, octets_sent, octets_read, octets_held } = user;
+        let cpu_ms = cpu_us / 1000;
+        writeln!(out, "{cpu_ms:9} {octets_received:10} {octets_sent:10} {octets_read:16} {octets_held:10}  {name}")?;
     }
     writeln!(
         out,

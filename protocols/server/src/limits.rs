@@ -60,6 +60,10 @@ pub const INPUT_DATA_BYTES: usize = 64 * 1024;
 pub const OUTPUT_BYTES: usize = 64 * 1024;
 /// Receive buffers that waiting connections of one worker may hold on to; the others wait without one.
 pub const INPUT_BUFFERS_HELD: usize = 256;
+/// Users whose usage a worker knows. Of more it forgets those who have taken least.
+pub const USERS_METERED: usize = 10_000;
+/// A user who has had more than an equal share of a worker in such a period lets all others run before.
+pub const FAIR_PERIOD: Duration = Duration::from_millis(10);
 /// Messages asked of the engine at once.
 pub const FETCH_CHUNK: u64 = 256;
 /// Octets that a SEARCH decodes and compares before others have their turn: some 100 us.

@@ -24,6 +24,7 @@ use crate::limits;
 use crate::listen::Protocol;
 use crate::password::Passwords;
 use crate::tls::TlsServer;
+use crate::usage::{self, Usage, Usages};
 
 pub type Storage = Local<RealIo>;
 pub type Cluster = EngineCluster<Storage>;
@@ -226,7 +227,7 @@ impl Node {
 
     /// Takes room for a client's message; `None` if there is none now.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
-        let mut reservation = Reservation { node: Arc::clone(self), bytes: 0 };
+        let mut reservation = Reservation { node: Arc::clone(self), bytes: 0, holder: usage::current() };
         reservation.grow_to(bytes).then_some(reservation)
     }
 }
@@ -334,6 +335,8 @@ impl Drop for PasswordTurn {
 pub struct Reservation {
     node: Arc<Node>,
     bytes: u64,
+    /// Whose session it is.
+    holder: Option<Rc<Usage>>,
 }
 
 impl Reservation {
@@ -350,6 +353,7 @@ impl Reservation {
             return false;
         }
         self.bytes = bytes;
+        self.holder.iter().for_each(|holder| holder.hold(more));
         true
     }
 }
@@ -357,6 +361,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.node.in_flight_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.holder.iter().for_each(|holder| holder.release(self.bytes));
     }
 }
 
@@ -383,6 +388,8 @@ pub struct Context {
     /// Large messages whose damage was met when a part of them had been sent.
     damaged: RefCell<HashSet<MessageId>>,
     connections: RefCell<Connections>,
+    /// What each user takes of this worker.
+    pub usages: Usages,
 }
 
 #[derive(Default)]
@@ -408,6 +415,7 @@ impl Context {
             maildrops_locked: RefCell::default(),
             damaged: RefCell::default(),
             connections: RefCell::default(),
+            usages: Usages::default(),
         });
         CONTEXT.set(Some(Rc::clone(&context)));
         context
@@ -437,6 +445,11 @@ impl Context {
     pub fn is_damaged(&self, message: MessageId) -> bool {
         let damaged = self.damaged.borrow();
         !damaged.is_empty() && damaged.contains(&message)
+    }
+
+    /// Lets other sessions run, between two steps of something that takes long.
+    pub async fn turn(&self) {
+        self.usages.turn(&self.io).await;
     }
 
     /// An empty buffer with room for a receive.

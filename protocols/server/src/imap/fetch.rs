@@ -399,7 +399,7 @@ impl Session {
                     looked_through += header.len();
                     if looked_through >= limits::FIELDS_STEP_OCTETS {
                         looked_through = 0;
-                        self.context.io.yield_now().await;
+                        self.context.turn().await;
                     }
                 }
                 Some(Wanted::Octets(octets)) => {

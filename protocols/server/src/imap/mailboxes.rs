@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use posthaste_engine::flags::Flags;
 use posthaste_engine::ids::MailboxId;
-use posthaste_engine::io::Runtime;
 use posthaste_engine::mailboxes::{MailboxInfo, SEPARATOR};
 use posthaste_imap::command::{List, StatusAttribute};
 use posthaste_imap::response::{
@@ -135,7 +134,7 @@ impl Session {
             compared += pattern_octets * (name.len() + 1);
             if compared >= limits::LIST_STEP_COMPARISONS {
                 compared = 0;
-                self.context.io.yield_now().await;
+                self.context.turn().await;
             }
             if !patterns.iter().any(|pattern| pattern.matches(name, DELIMITER)) {
                 continue;

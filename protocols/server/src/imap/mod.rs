@@ -35,13 +35,14 @@ use roaring::RoaringBitmap;
 use crate::connection::{Connection, End, Moving, first_of};
 use crate::limits;
 use crate::node::{Context, Reservation, Shard};
+use crate::usage::metered;
 use select::Selected;
 
 /// Starts the session of a new connection.
 pub fn start(context: &Rc<Context>, connection: Rc<Connection>) {
     let mut session = Session::new(Rc::clone(context), connection);
     session.greet();
-    context.io.spawn(session.run());
+    context.io.spawn(metered(context, session.run()));
 }
 
 /// Who has logged in.
@@ -215,18 +216,20 @@ impl Session {
     /// Goes on with a session that has logged in on another worker.
     fn resume(context: Rc<Context>, moving: Moving, account: Arc<AccountRecord>, input: Vec<u8>) {
         let Ok(connection) = Connection::arrive(&context, moving) else { return };
-        let io = context.io.clone();
+        let (of_task, io) = (Rc::clone(&context), context.io.clone());
         let mut session = Self::new(context, connection);
-        if !session.enter(account) {
-            return;
-        }
         session.input = input;
-        io.spawn(session.run());
+        io.spawn(metered(&of_task, async move {
+            if session.enter(account) {
+                session.run().await;
+            }
+        }));
     }
 
     /// Makes this the session of an account. False if its shard is not here.
     fn enter(&mut self, account: Arc<AccountRecord>) -> bool {
         let Some(shard) = self.context.worker.local(account.shard) else { return false };
+        self.context.usages.enter(&account);
         self.user = Some(Box::new(User { account, shard }));
         self.framer.set_limits(Limits::authenticated(self.context.node.config.limits.message_bytes));
         true
@@ -432,6 +435,7 @@ impl Session {
     }
 
     async fn take_frame(&mut self, frame: Frame) -> Result<(), Stop> {
+        self.context.usages.turn_of_command(&self.context.io).await;
         // Given back however the command ends.
         let _room = self.reservation.take();
         let (tag, outcome) = match self.owed.take() {

@@ -30,6 +30,7 @@ use crate::limits;
 use crate::listen::Protocol;
 use crate::login::{LogIn, log_in};
 use crate::node::{Context, Shard};
+use crate::usage::metered;
 
 /// Starts the session of a new connection.
 pub fn start(context: &Rc<Context>, connection: Rc<Connection>) {
@@ -38,7 +39,7 @@ pub fn start(context: &Rc<Context>, connection: Rc<Connection>) {
     let security = Security { passwords: connection.allows_passwords(), starttls: !connection.is_tls() };
     let session = Session::new(Arc::clone(&context.node.pop3), security, &mut output);
     let parked = Parked { session, login_failures: 0, input: Vec::new() };
-    context.io.spawn(Pop3::new(Rc::clone(context), connection, parked, output).run(None));
+    context.io.spawn(metered(context, Pop3::new(Rc::clone(context), connection, parked, output).run(None)));
 }
 
 /// A session on its way to another worker.
@@ -114,8 +115,8 @@ impl Pop3 {
     /// Goes on with a session whose login was right on another worker.
     fn resume(context: Rc<Context>, moving: Moving, account: Arc<AccountRecord>, parked: Parked) {
         let Ok(connection) = Connection::arrive(&context, moving) else { return };
-        let io = context.io.clone();
-        io.spawn(Self::new(context, connection, parked, Vec::new()).run(Some(account)));
+        let (of_task, io) = (Rc::clone(&context), context.io.clone());
+        io.spawn(metered(&of_task, Self::new(context, connection, parked, Vec::new()).run(Some(account))));
     }
 
     /// The session to its end, or to another worker. `account` has logged in already.
@@ -154,7 +155,10 @@ impl Pop3 {
             Event::Flush => self.flush().await,
             Event::LogIn(credentials) => Box::pin(self.log_in(credentials)).await,
             Event::StartTls => Box::pin(self.start_tls()).await,
-            Event::Retrieve(wanted) => Box::pin(self.retrieve(wanted)).await,
+            Event::Retrieve(wanted) => {
+                self.context.usages.turn_of_command(&self.context.io).await;
+                Box::pin(self.retrieve(wanted)).await
+            }
             Event::Update(update) => {
                 Box::pin(self.update(update)).await;
                 Ok(())
@@ -246,6 +250,7 @@ impl Pop3 {
             self.session.refuse(&Refusal::coded(Code::InUse, text), &mut self.output);
             return Ok(());
         };
+        self.context.usages.enter(&account);
         match open(&shard, account.account).await {
             Ok((inbox, maildrop)) => {
                 self.user = Some(Box::new(User { shard, inbox, _lock: lock }));

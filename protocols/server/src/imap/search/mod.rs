@@ -74,7 +74,7 @@ impl Session {
             }
             found |= yes;
             // One user's search must not keep the others waiting.
-            self.context.io.yield_now().await;
+            self.context.turn().await;
         }
         let ends_only = |returns: SearchReturnOptions| (returns.min || returns.max) && !returns.all && !returns.count;
         if let Some(returns) = search.returns.filter(|&returns| asks_modseq && ends_only(returns)) {
@@ -112,7 +112,7 @@ impl Session {
                 }
                 write_search_numbers(&mut self.output, numbers);
                 self.flush_if_full().await?;
-                self.context.io.yield_now().await;
+                self.context.turn().await;
             }
             write_search_end(&mut self.output, modseq);
             return Ok(());
@@ -149,7 +149,7 @@ impl Session {
             new.extend(runs.pop());
             coalesce(&mut new);
             runs.append(&mut new);
-            self.context.io.yield_now().await;
+            self.context.turn().await;
         }
     }
 

@@ -5,7 +5,6 @@ use std::rc::Rc;
 use posthaste_engine::error::EngineError;
 use posthaste_engine::ids::{MailboxId, Uid};
 use posthaste_engine::index::Message;
-use posthaste_engine::io::Runtime;
 use posthaste_engine::read::{MessageBytes, Part};
 use posthaste_imap::response::Code;
 use posthaste_mime::date::SentDate;
@@ -151,7 +150,7 @@ impl Reader {
         let (pieces, mut progress) = ([&bytes.header[..], &bytes.body], Progress::default());
         while open.scan.step_body(pieces, &stretches, &mut progress, limits::SEARCH_STEP_OCTETS) {
             *spent = 0;
-            self.context.io.yield_now().await;
+            self.context.turn().await;
         }
         self.spend(spent, bytes.body.len().min(limits::SEARCH_STEP_OCTETS)).await;
         open.body_done = true;
@@ -168,7 +167,7 @@ impl Reader {
             let mut progress = Progress::default();
             while open.scan.step_header(header, &mut progress, limits::SEARCH_STEP_OCTETS / 2) {
                 *spent = 0;
-                self.context.io.yield_now().await;
+                self.context.turn().await;
             }
         }
         self.spend(spent, 2 * bytes.header.len().min(limits::SEARCH_STEP_OCTETS)).await;
@@ -190,7 +189,7 @@ impl Reader {
         *spent += octets;
         if *spent >= limits::SEARCH_STEP_OCTETS {
             *spent = 0;
-            self.context.io.yield_now().await;
+            self.context.turn().await;
         }
     }
 }

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use crate::bodies::{Cut, Piece, pack_in_record};
 use crate::error::{EngineError, Refusal};
 use crate::flags::{Flags, KEYWORDS_MAX};
 use crate::format::checksum;
 use crate::format::dictionary::{DictionaryKind, DictionarySet};
 use crate::format::frame::{BLOCK_RAW_BYTES, FrameInfo, HEADER_RAW_BYTES, Packer};
-use crate::format::message::{BlockForm, BlockReference, MessageHead, PLACEMENTS_MAX, PREFIX_BYTES_MAX, Placement};
+use crate::format::message::{
+    BlockForm, BlockReference, Extent, MessageHead, PLACEMENTS_MAX, PREFIX_BYTES_MAX, Placement,
+};
 use crate::format::record::{Keyword, Record};
 use crate::ids::{AccountId, Lsn, MailboxId, ModSeq, Uid};
 use crate::index::MESSAGES_MAX;
@@ -32,12 +35,32 @@ pub struct Prepared {
     digest_overflow: FrameInfo,
     header: FrameInfo,
     body: FrameInfo,
-    /// The stored bytes of the four frames, one after another.
+    /// What the body's frame and those of contents say.
+    extents: Vec<Extent>,
+    /// The stored bytes of all frames, one after another.
     frames: Vec<u8>,
     /// A body of more than 256 KB, with what comes before it of a header of more than 1 MB, in blocks.
-    blocks: Vec<(FrameInfo, Vec<u8>)>,
+    blocks: Vec<Block>,
     /// Those that frames or blocks name; the segment that they go to has to embed them.
     dictionaries: Option<Arc<DictionarySet>>,
+}
+
+/// A part of a body that gets a record of its own.
+struct Block {
+    form: BlockForm,
+    info: FrameInfo,
+    stored: Vec<u8>,
+}
+
+impl Block {
+    fn pack(packer: &mut Packer, piece: &Piece<'_>, form: BlockForm) -> Self {
+        let mut stored = Vec::new();
+        let info = match piece {
+            Piece::AsItIs(octets) => packer.pack_as(DictionaryKind::Body, octets, &mut stored),
+            Piece::Content(content) => packer.pack(content, &mut stored),
+        };
+        Self { form, info, stored }
+    }
 }
 
 impl Prepared {
@@ -57,19 +80,18 @@ impl Prepared {
         let digest = packer.pack_as(DictionaryKind::Digest, small, &mut frames);
         let digest_overflow = packer.pack(overflow, &mut frames);
         let header = packer.pack_as(DictionaryKind::Header, header_bytes, &mut frames);
-        let (mut body, mut blocks) = (FrameInfo::NONE, Vec::new());
+        let (mut body, mut extents, mut blocks) = (FrameInfo::NONE, Vec::new(), Vec::new());
         if body_bytes.len() <= BLOCK_RAW_BYTES {
-            body = packer.pack_as(DictionaryKind::Body, body_bytes, &mut frames);
+            (body, extents) = pack_in_record(packer, body_bytes, &mut frames);
         } else {
-            blocks = body_bytes
-                .chunks(BLOCK_RAW_BYTES)
-                .map(|block| {
-                    let mut stored = Vec::new();
-                    (packer.pack_as(DictionaryKind::Body, block, &mut stored), stored)
-                })
-                .collect();
+            let has_whole_header = header_bytes.len() == header_octets as usize;
+            let cut = if has_whole_header { Cut::at_base64(body_bytes) } else { Cut::anywhere(body_bytes) };
+            if !cut.in_record().is_empty() {
+                (body, extents) = pack_in_record(packer, cut.in_record(), &mut frames);
+            }
+            cut.each_piece(|piece, form| blocks.push(Block::pack(packer, &piece, form)));
         }
-        let infos = [digest, header, body].into_iter().chain(blocks.iter().map(|(info, _)| *info));
+        let infos = [digest, header, body].into_iter().chain(blocks.iter().map(|block| block.info));
         let are_needed = infos.into_iter().any(|info| info.needs_dictionary().is_some());
         Self {
             dictionaries: packer.dictionaries().filter(|_| are_needed).cloned(),
@@ -83,6 +105,7 @@ impl Prepared {
             digest_overflow,
             header,
             body,
+            extents,
             frames,
             blocks,
         }
@@ -95,7 +118,7 @@ impl Prepared {
 
     /// Bytes that this takes in memory and, about, in the log.
     pub fn stored_bytes(&self) -> usize {
-        self.frames.len() + self.blocks.iter().map(|(_, stored)| stored.len()).sum::<usize>()
+        self.frames.len() + self.blocks.iter().map(|block| block.stored.len()).sum::<usize>()
     }
 }
 
@@ -228,7 +251,7 @@ impl<S: Storage> Shard<S> {
                 body: message.body,
                 placements,
                 blocks,
-                extents: Vec::new(),
+                extents: message.extents.clone(),
                 contents: Vec::new(),
             };
             log.need(message.dictionaries.as_ref());
@@ -358,7 +381,7 @@ impl<S: Storage> Shard<S> {
     /// Makes the blocks of a large body durable, so that the message record can name them.
     async fn write_blocks(&self, message: &Prepared) -> Result<Vec<BlockReference>, EngineError> {
         let mut references = Vec::with_capacity(message.blocks.len());
-        for (info, stored) in &message.blocks {
+        for Block { form, info, stored } in &message.blocks {
             self.admit().await?;
             let (lsn, place, ticket) = {
                 let mut log = self.0.log.borrow_mut();
@@ -368,12 +391,12 @@ impl<S: Storage> Shard<S> {
                 let place = log.push(lsn, 0, Record::Block(*info), &[stored]);
                 (lsn, place, self.ticket(&mut log))
             };
-            references.push((lsn, place, ticket, info.raw_len));
+            references.push((lsn, place, ticket, *form));
         }
         let mut blocks = Vec::with_capacity(references.len());
-        for (lsn, place, ticket, raw_len) in references {
+        for (lsn, place, ticket, form) in references {
             let location = ticket.committed().await?.location(place);
-            blocks.push(BlockReference { lsn, location, form: BlockForm::as_it_is(raw_len) });
+            blocks.push(BlockReference { lsn, location, form });
         }
         Ok(blocks)
     }

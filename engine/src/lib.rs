@@ -4,6 +4,7 @@
 //! The format on disk is described in `docs/format.md`, what an acknowledgement means in `docs/durability.md`.
 
 pub mod accounts;
+mod bodies;
 pub mod changes;
 pub mod check;
 mod checkpoint;

@@ -7,10 +7,9 @@ use std::cell::Cell;
 use crate::error::{Damage, EngineError, Refusal};
 use crate::flags::{Flags, UidSet};
 use crate::format::FormatError;
-use crate::format::base64_lines::put_lines;
 use crate::format::codec::{Input, Wire};
 use crate::format::frame::{FrameInfo, Unpacker};
-use crate::format::message::{BlockForm, BlockReference, MessageReader};
+use crate::format::message::{BlockForm, BlockReference, MessageReader, put_part};
 use crate::format::record::{RECORD_HEADER_BYTES, RecordHeader, kind};
 use crate::ids::{Location, MailboxId, Position, Uid};
 use crate::index::{MailboxIndex, Message};
@@ -316,10 +315,7 @@ pub(crate) fn unpack_block(
     }
     let mut content = Vec::new();
     info.unpack(BLOCK, stored, unpacker, &mut content)?;
-    let start = out.len();
-    put_lines(&content, line_octets.into(), octets as usize, out);
-    let (needed, available) = (u64::from(octets), (out.len() - start) as u64);
-    if available == needed { Ok(()) } else { Err(FormatError::Short { what: BLOCK, needed, available }) }
+    put_part(&content, line_octets, octets, BLOCK, out)
 }
 
 /// What errors call the frame of a block.

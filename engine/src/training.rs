@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
+use crate::bodies::without_base64;
 use crate::dictionaries::{DictionaryConfig, SharedDictionaries};
 use crate::error::EngineError;
 use crate::format::dictionary::{Dictionary, DictionaryKind, DictionarySet};
@@ -61,7 +62,8 @@ impl<S: Storage> Shard<S> {
                 let whole = self.read_message_once(&message, mailbox, Part::Whole).await;
                 let (Ok(digest), Ok(whole)) = (digest, whole) else { continue };
                 let part = |bytes: &[u8]| bytes[..bytes.len().min(PART_BYTES_MAX)].to_vec();
-                let parts = [part(&digest.digest), part(&whole.header), part(&whole.body)];
+                // What base64 says is stored apart from the rest, without a dictionary.
+                let parts = [part(&digest.digest), part(&whole.header), part(&without_base64(&whole.body))];
                 samples.push(Sample { account, parts });
                 self.0.storage.yield_now().await;
             }

@@ -374,19 +374,38 @@ fn name(shard: ShardId, mailbox: MailboxId) -> MailboxId {
     MailboxId(mailbox.0 << 3 | u64::from(shard.0))
 }
 
-/// A body that tells its token, and whose length depends on it: now and then it takes several blocks.
+/// A body that tells its token, and whose length depends on it: now and then it takes several blocks. Many have attachments that
+/// others have, too, or what looks like one.
 fn body_of(token: u64) -> Vec<u8> {
     let mut body = format!("token {token}\r\n").into_bytes();
     let lines = if token.is_multiple_of(97) { 14_000 } else { 1 + token % 40 };
     for line in 0..lines {
         body.extend_from_slice(format!("{token} {line} {}\r\n", line.wrapping_mul(token)).as_bytes());
         if line == 3 && token % 5 < 2 {
-            // An attachment that others have, too.
-            let content: Vec<u8> = (0..3500 + token % 3).map(|octet| ((octet * (7 + token % 3)) >> 3) as u8).collect();
-            put_lines(&content, 76, usize::MAX / 2, &mut body);
+            attach(&mut body, 3500 + token % 3, token);
+        }
+        if line == 5 && token % 7 == 3 {
+            // Too short for a block of its own; and then a line of base64 that says nothing with its last bits.
+            attach(&mut body, 700 + token % 50, token);
+            body.extend_from_slice(b"QR==\r\n");
+        }
+    }
+    if token % 23 == 5 {
+        // Larger than what lies in a message's record.
+        for number in 0..4 {
+            attach(&mut body, 55_000 + token % 2, token + number % 3);
+            body.extend_from_slice(format!("--{number}\r\n").as_bytes());
+        }
+        if token.is_multiple_of(3) {
+            body.truncate(body.len() - 7);
         }
     }
     body
+}
+
+fn attach(body: &mut Vec<u8>, octets: u64, like: u64) {
+    let content: Vec<u8> = (0..octets).map(|octet| ((octet * (7 + like % 3)) >> 3) as u8).collect();
+    put_lines(&content, if like.is_multiple_of(11) { 64 } else { 76 }, usize::MAX / 2, body);
 }
 
 const HEADER: &[u8] = b"From: a@example.org\r\nSubject: s\r\n\r\n";

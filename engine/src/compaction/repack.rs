@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::format::base64_lines::{Base64Text, find};
+use crate::bodies::{Cut, Piece, pack_in_record};
 use crate::format::dictionary::{Dictionary, DictionaryKind, DictionarySet};
 use crate::format::frame::{BLOCK_RAW_BYTES, FrameInfo, Packer, Unpacker};
 use crate::format::message::{BlockForm, MessageHead, MessageReader};
@@ -122,51 +122,41 @@ impl Repacker {
         }
         let (header_bytes, body) = rest.split_at(head.header.raw_len as usize);
         let has_whole_header = head.header.raw_len == head.header_octets;
-        let texts = if is_all_there && has_whole_header { find(body) } else { Vec::new() };
+        let cut = (is_all_there && has_whole_header).then(|| Cut::at_base64(body)).filter(Cut::has_base64);
         let mut frames = Vec::with_capacity(payload.len());
         let mut head = head.clone();
         head.digest = self.packer.pack_as(DictionaryKind::Digest, small, &mut frames);
         head.digest_overflow = self.packer.pack(overflow, &mut frames);
         head.header = self.packer.pack_as(DictionaryKind::Header, header_bytes, &mut frames);
         // A small message that lies in parts of which none is needed any more goes back into its record.
-        let is_made_whole = texts.is_empty() && is_all_there && rest.len() <= BLOCK_RAW_BYTES;
+        let is_made_whole = cut.is_none() && is_all_there && rest.len() <= BLOCK_RAW_BYTES;
         if is_made_whole {
             head.blocks.clear();
         }
-        let (first, parts) = match texts.first() {
-            None if is_made_whole => (body, Vec::new()),
-            None => (&body[..in_record - header_bytes.len()], Vec::new()),
-            Some(text) if text.start <= BLOCK_RAW_BYTES => {
-                (&body[..text.start], self.pack_parts(body, text.start, &texts))
-            }
-            Some(_) => (&body[..0], self.pack_parts(body, 0, &texts)),
+        let first = match &cut {
+            Some(cut) => cut.in_record(),
+            None if is_made_whole => body,
+            None => &body[..in_record - header_bytes.len()],
         };
-        head.body = match first {
-            [] => FrameInfo::NONE,
-            first => self.packer.pack_as(DictionaryKind::Body, first, &mut frames),
+        (head.body, head.extents) = match first {
+            [] => (FrameInfo::NONE, Vec::new()),
+            first => pack_in_record(&mut self.packer, first, &mut frames),
         };
+        let mut parts = Vec::new();
+        if let Some(cut) = cut {
+            cut.each_piece(|piece, form| parts.push(self.pack_piece(piece, form)));
+        }
         Ok(Repacked::Message { header, head: Box::new(head), frames, parts })
     }
 
-    /// Cuts a body from `at` on into the contents of texts and what stands between these.
-    fn pack_parts(&mut self, body: &[u8], mut at: usize, texts: &[Base64Text]) -> Vec<Part> {
-        let mut parts = Vec::new();
-        for text in texts {
-            self.pack_between(&body[at..text.start], &mut parts);
-            let hash = *blake3::keyed_hash(&self.key, &text.content).as_bytes();
-            let packed = self.known.insert(hash).then(|| self.pack_content(&text.content));
-            let form = BlockForm { octets: text.octets as u32, line_octets: text.line_octets as u16 };
-            parts.push(Part { form, content: Some(Content { hash, bytes: text.content.clone() }), packed });
-            at = text.start + text.octets;
-        }
-        self.pack_between(&body[at..], &mut parts);
-        parts
-    }
-
-    fn pack_between(&mut self, octets: &[u8], parts: &mut Vec<Part>) {
-        for chunk in octets.chunks(BLOCK_RAW_BYTES) {
-            let form = BlockForm::as_it_is(chunk.len() as u32);
-            parts.push(Part { form, content: None, packed: Some(self.pack_part(chunk)) });
+    fn pack_piece(&mut self, piece: Piece<'_>, form: BlockForm) -> Part {
+        match piece {
+            Piece::AsItIs(octets) => Part { form, content: None, packed: Some(self.pack_part(octets)) },
+            Piece::Content(bytes) => {
+                let hash = *blake3::keyed_hash(&self.key, &bytes).as_bytes();
+                let packed = self.known.insert(hash).then(|| self.pack_content(&bytes));
+                Part { form, content: Some(Content { hash, bytes }), packed }
+            }
         }
     }
 }

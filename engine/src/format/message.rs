@@ -1,6 +1,7 @@
 //! The message record: a head with everything that replay and FETCH need first, then the frames of digest, header and
 //! body. A FETCH of the header reads the record only up to the end of the header frame.
 
+use super::base64_lines::put_lines;
 use super::codec::{Input, Wire, wire_struct};
 use super::frame::{FrameInfo, Unpacker};
 use super::{FormatError, checksum, verify_checksum};
@@ -109,11 +110,27 @@ impl Wire for BlockForm {
     }
 }
 
-/// A run of the original body: literal bytes of the stored body, or base64 lines of a shared content.
+/// A run of the original body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
+    /// Octets of the body's frame.
     Literal { octets: u64 },
+    /// Base64 lines of a shared content. Not written yet.
     Content { content: u32, start: u64, octets: u64, line_octets: u16, crlf: bool },
+    /// Base64 of what a frame of its own holds, which follows in the record: the first `octets` of lines of `line_octets`, each
+    /// with CRLF.
+    Base64 { octets: u32, line_octets: u16, frame: FrameInfo },
+}
+
+impl Extent {
+    /// What its encoding takes.
+    fn encoded_bytes(&self) -> usize {
+        match self {
+            Self::Literal { .. } => 9,
+            Self::Content { .. } => 24,
+            Self::Base64 { .. } => 7 + FrameInfo::MIN_BYTES,
+        }
+    }
 }
 
 impl Wire for Extent {
@@ -133,21 +150,28 @@ impl Wire for Extent {
                 line_octets.put(out);
                 crlf.put(out);
             }
+            Self::Base64 { octets, line_octets, frame } => {
+                2_u8.put(out);
+                octets.put(out);
+                line_octets.put(out);
+                frame.put(out);
+            }
         }
     }
 
     fn take(input: &mut Input<'_>) -> Result<Self, super::codec::DecodeError> {
-        let tag = u8::take(input)?;
-        let octets = u64::take(input)?;
-        Ok(match tag {
-            0 => Self::Literal { octets },
+        Ok(match u8::take(input)? {
+            0 => Self::Literal { octets: Wire::take(input)? },
             1 => Self::Content {
-                octets,
+                octets: Wire::take(input)?,
                 content: Wire::take(input)?,
                 start: Wire::take(input)?,
                 line_octets: Wire::take(input)?,
                 crlf: Wire::take(input)?,
             },
+            2 => {
+                Self::Base64 { octets: Wire::take(input)?, line_octets: Wire::take(input)?, frame: Wire::take(input)? }
+            }
             value => return Err(super::codec::DecodeError::Value { field: "extent", value: value.into() }),
         })
     }
@@ -176,7 +200,7 @@ pub struct MessageHead {
     pub body: FrameInfo,
     pub placements: Vec<Placement>,
     pub blocks: Vec<BlockReference>,
-    /// Empty where the body is stored as it is.
+    /// What the body's frame says, together with the frames that these name. Empty where it is the body as it is.
     pub extents: Vec<Extent>,
     /// The contents that the extents name by their place here.
     pub contents: Vec<MessageId>,
@@ -221,13 +245,7 @@ impl MessageHead {
             bytes += Placement::MIN_BYTES + flag_bytes + placement.prefix.len();
         }
         bytes += self.blocks.len() * BlockReference::MIN_BYTES + self.contents.len() * MessageId::MIN_BYTES;
-        for extent in &self.extents {
-            bytes += match extent {
-                Extent::Literal { .. } => 9,
-                Extent::Content { .. } => 24,
-            };
-        }
-        bytes
+        bytes + self.extents.iter().map(Extent::encoded_bytes).sum::<usize>()
     }
 
     /// The length of the sealed head at the start of a payload.
@@ -294,20 +312,17 @@ impl<'a> MessageReader<'a> {
     }
 
     fn unpack(&self, wanted: usize, unpacker: &mut Unpacker, out: &mut Vec<u8>) -> Result<(), FormatError> {
-        let mut offset = 0;
-        for (index, (what, info)) in self.head.frames().into_iter().enumerate() {
-            let end = offset + info.stored_len as usize;
-            if index == wanted {
-                let stored = self.frames.get(offset..end).ok_or(FormatError::Short {
-                    what,
-                    needed: end as u64,
-                    available: self.frames.len() as u64,
-                })?;
-                return info.unpack(what, stored, unpacker, out);
-            }
-            offset = end;
-        }
-        Ok(())
+        let frames = self.head.frames();
+        let (what, info) = frames[wanted];
+        let offset = frames[..wanted].iter().map(|(_, before)| before.stored_len as usize).sum();
+        info.unpack(what, self.stored(what, offset, &info)?, unpacker, out)
+    }
+
+    /// The stored bytes of a frame that begins so far behind the head.
+    fn stored(&self, what: &'static str, offset: usize, info: &FrameInfo) -> Result<&'a [u8], FormatError> {
+        let end = offset + info.stored_len as usize;
+        let available = self.frames.len() as u64;
+        self.frames.get(offset..end).ok_or(FormatError::Short { what, needed: end as u64, available })
     }
 
     pub fn digest(&self, unpacker: &mut Unpacker, out: &mut Vec<u8>) -> Result<(), FormatError> {
@@ -322,8 +337,59 @@ impl<'a> MessageReader<'a> {
 
     /// The body and what comes before it of the header, where they are in the record; blocks are read by who knows where they are.
     pub fn body(&self, unpacker: &mut Unpacker, out: &mut Vec<u8>) -> Result<(), FormatError> {
-        self.unpack(3, unpacker, out)
+        if self.head.extents.is_empty() {
+            return self.unpack(3, unpacker, out);
+        }
+        let mut literals = Vec::new();
+        self.unpack(3, unpacker, &mut literals)?;
+        let mut literals = &literals[..];
+        let mut offset = self.head.frames().iter().map(|(_, info)| info.stored_len as usize).sum();
+        let mut content = Vec::new();
+        for extent in &self.head.extents {
+            match *extent {
+                Extent::Literal { octets } => {
+                    let len = usize::try_from(octets).unwrap_or(usize::MAX);
+                    let (literal, others) = literals.split_at_checked(len).ok_or(FormatError::Short {
+                        what: "body frame",
+                        needed: octets,
+                        available: literals.len() as u64,
+                    })?;
+                    out.extend_from_slice(literal);
+                    literals = others;
+                }
+                Extent::Base64 { octets, line_octets, frame } => {
+                    const WHAT: &str = "content frame";
+                    content.clear();
+                    frame.unpack(WHAT, self.stored(WHAT, offset, &frame)?, unpacker, &mut content)?;
+                    offset += frame.stored_len as usize;
+                    put_part(&content, line_octets, octets, WHAT, out)?;
+                }
+                Extent::Content { .. } => {
+                    let source = super::codec::DecodeError::Value { field: "extent", value: 1 };
+                    return Err(FormatError::Decode { what: "message head", source });
+                }
+            }
+        }
+        if literals.is_empty() {
+            return Ok(());
+        }
+        let detail = format!("{} octets more than the extents of the body name", literals.len());
+        Err(FormatError::Misplaced { what: "body frame", detail })
     }
+}
+
+/// Appends base64 lines of a content, so many octets of them.
+pub(crate) fn put_part(
+    content: &[u8],
+    line_octets: u16,
+    octets: u32,
+    what: &'static str,
+    out: &mut Vec<u8>,
+) -> Result<(), FormatError> {
+    let start = out.len();
+    put_lines(content, line_octets.into(), octets as usize, out);
+    let (needed, available) = (u64::from(octets), (out.len() - start) as u64);
+    if available == needed { Ok(()) } else { Err(FormatError::Short { what, needed, available }) }
 }
 
 #[cfg(test)]
@@ -363,6 +429,7 @@ mod tests {
             extents: vec![
                 Extent::Literal { octets: 3 },
                 Extent::Content { content: 0, start: 1, octets: 2, line_octets: 76, crlf: true },
+                Extent::Base64 { octets: 4, line_octets: 76, frame: FrameInfo { raw_len: 3, ..FrameInfo::NONE } },
             ],
             contents: vec![MessageId::default()],
         };

@@ -16,6 +16,7 @@ use crate::ids::{AccountId, Lsn, MailboxId, ModSeq, Uid};
 use crate::index::MESSAGES_MAX;
 use crate::indexes::INDEXES_KEPT;
 use crate::mailboxes::INBOX;
+use crate::recent_blocks::RecordPlace;
 use crate::shard::{Log, Shard};
 use crate::slots::Slot;
 use crate::storage::Storage;
@@ -48,18 +49,20 @@ pub struct Prepared {
 /// A part of a body that gets a record of its own.
 struct Block {
     form: BlockForm,
+    /// What base64 says: other messages may have it, too.
+    is_content: bool,
     info: FrameInfo,
-    stored: Vec<u8>,
+    stored: Arc<[u8]>,
 }
 
 impl Block {
     fn pack(packer: &mut Packer, piece: &Piece<'_>, form: BlockForm) -> Self {
         let mut stored = Vec::new();
-        let info = match piece {
-            Piece::AsItIs(octets) => packer.pack_as(DictionaryKind::Body, octets, &mut stored),
-            Piece::Content(content) => packer.pack(content, &mut stored),
+        let (info, is_content) = match piece {
+            Piece::AsItIs(octets) => (packer.pack_as(DictionaryKind::Body, octets, &mut stored), false),
+            Piece::Content(content) => (packer.pack(content, &mut stored), true),
         };
-        Self { form, info, stored }
+        Self { form, is_content, info, stored: stored.into() }
     }
 }
 
@@ -378,27 +381,53 @@ impl<S: Storage> Shard<S> {
         state.slots.get_mut(&inbox).is_some_and(|slot| self.check_messages(slot, 1).is_err())
     }
 
-    /// Makes the blocks of a large body durable, so that the message record can name them.
+    /// Makes the blocks of a large body durable, so that the message record can name them. Contents that the active segment
+    /// has already are not written again; [`Shard::delivering`] keeps them.
     async fn write_blocks(&self, message: &Prepared) -> Result<Vec<BlockReference>, EngineError> {
-        let mut references = Vec::with_capacity(message.blocks.len());
-        for Block { form, info, stored } in &message.blocks {
+        let (mut places, mut tickets) = (Vec::with_capacity(message.blocks.len()), Vec::new());
+        for block in &message.blocks {
             self.admit().await?;
-            let (lsn, place, ticket) = {
-                let mut log = self.0.log.borrow_mut();
-                log.check_open(self.0.id)?;
-                let lsn = log.next_lsn(self.0.epoch);
-                log.need(message.dictionaries.as_ref());
-                let place = log.push(lsn, 0, Record::Block(*info), &[stored]);
-                (lsn, place, self.ticket(&mut log))
+            let mut log = self.0.log.borrow_mut();
+            log.check_open(self.0.id)?;
+            let (lsn, place) = match self.known_block(&log, block) {
+                Some(known) => known,
+                None => self.push_block(&mut log, message, block),
             };
-            references.push((lsn, place, ticket, *form));
+            if place.get().is_none() {
+                // Its batch is this one, or that before it: if that fails, so does this.
+                tickets.push(self.ticket(&mut log));
+            }
+            places.push((lsn, place, block.form));
         }
-        let mut blocks = Vec::with_capacity(references.len());
-        for (lsn, place, ticket, form) in references {
-            let location = ticket.committed().await?.location(place);
-            blocks.push(BlockReference { lsn, location, form });
+        for ticket in tickets {
+            ticket.committed().await?;
         }
-        Ok(blocks)
+        let reference = |(lsn, place, form): (Lsn, RecordPlace, BlockForm)| {
+            let location = place.get().expect("a batch tells places before its tickets");
+            BlockReference { lsn, location, form }
+        };
+        Ok(places.into_iter().map(reference).collect())
+    }
+
+    /// A content that has been written to the active segment, or is about to be.
+    fn known_block(&self, log: &Log, block: &Block) -> Option<(Lsn, RecordPlace)> {
+        let active = log.active.as_ref().map(|active| active.name.segment);
+        let recent = self.0.recent_blocks.borrow();
+        let (lsn, place) = recent.find(&block.info, &block.stored).filter(|_| block.is_content)?;
+        let is_active = place.get().is_none_or(|location| Some(location.segment) == active);
+        is_active.then_some((lsn, place))
+    }
+
+    fn push_block(&self, log: &mut Log, message: &Prepared, block: &Block) -> (Lsn, RecordPlace) {
+        let lsn = log.next_lsn(self.0.epoch);
+        log.need(message.dictionaries.as_ref());
+        let in_batch = log.push(lsn, 0, Record::Block(block.info), &[&block.stored]);
+        let place = RecordPlace::default();
+        log.tell_place(in_batch, &place);
+        if block.is_content {
+            self.0.recent_blocks.borrow_mut().keep(block.info, &block.stored, lsn, &place);
+        }
+        (lsn, place)
     }
 }
 

@@ -28,6 +28,7 @@ pub mod read;
 pub mod reading;
 mod rebuild;
 pub mod receipts;
+mod recent_blocks;
 pub mod recovery;
 pub mod shard;
 pub mod slots;

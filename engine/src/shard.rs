@@ -30,6 +30,7 @@ use crate::ids::{AccountId, Epoch, Location, Lsn, MailboxId, MessageId, Position
 use crate::message_cache::MessageCache;
 use crate::node::SharedDirectory;
 use crate::planted::{self, Bug};
+use crate::recent_blocks::{RecentBlocks, RecordPlace};
 use crate::state::State;
 use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, StorageError, Wal};
 
@@ -201,6 +202,8 @@ struct Building {
     /// Mailboxes whose tip counts an operation of this batch, once for each.
     touched: Vec<MailboxId>,
     waiters: Vec<Waiter>,
+    /// Who wants to know where a record is, beside those who wait.
+    placed: Vec<(RecordPlace, PlaceInBatch)>,
     /// What frames of the records name, in sets: almost always one.
     dictionaries: Vec<Arc<DictionarySet>>,
     /// Somebody waits, or the records must not stay in memory: commit now.
@@ -272,6 +275,8 @@ pub(crate) struct Inner<S: Storage> {
     pub unpacker: RefCell<Unpacker>,
     /// Messages that were read shortly before.
     pub messages: RefCell<MessageCache>,
+    /// Contents of the active segment.
+    pub recent_blocks: RefCell<RecentBlocks>,
     /// Structure changes of an account go one after another.
     pub account_locks: RefCell<AccountLocks>,
     /// Ids of dictionaries that no segment has: they are not looked for again.
@@ -383,6 +388,11 @@ impl Log {
         PlaceInBatch { offset, len, index }
     }
 
+    /// Lets `known` say where a record of the batch lies as soon as that is committed, before any ticket says so.
+    pub(crate) fn tell_place(&mut self, place: PlaceInBatch, known: &RecordPlace) {
+        self.building.placed.push((Rc::clone(known), place));
+    }
+
     /// Closes a transaction that began with the record of LSN `transaction`.
     pub(crate) fn push_commit(&mut self, epoch: Epoch, transaction: u64, records: u32) {
         let lsn = self.next_lsn(epoch);
@@ -457,6 +467,7 @@ impl<S: Storage> Shard<S> {
             sealed: RefCell::new(from.sealed),
             packer: RefCell::default(),
             unpacker: RefCell::default(),
+            recent_blocks: RefCell::default(),
             account_locks: RefCell::default(),
             lost_dictionaries: RefCell::default(),
             dictionaries: OnceCell::new(),
@@ -770,7 +781,7 @@ impl<S: Storage> Shard<S> {
             return self.fail(building, error);
         }
         let records_start = building.batch.records_start();
-        let Building { batch, records, touched, waiters, .. } = building;
+        let Building { batch, records, touched, waiters, placed, .. } = building;
         let (name, position, bytes) = {
             let log = inner.log.borrow();
             let active = log.active.as_ref().expect("make_room began a segment");
@@ -781,14 +792,15 @@ impl<S: Storage> Shard<S> {
             records_offset: position.offset + records_start,
             first_ordinal: log.active.as_ref().map_or(0, |active| active.entries.len() as u32),
         };
-        let mut rest = Some((records, touched, waiters));
+        let mut rest = Some((records, touched, waiters, placed));
         if planted::is_on(Bug::PublishBeforeSync) {
-            let (records, touched, waiters) = rest.take().expect("just made");
+            let (records, touched, waiters, placed) = rest.take().expect("just made");
             let committed = committed(&inner.log.borrow());
+            placed.iter().for_each(|(known, place)| known.set(Some(committed.location(*place))));
             self.publish(committed, batch_bytes, records, touched, waiters);
         }
         let (result, _) = inner.wal.append(name, position.offset, bytes, true).await;
-        let Some((records, touched, waiters)) = rest else { return };
+        let Some((records, touched, waiters, placed)) = rest else { return };
         match result {
             Err(error) if !planted::is_on(Bug::IgnoreFailedSync) => {
                 let building = Building { records, touched, waiters, ..Building::default() };
@@ -797,6 +809,7 @@ impl<S: Storage> Shard<S> {
             }
             _ => {
                 let committed = committed(&inner.log.borrow());
+                placed.iter().for_each(|(known, place)| known.set(Some(committed.location(*place))));
                 self.publish(committed, batch_bytes, records, touched, waiters);
             }
         }
@@ -864,6 +877,7 @@ impl<S: Storage> Shard<S> {
     /// Fails a batch, everything queued behind it, and the tip they stand on.
     fn fail(&self, building: Building, error: EngineError) {
         let queued = std::mem::take(&mut self.0.log.borrow_mut().building);
+        self.0.recent_blocks.borrow_mut().clear();
         self.0.state.borrow_mut().discard_tips();
         for waiter in building.waiters.into_iter().chain(queued.waiters) {
             let _ = waiter.send(Err(error.clone()));
@@ -930,6 +944,7 @@ impl<S: Storage> Shard<S> {
     /// Seals the active segment. Its batches are all durable.
     pub(crate) async fn seal_active(&self) -> Result<(), StorageError> {
         let inner = &self.0;
+        inner.recent_blocks.borrow_mut().clear();
         let (active, data_end) = {
             let mut log = inner.log.borrow_mut();
             let data_end = log.position.offset;

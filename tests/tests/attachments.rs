@@ -1,8 +1,11 @@
 //! Bodies with base64 in them, through delivery, restart and compaction: they come back byte for byte, and take less.
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use posthaste_engine::check::check_shard;
 use posthaste_engine::compaction::Choice;
@@ -11,6 +14,7 @@ use posthaste_engine::flags::UidSet;
 use posthaste_engine::format::base64_lines::put_lines;
 use posthaste_engine::format::frame::Packer;
 use posthaste_engine::ids::{AccountId, MailboxId, ShardId, Uid};
+use posthaste_engine::io::Runtime;
 use posthaste_engine::io::sim::{SeededRandom, Sim, SimIo};
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
 use posthaste_engine::read::Part;
@@ -204,6 +208,108 @@ fn letter(number: usize, contents: &[Vec<u8>]) -> Vec<u8> {
     }
     body.extend_from_slice(b"--b--\r\n");
     body
+}
+
+fn contents() -> Vec<Vec<u8>> {
+    let mut random = SeededRandom::new(7);
+    [150_000, 90_000, 300_000].map(|octets| noise(&mut random, octets)).to_vec()
+}
+
+const CONTENTS_OCTETS: u64 = 540_000;
+
+/// Delivers letters at once, and says how much the log has grown.
+async fn deliver_at_once(io: &SimIo, store: &Rc<Store>, bodies: &[Vec<u8>]) -> u64 {
+    let before = store.shard.stats().log_bytes;
+    let delivered = Rc::new(Cell::new(0));
+    for body in bodies {
+        let (store, body, delivered) = (Rc::clone(store), body.clone(), Rc::clone(&delivered));
+        io.spawn(async move {
+            store.deliver(&body).await;
+            delivered.set(delivered.get() + 1);
+        });
+    }
+    while delivered.get() < bodies.len() {
+        io.sleep(Duration::from_millis(1)).await;
+    }
+    store.shard.stats().log_bytes - before
+}
+
+#[test]
+fn what_the_segment_has_is_not_written_again() {
+    for seed in 1..=4 {
+        let sim = Sim::new(seed);
+        let io = sim.io();
+        sim.run(async move {
+            let store = Rc::new(open(&io, 64 << 20).await);
+            // They differ in their text, so that no two messages are the same.
+            let letters: Vec<Vec<u8>> = (0..12).map(|_| letter(0, &contents())).collect();
+            let grown = deliver_at_once(&io, &store, &letters[..6]).await;
+            assert!(grown < CONTENTS_OCTETS * 11 / 10, "seed {seed}: {grown} octets for six at once");
+            let before = store.shard.stats().log_bytes;
+            for letter in &letters[6..] {
+                store.deliver(letter).await;
+            }
+            let grown = store.shard.stats().log_bytes - before;
+            assert!(grown < CONTENTS_OCTETS / 10, "seed {seed}: {grown} octets for six more");
+            let mut random = SeededRandom::new(seed);
+            store.expect(&letters, &mut random, "delivered").await;
+            // The one that brought the contents goes, and the others keep them.
+            store.shard.expunge_messages(store.inbox, UidSet::range(1..=6)).await.unwrap();
+            store.shard.compact(Choice::All).await.unwrap();
+            store.expect(&letters, &mut random, "compacted").await;
+            store.expect_no_findings(&io, "compacted").await;
+            assert_eq!(store.shard.status(store.inbox).unwrap().exists, 6);
+            // What compaction has taken away is not named any more.
+            let grown = deliver_at_once(&io, &store, &letters[..2]).await;
+            assert!(grown > CONTENTS_OCTETS, "seed {seed}: {grown} octets for two in another segment");
+            let bodies: Vec<Vec<u8>> = letters.iter().chain(&letters[..2]).cloned().collect();
+            store.expect(&bodies, &mut random, "after compaction").await;
+            store.worker.stop().await.unwrap();
+        })
+        .unwrap();
+    }
+}
+
+/// Segments are sealed and compacted while letters arrive that have contents in common.
+#[test]
+fn letters_that_arrive_while_segments_go_keep_their_contents() {
+    for seed in 1..=8 {
+        println!("seed {seed}");
+        let sim = Sim::new(seed);
+        let (io, random_io) = (sim.io(), sim.clone());
+        let bodies: Rc<Vec<Vec<u8>>> =
+            Rc::new((0..36).map(|number| letter(number, &contents()[..2 + number % 2])).collect());
+        let given = Rc::clone(&bodies);
+        sim.run(async move {
+            let store = Rc::new(open(&io, 1 << 20).await);
+            let delivered = Rc::new(Cell::new(0));
+            let got: Rc<RefCell<BTreeMap<Uid, Vec<u8>>>> = Rc::default();
+            for sender in 0..3 {
+                let (store, given, io) = (Rc::clone(&store), Rc::clone(&given), io.clone());
+                let (delivered, got) = (Rc::clone(&delivered), Rc::clone(&got));
+                io.clone().spawn(async move {
+                    for body in given.iter().skip(sender).step_by(3) {
+                        let uid = store.deliver(body).await;
+                        got.borrow_mut().insert(uid, body.clone());
+                        delivered.set(delivered.get() + 1);
+                        io.sleep(Duration::from_micros(300)).await;
+                    }
+                });
+            }
+            while delivered.get() < given.len() {
+                io.sleep(Duration::from_micros(random_io.below(3000))).await;
+                store.shard.compact(Choice::All).await.unwrap();
+            }
+            store.shard.compact(Choice::All).await.unwrap();
+            let mut random = SeededRandom::new(seed);
+            let bodies: Vec<Vec<u8>> = got.take().into_values().collect();
+            assert_eq!(bodies.len(), given.len());
+            store.expect(&bodies, &mut random, "compacted meanwhile").await;
+            store.expect_no_findings(&io, "compacted meanwhile").await;
+            store.worker.stop().await.unwrap();
+        })
+        .unwrap();
+    }
 }
 
 /// What comes after the first megabyte of a header lies with the body: base64 in it is no attachment.

@@ -27,7 +27,7 @@ use crate::format::frame::BLOCK_RAW_BYTES;
 use crate::format::manifest::{Manifest, SegmentEntry};
 use crate::format::record::kind;
 use crate::format::segment::{Footer, TRAILER_BYTES, Trailer};
-use crate::ids::{AccountId, Lsn, MailboxId, SegmentId};
+use crate::ids::{AccountId, Location, Lsn, MailboxId, SegmentId};
 use crate::index::{MailboxIndex, Message};
 use crate::planted::{self, Bug};
 use crate::shard::{Shard, ShardEvent};
@@ -390,7 +390,11 @@ impl<S: Storage> Shard<S> {
                 }
                 // What cannot be read is for those to find who need it.
                 for block in self.blocks_of(&message, mailbox).await.unwrap_or_default() {
-                    *live.entry(block.location.segment).or_default() += u64::from(block.location.len);
+                    let Location { segment, len, ordinal, .. } = block.location;
+                    // Messages may share it.
+                    if known.entry(segment).or_default().insert(ordinal) {
+                        *live.entry(segment).or_default() += u64::from(len);
+                    }
                 }
             }
             seen += messages + 16;

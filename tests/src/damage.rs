@@ -14,8 +14,10 @@ use posthaste_engine::flags::{Flags, UidSet};
 use posthaste_engine::format::base64_lines::put_lines;
 use posthaste_engine::format::batch::{BATCH_HEADER_BYTES, BatchHeader, records};
 use posthaste_engine::format::checksum;
+use posthaste_engine::format::codec::Wire;
 use posthaste_engine::format::frame::{Packer, Unpacker};
 use posthaste_engine::format::manifest::Manifest;
+use posthaste_engine::format::message::{Extent, MessageHead};
 use posthaste_engine::format::page::{DirectoryPage, PageLocation, open_page_at, restore};
 use posthaste_engine::format::record::{RECORD_HEADER_BYTES, Record, kind};
 use posthaste_engine::format::segment::{SegmentHeader, TRAILER_BYTES, Trailer};
@@ -73,6 +75,7 @@ pub enum Structure {
     TouchTable,
     RecordHeader,
     MessageHead,
+    Base64Extent,
     FrameInfo,
     FooterEntry,
     Trailer,
@@ -90,6 +93,7 @@ impl Structure {
             "Touch table" => Self::TouchTable,
             "Record header" => Self::RecordHeader,
             "Message head" => Self::MessageHead,
+            "Base64 extent" => Self::Base64Extent,
             "Frame info" => Self::FrameInfo,
             "Footer entry" => Self::FooterEntry,
             "Trailer" => Self::Trailer,
@@ -276,7 +280,8 @@ fn message(packer: &mut Packer, number: u64, lines: u64) -> Arc<Prepared> {
     for line in 0..lines {
         bytes.extend_from_slice(format!("line {line} {}\r\n", line.wrapping_mul(number * 2_654_435_761)).as_bytes());
     }
-    if number % 4 == 1 {
+    // Some lie in the record, with a frame of their own, those of the largest message in blocks.
+    if number % 4 < 2 || lines > 1000 {
         let content: Vec<u8> = (0..4000_u32).map(|octet| (octet.wrapping_mul(2_654_435_761) >> 21) as u8).collect();
         put_lines(&content, 76, usize::MAX / 2, &mut bytes);
         bytes.extend_from_slice(b"--\r\n");
@@ -344,6 +349,13 @@ async fn fill(io: SimIo) -> Result<Worker<Local<SimIo>>, EngineError> {
     // Idle: the last batch is recorded as durable.
     io.sleep(Duration::from_secs(1)).await;
     Ok(worker)
+}
+
+/// Where in a message record's payload its first extent of base64 begins: before the others, and the count of contents.
+fn base64_extent_of(head: &MessageHead) -> Option<u64> {
+    let first = head.extents.iter().position(|extent| matches!(extent, Extent::Base64 { .. }))?;
+    let after: usize = head.extents[first..].iter().map(|extent| extent.encode().len()).sum();
+    Some((head.sealed_bytes() - head.contents.encode().len() - after) as u64)
 }
 
 impl DamagedStore {
@@ -427,13 +439,18 @@ impl DamagedStore {
             self.note(Structure::RecordHeader, file, at);
             let mut touched = None;
             let decoded = Record::decode(record.header.kind, record.payload).expect("nothing is damaged yet");
-            if let Some(decoded) = decoded {
+            if let Some(decoded) = &decoded {
                 decoded.touches(&mut |mailbox, _, _| touched = (mailbox != MailboxId(0)).then_some(mailbox));
             }
             match record.header.kind {
                 kind::MESSAGE => {
                     self.note(Structure::MessageHead, file, payload);
                     self.note(Structure::FrameInfo, file, payload + 103);
+                    if let Some(Record::Message(head)) = &decoded
+                        && let Some(extent) = base64_extent_of(head)
+                    {
+                        self.note(Structure::Base64Extent, file, payload + extent);
+                    }
                 }
                 kind::BLOCK => self.note(Structure::FrameInfo, file, payload),
                 _ => {}

@@ -26,8 +26,9 @@ fn golden(version: &str) -> (BTreeMap<String, Vec<u8>>, String) {
 
 #[test]
 fn the_store_of_version_1_shows_what_it_always_showed() {
-    // The first was written before there were dictionaries, the second before there was compaction.
-    for version in ["v1", "v1-dictionaries", "v1-compacted"] {
+    // The first was written before there were dictionaries, the second before there was compaction, the third when only
+    // compaction decoded attachments.
+    for version in ["v1", "v1-dictionaries", "v1-compacted", "v1-attachments"] {
         let (files, expected) = golden(version);
         assert_eq!(dump(&files).unwrap(), expected, "{version}");
         assert_eq!(report_of(&files), "", "{version}");

@@ -9,7 +9,7 @@ use crate::format::checksum;
 use crate::format::dictionary::{DictionaryKind, DictionarySet};
 use crate::format::frame::{BLOCK_RAW_BYTES, FrameInfo, HEADER_RAW_BYTES, Packer};
 use crate::format::message::{
-    BlockForm, BlockReference, Extent, MessageHead, PLACEMENTS_MAX, PREFIX_BYTES_MAX, Placement,
+    BlockForm, BlockReference, Extent, MessageHead, PLACEMENTS_MAX, PREFIX_BYTES_MAX, Placement, Prefix,
 };
 use crate::format::record::{Keyword, Record};
 use crate::ids::{AccountId, Lsn, MailboxId, ModSeq, Uid};
@@ -32,6 +32,8 @@ pub struct Prepared {
     /// See [`Flags::OPEN_ENDED`].
     open_ended: bool,
     header_octets: u32,
+    /// Of the prefix that the header's frame begins with.
+    prefix_octets: u16,
     digest: FrameInfo,
     digest_overflow: FrameInfo,
     header: FrameInfo,
@@ -75,6 +77,23 @@ impl Prepared {
     /// # Panics
     /// If `header_octets` is past the end of the message, or 4 GB or more.
     pub fn new(packer: &mut Packer, rest: &[u8], header_octets: usize, digest: &[u8], received_ms: u64) -> Self {
+        Self::with_prefix(packer, b"", rest, header_octets, digest, received_ms)
+    }
+
+    /// As [`Prepared::new`], for a message that has one recipient: the trace headers, at most 8 KB, are compressed with the header, and
+    /// no [`Target`] may have any.
+    ///
+    /// # Panics
+    /// As [`Prepared::new`], and if the prefix is longer.
+    pub fn with_prefix(
+        packer: &mut Packer,
+        prefix: &[u8],
+        rest: &[u8],
+        header_octets: usize,
+        digest: &[u8],
+        received_ms: u64,
+    ) -> Self {
+        assert!(prefix.len() <= PREFIX_BYTES_MAX, "a prefix of {} octets", prefix.len());
         let header_octets = u32::try_from(header_octets).expect("messages are shorter than 4 GB");
         // A record stays small also where the header is not: what its frame has no room for goes with the body.
         let (header_bytes, body_bytes) = rest.split_at(HEADER_RAW_BYTES.min(header_octets as usize));
@@ -82,7 +101,10 @@ impl Prepared {
         let (small, overflow) = digest.split_at(digest.len().min(DIGEST_BYTES_MAX));
         let digest = packer.pack_as(DictionaryKind::Digest, small, &mut frames);
         let digest_overflow = packer.pack(overflow, &mut frames);
-        let header = packer.pack_as(DictionaryKind::Header, header_bytes, &mut frames);
+        let header = match prefix {
+            [] => packer.pack_as(DictionaryKind::Header, header_bytes, &mut frames),
+            prefix => packer.pack_as(DictionaryKind::Header, &[prefix, header_bytes].concat(), &mut frames),
+        };
         let (mut body, mut extents, mut blocks) = (FrameInfo::NONE, Vec::new(), Vec::new());
         if body_bytes.len() <= BLOCK_RAW_BYTES {
             (body, extents) = pack_in_record(packer, body_bytes, &mut frames);
@@ -104,6 +126,7 @@ impl Prepared {
             // Without any octet there is no line; a prefix ends its own.
             open_ended: !rest.is_empty() && !rest.ends_with(b"\r\n"),
             header_octets,
+            prefix_octets: prefix.len() as u16,
             digest,
             digest_overflow,
             header,
@@ -301,7 +324,13 @@ impl<S: Storage> Shard<S> {
         let modseq = ModSeq(tip.highest_modseq);
         log.touched(mailbox);
         let (internal_date, zone_minutes) = target.internal_date.unwrap_or((now_s, 0));
-        let prefix = target.prefix;
+        let prefix = match message.prefix_octets {
+            0 => Prefix::Here(target.prefix),
+            octets => {
+                assert!(target.prefix.is_empty(), "a message has a prefix of its own, or its targets have");
+                Prefix::InFrame(octets)
+            }
+        };
         Ok(Placement { mailbox, uid, modseq, flags, internal_date, zone_minutes, save_date: now_s, prefix })
     }
 

@@ -118,7 +118,7 @@ impl MessageCache {
     /// Whether a message, or its header, would be kept with the prefixes of all its placements.
     pub(crate) fn takes(&self, head: &MessageHead, part: Part) -> bool {
         let Some(messages) = &self.messages else { return false };
-        let prefixes: usize = head.placements.iter().map(|placement| placement.prefix.len()).sum();
+        let prefixes: usize = head.placements.iter().map(|placement| placement.prefix.octets()).sum();
         let shared = if part == Part::Whole { head.rest_octets } else { head.header_octets.into() };
         let octets = shared.saturating_add(prefixes as u64);
         octets <= (MESSAGE_BYTES_MAX as u64).min(messages.capacity())

@@ -236,21 +236,20 @@ impl<S: Storage> Shard<S> {
         }
         let is_kept = keep && self.0.messages.borrow().takes(head, part);
         // What is not kept has the one prefix that was asked for.
+        let mut start = Vec::new();
+        reader.header_frame(&mut self.0.unpacker.borrow_mut(), &mut start).map_err(damaged)?;
         let prefixes = head.placements.iter().enumerate().map(|(number, placement)| {
             let wanted = is_kept || number == usize::from(message.prefix_of);
-            if wanted { &placement.prefix[..] } else { &[] }
+            if wanted { placement.prefix.of(&start) } else { &[] }
         });
         let prefixes_octets: usize = prefixes.clone().map(<[u8]>::len).sum();
         let shared = if whole { head.rest_octets } else { head.header_octets.into() };
         out.reserve_exact(prefixes_octets + shared.min(WHOLE_OCTETS_MAX) as usize);
         prefixes.clone().for_each(|prefix| out.extend_from_slice(prefix));
-        {
-            let mut unpacker = self.0.unpacker.borrow_mut();
-            reader.header(&mut unpacker, &mut out).map_err(damaged)?;
-            if whole {
-                self.count(|stats| stats.body_frames_unpacked += 1);
-                reader.body(&mut unpacker, &mut out).map_err(damaged)?;
-            }
+        out.extend_from_slice(&start[head.prefix_in_frame()..]);
+        if whole {
+            self.count(|stats| stats.body_frames_unpacked += 1);
+            reader.body(&mut self.0.unpacker.borrow_mut(), &mut out).map_err(damaged)?;
         }
         // A header that is too large for its frame goes on before the body.
         let header_octets = head.header_octets as usize;

@@ -166,11 +166,12 @@ impl<S: Storage> Shard<S> {
 
     /// The prefix of a message, and what its record has of the rest.
     fn unpack_start(&self, reader: &MessageReader<'_>, message: &Message) -> Result<(Vec<u8>, Vec<u8>), FormatError> {
-        let prefix = reader.head.placements.get(usize::from(message.prefix_of));
-        let prefix = prefix.map(|placement| placement.prefix.clone()).unwrap_or_default();
         let mut start = Vec::new();
         let mut unpacker = self.0.unpacker.borrow_mut();
-        reader.header(&mut unpacker, &mut start)?;
+        reader.header_frame(&mut unpacker, &mut start)?;
+        let prefix = reader.head.placements.get(usize::from(message.prefix_of));
+        let prefix = prefix.map(|placement| placement.prefix.of(&start).to_vec()).unwrap_or_default();
+        start.drain(..reader.head.prefix_in_frame());
         if reader.head.body.raw_len > 0 {
             self.count(|stats| stats.body_frames_unpacked += 1);
         }

@@ -592,7 +592,7 @@ fn placed_message(head: &MessageHead, number: usize, location: Location, head_by
         id: head.id,
         location,
         head_bytes,
-        size: placement.prefix.len() as u64 + head.rest_octets,
+        size: placement.prefix.octets() as u64 + head.rest_octets,
         internal_date: placement.internal_date,
         save_date: placement.save_date,
     }

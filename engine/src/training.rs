@@ -63,7 +63,11 @@ impl<S: Storage> Shard<S> {
                 let (Ok(digest), Ok(whole)) = (digest, whole) else { continue };
                 let part = |bytes: &[u8]| bytes[..bytes.len().min(PART_BYTES_MAX)].to_vec();
                 // What base64 says is stored apart from the rest, without a dictionary.
-                let parts = [part(&digest.digest), part(&whole.header), part(&without_base64(&whole.body))];
+                let parts = [
+                    part(&digest.digest),
+                    part(&[&whole.prefix[..], &whole.header].concat()),
+                    part(&without_base64(&whole.body)),
+                ];
                 samples.push(Sample { account, parts });
                 self.0.storage.yield_now().await;
             }

@@ -274,6 +274,11 @@ async fn open(io: &SimIo) -> Result<Worker<Local<SimIo>>, EngineError> {
     Ok(Worker::open(storage, cluster, seats.remove(0), config()).await?.0)
 }
 
+/// A prefix that all recipients of a message have.
+fn prefix_of(number: u64) -> &'static [u8] {
+    if number % 3 == 2 { b"Delivered-To: all@example.org\r\n" } else { b"" }
+}
+
 fn message(packer: &mut Packer, number: u64, lines: u64) -> Arc<Prepared> {
     let header = format!("Subject: message {number}\r\nFrom: a@example.org\r\n\r\n");
     let mut bytes = header.clone().into_bytes();
@@ -286,7 +291,8 @@ fn message(packer: &mut Packer, number: u64, lines: u64) -> Arc<Prepared> {
         put_lines(&content, 76, usize::MAX / 2, &mut bytes);
         bytes.extend_from_slice(b"--\r\n");
     }
-    Arc::new(Prepared::new(packer, &bytes, header.len(), &b"digest bytes".repeat(3), 1_790_000_000_000))
+    let digest = b"digest bytes".repeat(3);
+    Arc::new(Prepared::with_prefix(packer, prefix_of(number), &bytes, header.len(), &digest, 1_790_000_000_000))
 }
 
 async fn fill(io: SimIo) -> Result<Worker<Local<SimIo>>, EngineError> {
@@ -297,10 +303,10 @@ async fn fill(io: SimIo) -> Result<Worker<Local<SimIo>>, EngineError> {
     let directory = worker.cluster().directory();
     let [a, b] = names.map(|name| directory.find(name).expect("just made").account);
     let shard = worker.local(SHARD).expect("there is one worker");
-    let target = |account, mailbox, flags| Target {
+    let target = |number, account, mailbox, flags| Target {
         account,
         mailbox,
-        prefix: b"Return-Path: <x@example.org>\r\n".to_vec(),
+        prefix: if prefix_of(number).is_empty() { b"Return-Path: <x@example.org>\r\n".to_vec() } else { Vec::new() },
         flags,
         internal_date: Some((1_700_000_000, 60)),
     };
@@ -317,9 +323,9 @@ async fn fill(io: SimIo) -> Result<Worker<Local<SimIo>>, EngineError> {
             let lines = if number == 5 { 12_000 } else { 5 + number };
             let keyword = vec![FlagName::Keyword(format!("$k{round}")), FlagName::Seen];
             let targets = vec![
-                target(a, TargetMailbox::Inbox, keyword),
-                target(b, TargetMailbox::Inbox, Vec::new()),
-                target(a, TargetMailbox::Id(work), Vec::new()),
+                target(number + 1, a, TargetMailbox::Inbox, keyword),
+                target(number + 1, b, TargetMailbox::Inbox, Vec::new()),
+                target(number + 1, a, TargetMailbox::Id(work), Vec::new()),
             ];
             for result in shard.deliver(message(&mut packer, number + 1, lines), targets).await {
                 result?;

@@ -518,7 +518,11 @@ impl Session {
         }
         let mut packer = Packer::default();
         packer.use_dictionaries(dictionaries.current().filter(|_| self.below(8) > 0));
-        let prepared = Prepared::new(&mut packer, &message, HEADER.len(), &digest, self.io.wall_clock_ms());
+        let prefix_of = |token: u64| format!("X-Token: {token}\r\n").into_bytes();
+        // Of one recipient alone the prefix goes with the header.
+        let prefix = if count == 1 && base.is_multiple_of(2) { prefix_of(base) } else { Vec::new() };
+        let now_ms = self.io.wall_clock_ms();
+        let prepared = Prepared::with_prefix(&mut packer, &prefix, &message, HEADER.len(), &digest, now_ms);
         let mut targets = Vec::new();
         for token in base..base + count {
             let mailbox = self.some_mailbox().await?;
@@ -534,7 +538,7 @@ impl Session {
             targets.push(Target {
                 account: self.account.account,
                 mailbox: TargetMailbox::Id(mailbox),
-                prefix: format!("X-Token: {token}\r\n").into_bytes(),
+                prefix: if prefix.is_empty() { prefix_of(token) } else { Vec::new() },
                 flags,
                 internal_date: None,
             });

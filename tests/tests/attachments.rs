@@ -55,11 +55,15 @@ async fn open(io: &SimIo, segment_size_bytes: u64) -> Store {
 impl Store {
     async fn deliver(&self, body: &[u8]) -> Uid {
         let message = [HEADER, body].concat();
-        let prepared = Arc::new(Prepared::new(&mut Packer::default(), &message, HEADER.len(), b"digest", 1));
+        // One half has its prefix in the header's frame, one in the head.
+        let (with_header, in_head) = if body.len().is_multiple_of(2) { (PREFIX, &b""[..]) } else { (&b""[..], PREFIX) };
+        let mut packer = Packer::default();
+        let prepared = Prepared::with_prefix(&mut packer, with_header, &message, HEADER.len(), b"digest", 1);
+        let prepared = Arc::new(prepared);
         let target = Target {
             account: self.account,
             mailbox: TargetMailbox::Inbox,
-            prefix: PREFIX.to_vec(),
+            prefix: in_head.to_vec(),
             flags: Vec::new(),
             internal_date: None,
         };
@@ -70,6 +74,8 @@ impl Store {
     async fn expect(&self, bodies: &[Vec<u8>], random: &mut SeededRandom, when: &str) {
         for info in self.shard.messages(self.inbox, UidSet::range(1..=10_000)).await.unwrap() {
             let (uid, body) = (info.message.uid, &bodies[info.message.uid.0 as usize - 1]);
+            let start = self.shard.read_message(&info.message, self.inbox, Part::Header).await.unwrap();
+            assert!(start.prefix == PREFIX && start.header == HEADER, "{when}, UID {uid}: another header");
             let whole = self.shard.read_message(&info.message, self.inbox, Part::Whole).await.unwrap();
             assert!(whole.body == *body, "{when}, UID {uid}: another body");
             assert!(whole.prefix == PREFIX && whole.header == HEADER, "{when}, UID {uid}: another header");
@@ -324,8 +330,9 @@ fn a_header_that_ends_among_the_blocks_comes_back() {
         let header = [field.as_bytes(), &text(&noise(&mut random, 9000), 76), b"X: last\r\n\r\n"].concat();
         let body = letter(1, &[noise(&mut random, 10_000), noise(&mut random, 250_000)]);
         let message = [&header[..], &body].concat();
-        let prepared = Arc::new(Prepared::new(&mut Packer::default(), &message, header.len(), b"digest", 1));
-        let prefix = PREFIX.to_vec();
+        let mut packer = Packer::default();
+        let prepared = Arc::new(Prepared::with_prefix(&mut packer, PREFIX, &message, header.len(), b"digest", 1));
+        let prefix = Vec::new();
         let (account, mailbox) = (store.account, TargetMailbox::Inbox);
         let target = Target { account, mailbox, prefix, flags: Vec::new(), internal_date: None };
         store.shard.deliver(prepared, vec![target]).await.remove(0).unwrap();
@@ -333,7 +340,7 @@ fn a_header_that_ends_among_the_blocks_comes_back() {
             let found = store.shard.messages(store.inbox, UidSet::one(Uid(1))).await.unwrap()[0];
             for part in [Part::Header, Part::Whole] {
                 let read = store.shard.read_message(&found.message, store.inbox, part).await.unwrap();
-                assert!(read.header == header);
+                assert!(read.prefix == PREFIX && read.header == header);
                 assert!(part == Part::Header || read.body == body);
             }
             store.shard.compact(Choice::All).await.unwrap();

@@ -12,7 +12,7 @@ use crate::error::EngineError;
 use crate::format::FormatError;
 use crate::format::frame::FrameInfo;
 use crate::format::manifest::SegmentEntry;
-use crate::format::message::{BlockForm, BlockReference, MessageHead, MessageReader, Placement};
+use crate::format::message::{BlockForm, BlockReference, MessageHead, MessageReader, Placement, Prefix};
 use crate::format::record::{FOLDED, RECORD_HEADER_BYTES, Record, RecordHeader, kind};
 use crate::ids::{Location, Lsn, MailboxId, Position, SegmentId, Uid};
 use crate::index::{Change, Moved};
@@ -638,15 +638,18 @@ impl<S: Storage> Copying<'_, S> {
             if placement.has_lost_prefix() {
                 continue;
             }
-            let prefix = std::mem::take(&mut placement.prefix);
-            let is_dropped = !is_late && !needed.contains(&(number as u16)) && !prefix.is_empty();
+            let prefix = std::mem::replace(&mut placement.prefix, Prefix::Here(Vec::new()));
+            // One that is in a frame has been written.
+            let can_go = matches!(&prefix, Prefix::Here(bytes) if !bytes.is_empty());
+            let is_dropped = can_go && !is_late && !needed.contains(&(number as u16));
             if is_dropped {
                 self.dropped.insert((place, number as u16));
             }
             *placement = Placement::gone((!is_dropped).then_some(prefix));
         }
-        let is_needed =
-            |placement: &Placement| !placement.is_gone() || !placement.prefix.is_empty() || placement.has_lost_prefix();
+        let is_needed = |placement: &Placement| {
+            !placement.is_gone() || placement.prefix.octets() > 0 || placement.has_lost_prefix()
+        };
         let end = head.placements.iter().rposition(is_needed).map_or(0, |last| last + 1);
         head.placements.truncate(end);
     }

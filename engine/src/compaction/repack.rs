@@ -109,7 +109,10 @@ impl Repacker {
         let (mut digest, mut rest) = (Vec::new(), Vec::new());
         reader.digest(&mut self.unpacker, &mut digest)?;
         let (small, overflow) = digest.split_at(head.digest.raw_len as usize);
-        reader.header(&mut self.unpacker, &mut rest)?;
+        let mut packed_prefix = Vec::new();
+        reader.header_frame(&mut self.unpacker, &mut packed_prefix)?;
+        rest.extend_from_slice(&packed_prefix[head.prefix_in_frame()..]);
+        packed_prefix.truncate(head.prefix_in_frame());
         reader.body(&mut self.unpacker, &mut rest)?;
         let in_record = rest.len();
         for (reference, record) in head.blocks.iter().zip(blocks) {
@@ -120,14 +123,17 @@ impl Repacker {
         if is_all_there {
             verify_checksum("message as received", head.rest_checksum, &rest)?;
         }
-        let (header_bytes, body) = rest.split_at(head.header.raw_len as usize);
-        let has_whole_header = head.header.raw_len == head.header_octets;
+        let (header_bytes, body) = rest.split_at(head.header_in_frame());
+        let has_whole_header = header_bytes.len() == head.header_octets as usize;
         let cut = (is_all_there && has_whole_header).then(|| Cut::at_base64(body)).filter(Cut::has_base64);
         let mut frames = Vec::with_capacity(payload.len());
         let mut head = head.clone();
         head.digest = self.packer.pack_as(DictionaryKind::Digest, small, &mut frames);
         head.digest_overflow = self.packer.pack(overflow, &mut frames);
-        head.header = self.packer.pack_as(DictionaryKind::Header, header_bytes, &mut frames);
+        head.header = match &packed_prefix[..] {
+            [] => self.packer.pack_as(DictionaryKind::Header, header_bytes, &mut frames),
+            prefix => self.packer.pack_as(DictionaryKind::Header, &[prefix, header_bytes].concat(), &mut frames),
+        };
         // A small message that lies in parts of which none is needed any more goes back into its record.
         let is_made_whole = cut.is_none() && is_all_there && rest.len() <= BLOCK_RAW_BYTES;
         if is_made_whole {

@@ -14,6 +14,63 @@ pub const PREFIX_BYTES_MAX: usize = 8 << 10;
 /// Placements of one record: as many as an index can name by 16 bits.
 pub const PLACEMENTS_MAX: usize = 1 << 16;
 
+/// Bytes that stand before the shared header in one placement only, or in all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prefix {
+    Here(Vec<u8>),
+    /// The first so many octets of the header's frame, which are no part of the shared header.
+    InFrame(u16),
+}
+
+/// Set in what would be the length of a prefix that is here.
+const PREFIX_IN_FRAME: u32 = 1 << 31;
+
+impl Prefix {
+    pub fn octets(&self) -> usize {
+        match self {
+            Self::Here(bytes) => bytes.len(),
+            Self::InFrame(octets) => usize::from(*octets),
+        }
+    }
+
+    /// The prefix, from what the header's frame begins with.
+    pub fn of<'a>(&'a self, frame: &'a [u8]) -> &'a [u8] {
+        match self {
+            Self::Here(bytes) => bytes,
+            Self::InFrame(octets) => &frame[..usize::from(*octets)],
+        }
+    }
+
+    fn octets_in_frame(&self) -> usize {
+        match self {
+            Self::Here(_) => 0,
+            Self::InFrame(octets) => usize::from(*octets),
+        }
+    }
+}
+
+impl Wire for Prefix {
+    const MIN_BYTES: usize = 4;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Here(bytes) => bytes.put(out),
+            Self::InFrame(octets) => (PREFIX_IN_FRAME | u32::from(*octets)).put(out),
+        }
+    }
+
+    fn take(input: &mut Input<'_>) -> Result<Self, super::codec::DecodeError> {
+        let len = u32::take(&mut input.clone())?;
+        if len & PREFIX_IN_FRAME == 0 {
+            return Wire::take(input).map(Self::Here);
+        }
+        u32::take(input)?;
+        let octets = len & !PREFIX_IN_FRAME;
+        let value = super::codec::DecodeError::Value { field: "prefix", value: octets.into() };
+        u16::try_from(octets).map(Self::InFrame).map_err(|_| value)
+    }
+}
+
 /// A message in a mailbox.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Placement {
@@ -26,8 +83,8 @@ pub struct Placement {
     pub zone_minutes: i16,
     /// SAVEDATE (RFC 8514), seconds since the Unix epoch.
     pub save_date: i64,
-    /// Bytes that stand before the shared header in this placement only.
-    pub prefix: Vec<u8>,
+    /// Trace headers of this recipient.
+    pub prefix: Prefix,
 }
 wire_struct!(Placement {
     mailbox: MailboxId,
@@ -37,15 +94,15 @@ wire_struct!(Placement {
     internal_date: i64,
     zone_minutes: i16,
     save_date: i64,
-    prefix: Vec<u8>,
+    prefix: Prefix,
 });
 
 impl Placement {
     /// What compaction leaves of a placement whose message has been expunged: its number, and its prefix where a copy needs it.
     /// Where no copy does it says that the prefix has been dropped: a record of the same message may still have it.
-    pub fn gone(prefix: Option<Vec<u8>>) -> Self {
+    pub fn gone(prefix: Option<Prefix>) -> Self {
         let is_dropped = prefix.is_none();
-        let prefix = prefix.unwrap_or_default();
+        let prefix = prefix.unwrap_or(Prefix::Here(Vec::new()));
         Self {
             mailbox: MailboxId(0),
             uid: Uid(is_dropped.into()),
@@ -242,7 +299,8 @@ impl MessageHead {
         let mut bytes = HEAD_SEAL_BYTES + Self::MIN_BYTES;
         for placement in &self.placements {
             let flag_bytes = (u128::BITS - placement.flags.0.leading_zeros()).div_ceil(8) as usize;
-            bytes += Placement::MIN_BYTES + flag_bytes + placement.prefix.len();
+            let here = placement.prefix.octets() - placement.prefix.octets_in_frame();
+            bytes += Placement::MIN_BYTES + flag_bytes + here;
         }
         bytes += self.blocks.len() * BlockReference::MIN_BYTES + self.contents.len() * MessageId::MIN_BYTES;
         bytes + self.extents.iter().map(Extent::encoded_bytes).sum::<usize>()
@@ -279,6 +337,16 @@ impl MessageHead {
         Ok(head)
     }
 
+    /// What the header's frame begins with and is a prefix.
+    pub fn prefix_in_frame(&self) -> usize {
+        self.placements.iter().map(|placement| placement.prefix.octets_in_frame()).max().unwrap_or(0)
+    }
+
+    /// How much of the shared header its frame has.
+    pub fn header_in_frame(&self) -> usize {
+        (self.header.raw_len as usize).saturating_sub(self.prefix_in_frame())
+    }
+
     /// Stored bytes of the frames in the record, in their order there.
     pub fn frames(&self) -> [(&'static str, FrameInfo); 4] {
         [
@@ -304,8 +372,10 @@ impl<'a> MessageReader<'a> {
         let head = MessageHead::decode_sealed(payload)?;
         let frames = &payload[MessageHead::sealed_len(payload)?..];
         let MessageHead { header_octets, rest_octets, header, .. } = &head;
-        if header.raw_len > *header_octets || u64::from(*header_octets) > *rest_octets {
-            let detail = format!("{} octets of a header of {header_octets} in {rest_octets}", header.raw_len);
+        let (prefix, in_frame) = (head.prefix_in_frame(), head.header_in_frame());
+        let is_possible = prefix <= header.raw_len as usize && in_frame <= *header_octets as usize;
+        if !is_possible || u64::from(*header_octets) > *rest_octets {
+            let detail = format!("{prefix} + {in_frame} octets of a header of {header_octets} in {rest_octets}");
             return Err(FormatError::Misplaced { what: "message head", detail });
         }
         Ok(Self { head, frames })
@@ -332,6 +402,14 @@ impl<'a> MessageReader<'a> {
 
     /// The header, as far as its frame has room for it.
     pub fn header(&self, unpacker: &mut Unpacker, out: &mut Vec<u8>) -> Result<(), FormatError> {
+        let start = out.len();
+        self.header_frame(unpacker, out)?;
+        out.drain(start..start + self.head.prefix_in_frame());
+        Ok(())
+    }
+
+    /// The same with the prefix before it that is in the frame, if one is.
+    pub fn header_frame(&self, unpacker: &mut Unpacker, out: &mut Vec<u8>) -> Result<(), FormatError> {
         self.unpack(2, unpacker, out)
     }
 
@@ -407,7 +485,7 @@ mod tests {
             internal_date: -5,
             zone_minutes: -90,
             save_date: 7,
-            prefix: vec![b'x'; uid as usize * 10],
+            prefix: if uid == 7 { Prefix::InFrame(9) } else { Prefix::Here(vec![b'x'; uid as usize * 10]) },
         };
         let head = MessageHead {
             id: MessageId { origin: ShardId(1), lsn: Lsn(2) },
@@ -420,7 +498,7 @@ mod tests {
             digest_overflow: FrameInfo::NONE,
             header: FrameInfo { codec: 1, dictionary: 2, stored_len: 3, raw_len: 50, checksum: 9 },
             body: FrameInfo::NONE,
-            placements: vec![placement(1), placement(100)],
+            placements: vec![placement(1), placement(7), placement(100)],
             blocks: vec![BlockReference {
                 lsn: Lsn(1),
                 location: Location::default(),

@@ -300,7 +300,12 @@ impl Inbound {
             places.push((group, target));
         }
 
-        let prepared = prepare(&context, body, received_ms).await;
+        // The trace headers of one recipient alone go with the header.
+        let prefix = match &mut groups[..] {
+            [Group { targets, .. }] if targets.len() == 1 => std::mem::take(&mut targets[0].prefix),
+            _ => Vec::new(),
+        };
+        let prepared = prepare(&context, prefix, body, received_ms).await;
         self.expected.clear();
         let receipts: Vec<(ShardId, Vec<ReceiptKey>)> = match content {
             Some(_) => groups.iter().map(|group| (group.shard, group.receipts.clone())).collect(),
@@ -455,14 +460,14 @@ fn hops(message: &[u8]) -> usize {
     }
 }
 
-/// Parses and compresses a message: here, or elsewhere if it is large.
-pub async fn prepare(context: &Context, message: Vec<u8>, received_ms: u64) -> Arc<Prepared> {
+/// Parses and compresses a message, with the prefix of all that it is for: here, or elsewhere if it is large.
+pub async fn prepare(context: &Context, prefix: Vec<u8>, message: Vec<u8>, received_ms: u64) -> Arc<Prepared> {
     let dictionaries = context.worker.cluster().dictionaries().current();
     if message.len() > limits::OFFLOAD_BYTES {
         let prepare = move || {
             let mut packer = Context::packer();
             packer.use_dictionaries(dictionaries);
-            prepare_here(&mut packer, &message, received_ms)
+            prepare_here(&mut packer, &prefix, &message, received_ms)
         };
         return Arc::new(context.io.offload(prepare).await);
     }
@@ -470,14 +475,14 @@ pub async fn prepare(context: &Context, message: Vec<u8>, received_ms: u64) -> A
     context.io.submit_sends();
     let mut packer = context.packer.borrow_mut();
     packer.use_dictionaries(dictionaries);
-    Arc::new(prepare_here(&mut packer, &message, received_ms))
+    Arc::new(prepare_here(&mut packer, &prefix, &message, received_ms))
 }
 
-fn prepare_here(packer: &mut Packer, message: &[u8], received_ms: u64) -> Prepared {
+fn prepare_here(packer: &mut Packer, prefix: &[u8], message: &[u8], received_ms: u64) -> Prepared {
     let (small, whole) = Digest::of(message).archives();
     // The store keeps what does not fit beside the header in a frame of its own, up to the size of a frame.
     let digest = whole.filter(|whole| whole.len() <= FRAME_RAW_BYTES_MAX).unwrap_or(small);
-    Prepared::new(packer, message, header_octets(message), &digest, received_ms)
+    Prepared::with_prefix(packer, prefix, message, header_octets(message), &digest, received_ms)
 }
 
 /// The length of a message's header, with the empty line that ends it. A message without one is all header.

@@ -14,6 +14,8 @@ hash='$argon2id$v=19$m=8,t=1,p=1$1G+pEhhfcplxx7ANWGl9Mw$3hgdr4Ec6oP3hBCC74tCA/2D
 "$bin/posthaste-bench" users --user-count 64 --password "$hash" > "$work/users"
 
 start() {
+    # What the one before has said is not to be taken for an answer of this one.
+    : > "$work/log"
     "$bin/posthaste" --set store.train_after_bytes=16777216 --set store.reserve_bytes=0 --set store.compaction=false \
         --set store.compaction_bytes_per_s=0 serve --data "$1" --workers 1 --listen lmtp=127.0.0.1:2400 > "$work/log" 2>&1 &
     server=$!

@@ -38,6 +38,9 @@ use crate::storage::{BlobName, BlobStore, SegmentName, Storage};
 const WORTH_LIVE_PERCENT: u64 = 75;
 /// So many segments of the log are left to age: what is expunged soon need not be written again.
 const LOG_SEGMENTS_LEFT: usize = 2;
+/// A look at all mailboxes reads all their pages. It is taken for new segments of the log when these are one part of so many of the
+/// store, or more.
+const LOG_PARTS: u64 = 8;
 /// How often there is a look whether it pays to compact.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// It may pay when one part of so many of what lives has been deleted since the last look.
@@ -280,19 +283,24 @@ impl<S: Storage> Shard<S> {
         let compaction = &self.0.compaction;
         let (sealed_then, deleted_then) = compaction.looked.get();
         let deleted = deleted_octets - deleted_then;
-        let of_log = || {
-            let log = self.0.log.borrow();
-            let entries = log.manifest.segments.iter();
-            entries.filter(|entry| !entry.segment.is_compacted() && !entry.is_retired()).count()
-        };
         // Also those that earlier starts have left, but each only once.
         let is_new = sealed_then != Some(sealed);
-        let is_due = (is_new && of_log() > 2 * LOG_SEGMENTS_LEFT)
+        let is_due = (is_new && self.has_much_log())
             || (deleted > self.0.config.segment_size_bytes && deleted * DELETED_PARTS > self.living_octets().await);
         if is_due {
             compaction.looked.set((Some(sealed), deleted_octets));
         }
         is_due
+    }
+
+    /// Whether so much of the store is log that it may pay to compact it.
+    fn has_much_log(&self) -> bool {
+        let log = self.0.log.borrow();
+        let entries = || log.manifest.segments.iter().filter(|entry| !entry.is_retired());
+        let of_log = || entries().filter(|entry| !entry.segment.is_compacted());
+        let all_bytes: u64 = entries().map(|entry| entry.data_end).sum();
+        let log_bytes: u64 = of_log().map(|entry| entry.data_end).sum();
+        of_log().count() > 2 * LOG_SEGMENTS_LEFT && log_bytes * LOG_PARTS > all_bytes
     }
 
     /// Octets of all messages, each as often as mailboxes have it.

@@ -4,23 +4,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{EngineError, Finding};
-use crate::format::codec::{Input, Wire};
+use crate::format::codec::Wire;
 use crate::format::frame::{FrameInfo, Unpacker};
 use crate::format::manifest::Manifest;
-use crate::format::message::MessageReader;
 use crate::format::page::{DeltaPage, MailboxPage, PageKind, PageLocation, open_page, restore};
-use crate::format::record::{RECORD_HEADER_BYTES, Record, RecordHeader, kind};
+use crate::format::record::{Record, kind};
 use crate::format::segment::{Footer, SegmentHeader, TRAILER_BYTES, Trailer};
 use crate::format::{BLOCK_BYTES, FormatError};
 use crate::ids::{AccountId, Epoch, Location, MailboxId, MessageId, Position, SegmentId, ShardId};
 use crate::index::{Change, MailboxIndex, Moved};
-use crate::read::{BLOCK, open_block, unpack_block};
+use crate::read::open_block;
 use crate::recovery::{
     FoundBatch, dropped_transactions, judge, judge_compacted, replay, restore_index, scan_compacted, scan_log,
 };
 use crate::state::State;
 use crate::storage::local::{index_file, segment_file, shard_directory};
 use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, StorageError, Wal};
+use crate::verify::{
+    Broken, Concerned, Place, Received, add_findings, block_frame, missing_block, open_message, verify_block,
+};
 
 /// What a check of one shard found.
 #[derive(Debug, Default)]
@@ -89,19 +91,6 @@ struct Check<S: Storage> {
     /// The segments there are, and whether they are sealed.
     names: BTreeMap<SegmentId, (SegmentName, bool)>,
 }
-
-/// What errors call a block whose segment is not there.
-const MISSING_BLOCK: &str = "block of the message";
-
-/// What is wrong with a record.
-struct Broken {
-    what: String,
-    /// Something that it names is not there.
-    is_missing: bool,
-}
-
-/// Where a record lies, without its length and number.
-type Place = (SegmentId, u64);
 
 impl<S: Storage> Check<S> {
     fn find(&mut self, file: String, offset: u64, what: String, touches: Vec<(MailboxId, u32, u32)>) {
@@ -200,9 +189,7 @@ impl<S: Storage> Check<S> {
                     _ => self.check_block(&bytes, segment).await?,
                 };
                 if let Err(error) = result {
-                    // The blocks of a dead message go with the segments that they are in.
-                    let is_missing = matches!(error, FormatError::Misplaced { what: MISSING_BLOCK, .. });
-                    broken.insert((segment, record.offset), Broken { what: error.to_string(), is_missing });
+                    broken.insert((segment, record.offset), error.into());
                 }
             }
             done += batch.end - batch.position.offset;
@@ -258,14 +245,12 @@ impl<S: Storage> Check<S> {
     }
 
     async fn check_block(&mut self, record: &[u8], segment: SegmentId) -> Result<Result<(), FormatError>, EngineError> {
-        const WHAT: &str = "block record";
-        let mut input = Input(record.get(RECORD_HEADER_BYTES..).unwrap_or_default());
-        Ok(match FrameInfo::take(&mut input) {
-            Ok(info) => {
+        Ok(match block_frame(record) {
+            Ok((info, stored)) => {
                 self.have_dictionaries(segment, &[info]).await?;
-                info.unpack(BLOCK, input.0, &mut self.unpacker, &mut Vec::new())
+                verify_block(&info, stored, &mut self.unpacker, &mut Vec::new())
             }
-            Err(source) => Err(FormatError::Decode { what: WHAT, source }),
+            Err(error) => Err(error),
         })
     }
 
@@ -276,45 +261,29 @@ impl<S: Storage> Check<S> {
         segment: SegmentId,
         names: &BTreeMap<SegmentId, (SegmentName, bool)>,
     ) -> Result<Result<(), FormatError>, EngineError> {
-        let (mut rest, mut digest) = (Vec::new(), Vec::new());
-        let opened = RecordHeader::decode(record).and_then(|(_, payload)| MessageReader::new(payload));
-        let reader = match opened {
+        let reader = match open_message(record) {
             Ok(reader) => reader,
             Err(error) => return Ok(Err(error)),
         };
         self.have_dictionaries(segment, &reader.head.frames().map(|(_, info)| info)).await?;
-        let unpacker = &mut self.unpacker;
-        let unpacked = reader
-            .digest(unpacker, &mut digest)
-            .and_then(|()| reader.header(unpacker, &mut rest))
-            .and_then(|()| reader.body(unpacker, &mut rest));
-        if let Err(error) = unpacked {
-            return Ok(Err(error));
-        }
+        let mut received = match Received::of_frames(&reader, &mut self.unpacker) {
+            Ok(received) => received,
+            Err(error) => return Ok(Err(error)),
+        };
         for block in &reader.head.blocks {
             let Location { segment, len, .. } = block.location;
-            let Some(&(name, sealed)) = names.get(&segment) else {
-                let detail = format!("in segment {segment}, which is not there");
-                return Ok(Err(FormatError::Misplaced { what: MISSING_BLOCK, detail }));
-            };
+            let Some(&(name, sealed)) = names.get(&segment) else { return Ok(Err(missing_block(segment))) };
             // The unpacking of nothing says what is wrong.
             let bytes = self.read_if_there(name, sealed, block.location.offset(), len as usize).await?;
-            let unpacked = match open_block(&bytes, block.lsn) {
-                Ok((info, stored)) => {
-                    self.have_dictionaries(segment, &[info]).await?;
-                    unpack_block(block, &info, stored, &mut self.unpacker, &mut rest)
-                }
-                Err(error) => Err(error),
-            };
-            if unpacked.is_err() {
-                return Ok(unpacked);
+            if let Ok((info, _)) = open_block(&bytes, block.lsn) {
+                self.have_dictionaries(segment, &[info]).await?;
+            }
+            let added = received.add_block(block, &bytes, &mut self.unpacker);
+            if added.is_err() {
+                return Ok(added);
             }
         }
-        if rest.len() as u64 != reader.head.rest_octets {
-            let (needed, available) = (reader.head.rest_octets, rest.len() as u64);
-            return Ok(Err(FormatError::Short { what: "message", needed, available }));
-        }
-        Ok(crate::format::verify_checksum("message as received", reader.head.rest_checksum, &rest))
+        Ok(received.compare(&reader.head))
     }
 
     /// Compares the footers of sealed segments with the records that are there.
@@ -502,36 +471,19 @@ impl<S: Storage> Check<S> {
         ordinals: &BTreeMap<SegmentId, Vec<u64>>,
         broken: &BTreeMap<Place, Broken>,
     ) -> Result<(), EngineError> {
-        let mut touched: BTreeMap<Place, Vec<(MailboxId, u32, u32)>> = BTreeMap::new();
-        let mut dangling = Vec::new();
+        let mut concerned = Concerned::new(broken);
         for (mailbox, slot) in from_log.slots.iter() {
             let index = MailboxIndex::of_changes(&slot.delta);
             for message in index.messages.iter() {
                 self.report.messages += 1;
-                let place = (message.location.segment, message.location.offset());
-                let uid = message.uid.0;
-                if broken.contains_key(&place) {
-                    touched.entry(place).or_default().push((mailbox, uid, uid));
-                }
-                let there = ordinals.get(&place.0).is_some_and(|offsets| offsets.binary_search(&place.1).is_ok());
-                if !there {
-                    dangling.push((mailbox, uid, place));
-                }
+                concerned.look_at(mailbox, &message, |(segment, offset)| {
+                    ordinals.get(&segment).is_some_and(|offsets| offsets.binary_search(&offset).is_ok())
+                });
             }
         }
-        for (place, Broken { what, is_missing }) in broken {
-            let touches = touched.remove(place).unwrap_or_default();
-            if *is_missing && touches.is_empty() {
-                continue;
-            }
-            let file = self.file_of(place.0);
-            self.find(file, place.1, what.clone(), touches);
-        }
-        for (mailbox, uid, place) in dangling {
-            let file = self.file_of(place.0);
-            let what = "the message's record is not there".to_owned();
-            self.find(file, place.1, what, vec![(mailbox, uid, uid)]);
-        }
+        let directory = shard_directory(self.id);
+        let findings = concerned.findings(self.id, |segment| format!("{directory}/{}", self.file_of(segment)));
+        add_findings(&mut self.report.findings, findings);
         Ok(())
     }
 

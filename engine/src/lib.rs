@@ -35,4 +35,5 @@ pub mod slots;
 pub mod state;
 pub mod storage;
 mod training;
+mod verify;
 pub mod view;

@@ -274,7 +274,7 @@ impl Gap {
 }
 
 /// Verifies the touch table and records of a batch.
-fn open_batch(header: BatchHeader, bytes: &[u8]) -> FoundBatch {
+pub(crate) fn open_batch(header: BatchHeader, bytes: &[u8]) -> FoundBatch {
     let position = header.position;
     let mut found = FoundBatch {
         position,
@@ -644,15 +644,20 @@ pub(crate) async fn scan_compacted<S: Storage>(
 /// Decides what of the segments that compaction has written counts, each by itself, and adds it to the verdict on the log.
 pub(crate) fn judge_compacted(shard: ShardId, segments: Vec<FoundSegment>, verdict: &mut Verdict) {
     for segment in segments {
-        let id = segment.name.segment;
-        let end = segment.batches.last().map_or(0, |batch| batch.end);
-        let first = segment.header.as_ref().ok().map(|header| header.first_batch);
-        let proven = Position { segment: id, offset: end };
-        let found = judge(shard, vec![segment], proven, first, Position { segment: id, offset: 0 });
+        let found = judge_alone(shard, segment);
         verdict.damage.extend(found.damage);
         verdict.quarantined.extend(found.quarantined);
         verdict.batches.extend(found.batches);
     }
+}
+
+/// Decides what counts of one sealed segment, whatever the others say.
+pub(crate) fn judge_alone(shard: ShardId, segment: FoundSegment) -> Verdict {
+    let id = segment.name.segment;
+    let end = segment.batches.last().map_or(0, |batch| batch.end);
+    let first = segment.header.as_ref().ok().map(|header| header.first_batch);
+    let proven = Position { segment: id, offset: end };
+    judge(shard, vec![segment], proven, first, Position { segment: id, offset: 0 })
 }
 
 /// Scans the log from `replay_from`, or all of it.
@@ -689,7 +694,7 @@ pub(crate) async fn scan_log<S: Storage>(
 }
 
 /// A segment whose file is not there, as if all of it from `start` were damaged.
-fn gone_segment(name: SegmentName, start: u64, limit: u64) -> FoundSegment {
+pub(crate) fn gone_segment(name: SegmentName, start: u64, limit: u64) -> FoundSegment {
     let error = FormatError::Short { what: "segment", needed: limit, available: 0 };
     let lost = (start < limit).then(|| Gap::new(start, error.clone()).into_batch(name.segment, limit));
     FoundSegment {

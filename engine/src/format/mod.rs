@@ -64,6 +64,27 @@ pub fn checksum_around(before: &[u8], after: &[u8]) -> u32 {
     if crate::planted::is_on(crate::planted::Bug::SkipChecksum) { 0 } else { hasher.finalize() }
 }
 
+/// A checksum of bytes that come piece by piece.
+#[derive(Clone, Debug, Default)]
+pub struct PiecewiseChecksum(crc32fast::Hasher);
+
+impl PiecewiseChecksum {
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The same that [`checksum`] gives of all pieces together.
+    pub fn finish(self) -> u32 {
+        if crate::planted::is_on(crate::planted::Bug::SkipChecksum) { 0 } else { self.0.finalize() }
+    }
+
+    /// As [`verify_checksum`], of all pieces together.
+    pub fn verify(self, what: &'static str, expected: u32) -> Result<(), FormatError> {
+        let found = self.finish();
+        if found == expected { Ok(()) } else { Err(FormatError::Checksum { what, expected, found }) }
+    }
+}
+
 /// The checksum of every record, frame, header and page: CRC-32 (IEEE).
 pub fn checksum(bytes: &[u8]) -> u32 {
     if crate::planted::is_on(crate::planted::Bug::SkipChecksum) {

@@ -155,7 +155,7 @@ impl<S: Storage> Shard<S> {
             }
             self.carry_receipts_over().await?;
         }
-        let full = wants_full_directory(&inner.log.borrow().manifest.indexes);
+        let full = wants_full_directory(&inner.log.borrow().manifest.indexes) || inner.full_directory.get();
         self.move_old_pages().await;
         let dirty: Vec<MailboxId> = {
             let state = inner.state.borrow();
@@ -493,6 +493,7 @@ impl<S: Storage> Shard<S> {
             }
         }
         if full {
+            self.0.full_directory.set(false);
             // Deletions before a full directory need not be repeated.
             state.deleted.retain(|_, &mut lsn| lsn > known);
         }

@@ -26,7 +26,7 @@ use crate::storage::{Storage, StorageError};
 /// Shards that a store can have.
 pub const SHARDS_MAX: u32 = 1024;
 /// The shard whose system space holds the account records.
-const SYSTEM_SHARD: ShardId = ShardId(0);
+pub(crate) const SYSTEM_SHARD: ShardId = ShardId(0);
 const SUPERBLOCK_MAGIC: [u8; 8] = *b"PHSTORE1";
 
 /// Configuration of the store.
@@ -334,6 +334,9 @@ impl<S: Storage> Worker<S> {
         }
         if config.shard.compacts_by_itself {
             worker.shards().iter().for_each(Shard::compact_from_time_to_time);
+        }
+        if config.shard.scrub_bytes_per_s > 0 {
+            worker.shards().iter().for_each(Shard::scrub_from_time_to_time);
         }
         let jobs_worker = Rc::downgrade(&worker.0);
         storage.spawn(async move {

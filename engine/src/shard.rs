@@ -18,7 +18,7 @@ use tokio::sync::{Mutex, Notify, oneshot};
 
 use crate::compaction::{Compaction, CompactionReport};
 use crate::dictionaries::SharedDictionaries;
-use crate::error::{EngineError, Refusal};
+use crate::error::{EngineError, Finding, Refusal};
 use crate::format::BLOCK_BYTES;
 use crate::format::batch::{BATCH_BYTES_MAX, BatchBuilder, Touch};
 use crate::format::dictionary::{Dictionary, DictionarySet};
@@ -31,6 +31,7 @@ use crate::message_cache::MessageCache;
 use crate::node::SharedDirectory;
 use crate::planted::{self, Bug};
 use crate::recent_blocks::{RecentBlocks, RecordPlace};
+use crate::scrub::{Scrub, ScrubReport};
 use crate::state::State;
 use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, StorageError, Wal};
 
@@ -60,6 +61,10 @@ pub struct ShardConfig {
     pub compaction_run_bytes: u64,
     /// Compaction writes so many octets in a second at most; 0: as many as it can.
     pub compaction_bytes_per_s: u64,
+    /// Look for damage by itself, reading so many octets in a second at most; 0: only when told to.
+    pub scrub_bytes_per_s: u64,
+    /// A scrub begins so long after the last one has come to its end.
+    pub scrub_interval: Duration,
 }
 
 impl Default for ShardConfig {
@@ -76,6 +81,8 @@ impl Default for ShardConfig {
             compacts_by_itself: false,
             compaction_run_bytes: 1 << 30,
             compaction_bytes_per_s: 0,
+            scrub_bytes_per_s: 0,
+            scrub_interval: Duration::from_secs(7 * 24 * 60 * 60),
         }
     }
 }
@@ -114,6 +121,10 @@ pub enum ShardEvent {
     CompactionFailed(EngineError),
     /// A run of compaction has come to its end.
     Compacted(CompactionReport),
+    /// The scrub has found something.
+    DamageFound(Finding),
+    /// A pass of the scrub has come to its end.
+    Scrubbed(ScrubReport),
 }
 
 /// Counters since the shard was opened.
@@ -152,6 +163,12 @@ pub struct ShardStats {
     pub message_cache_misses: u64,
     /// What it holds now.
     pub message_cache_bytes: u64,
+    /// Passes of the scrub that came to their end, when the last one did in milliseconds since 1970 (0: none has), the octets
+    /// that it has read and the damage that it has found, in all passes.
+    pub scrub_passes: u64,
+    pub scrub_finished_ms: u64,
+    pub scrub_bytes: u64,
+    pub scrub_findings: u64,
 }
 
 /// A record waiting for its commit.
@@ -302,6 +319,9 @@ pub(crate) struct Inner<S: Storage> {
     checkpoint_scheduled: Cell<bool>,
     /// What compaction needs to know.
     pub compaction: Compaction,
+    pub scrub: Scrub,
+    /// The next checkpoint writes a full directory: one of those there are is damaged, or all pages are new.
+    pub full_directory: Cell<bool>,
     /// What the operator should know, the newest last.
     events: RefCell<VecDeque<ShardEvent>>,
     event: Notify,
@@ -483,6 +503,8 @@ impl<S: Storage> Shard<S> {
             rebuild_lock: Mutex::new(()),
             checkpoint_scheduled: Cell::new(false),
             compaction: Compaction::default(),
+            scrub: Scrub::default(),
+            full_directory: Cell::new(false),
             events: RefCell::default(),
             event: Notify::new(),
             stats: Cell::default(),
@@ -1129,13 +1151,23 @@ impl<S: Storage> Shard<S> {
         offset: u64,
         len: usize,
     ) -> Result<Vec<u8>, EngineError> {
-        let inner = &self.0;
-        let active = inner.log.borrow().active.as_ref().map(|active| active.name);
         self.count(|stats| {
             stats.record_reads += 1;
             stats.record_read_bytes += len as u64;
         });
         crate::read::count_octets_read(len);
+        self.read_uncounted(segment, offset, len).await
+    }
+
+    /// As [`Shard::read_segment`] for who reads on nobody's behalf.
+    pub(crate) async fn read_uncounted(
+        &self,
+        segment: SegmentId,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>, EngineError> {
+        let inner = &self.0;
+        let active = inner.log.borrow().active.as_ref().map(|active| active.name);
         if let Some(name) = active
             && name.segment == segment
         {

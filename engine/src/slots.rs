@@ -508,7 +508,12 @@ impl Slots {
     }
 
     pub fn keys(&self) -> impl Iterator<Item = MailboxId> {
-        self.merged_from(MailboxId(0)).map(|(mailbox, _)| mailbox)
+        self.keys_from(MailboxId(0))
+    }
+
+    /// The mailboxes from one on, ascending.
+    pub fn keys_from(&self, from: MailboxId) -> impl Iterator<Item = MailboxId> {
+        self.merged_from(from).map(|(mailbox, _)| mailbox)
     }
 
     /// The slots from a mailbox on, ascending.

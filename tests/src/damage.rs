@@ -27,7 +27,7 @@ use posthaste_engine::io::sim::{SeededRandom, Sim, SimIo};
 use posthaste_engine::mailboxes::Status;
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Superblock, Worker, open_superblock};
 use posthaste_engine::read::Part;
-use posthaste_engine::shard::ShardConfig;
+use posthaste_engine::shard::{Shard, ShardConfig};
 use posthaste_engine::storage::Storage;
 use posthaste_engine::storage::local::{Local, parse_segment_file};
 
@@ -564,6 +564,61 @@ impl DamagedStore {
         findings.expect("no crash is planned").unwrap_or_else(|error| panic!("{file} at {offset}: {error}"))
     }
 
+    /// What a scrub of the open store finds when one byte is changed under it. A file that the start has sealed or replaced is
+    /// damaged as it is then.
+    ///
+    /// # Panics
+    /// If the store does not go on working; if a second pass finds again what the first one has mended; if a message is
+    /// missing or altered that no finding names.
+    pub fn scrub_with_damage(&self, file: &str, offset: u64) -> Vec<Finding> {
+        let sim = disk_with(&self.files);
+        let (io, disk, accounts) = (sim.io(), sim.clone(), self.accounts.clone());
+        let (file, is_manifest, place) = (file.to_owned(), file == self.manifest, format!("{file} at {offset}"));
+        let is_mended = is_manifest || file.contains("/idx/");
+        let scrubbed = sim.run(async move {
+            let worker = open(&io).await?;
+            let shard = worker.local(SHARD).expect("there is one worker");
+            let file = if is_manifest {
+                let files = disk.files("shard-0000/manifest/");
+                files.into_iter().map(|(path, _)| path).max().expect("a manifest")
+            } else {
+                file
+            };
+            let file = if disk.contents(&file).is_none() { file.replace("/wal/", "/seg/") } else { file };
+            let len = disk.contents(&file).map_or(0, |bytes| bytes.len() as u64);
+            // Another manifest is of another length, and has no byte without a meaning.
+            let offset = if is_manifest { offset % len } else { offset };
+            let Some(bytes) = disk.contents(&file).filter(|_| offset < len) else {
+                return Ok((Vec::new(), Vec::new(), None));
+            };
+            let before = bytes[offset as usize];
+            disk.damage(&file, |bytes| bytes[offset as usize] ^= 0x41);
+            shard.scrub(0).await?;
+            let first = findings_of(&shard);
+            // What it has mended is behind it.
+            let mut second = Vec::new();
+            if is_mended {
+                shard.scrub(0).await?;
+                second = findings_of(&shard);
+            }
+            let mailbox = TargetMailbox::Inbox;
+            let target =
+                Target { account: accounts[0], mailbox, prefix: Vec::new(), flags: Vec::new(), internal_date: None };
+            let shown = look(&worker, &accounts).await?;
+            shard.deliver(message(&mut Packer::default(), 9, 3), vec![target]).await.remove(0)?;
+            shard.checkpoint().await?;
+            assert!(disk.contents(&file).is_none_or(|bytes| bytes[offset as usize] == before ^ 0x41), "{file}");
+            Ok::<_, EngineError>((first, second, Some(shown)))
+        });
+        let (first, second, shown) =
+            scrubbed.expect("no crash is planned").unwrap_or_else(|error| panic!("{place}: {error}"));
+        assert!(second.is_empty(), "{place}: {second:?} is not mended; first there was {first:?}");
+        if let Some(shown) = shown {
+            self.shown.assert_survives(&shown, &first, &place);
+        }
+        first
+    }
+
     /// Opens the store with one byte changed, twice, with deliveries, a checkpoint and a stop in between.
     ///
     /// # Panics
@@ -604,31 +659,7 @@ impl DamagedStore {
                 return;
             }
         };
-        let excused = |mailbox, uid| {
-            let touches = findings.iter().flat_map(|finding| &finding.touches);
-            touches.into_iter().any(|&(touched, first, last)| touched == mailbox && (first..=last).contains(&uid))
-        };
-        for (mailbox, before) in &self.shown.0 {
-            let Some(found) = shown.0.get(mailbox) else {
-                panic!("{place}: mailbox {mailbox} is gone; findings: {findings:?}");
-            };
-            for (uid, message) in &before.messages {
-                let is_same = found.messages.get(uid) == Some(message);
-                assert!(
-                    is_same || excused(*mailbox, *uid),
-                    "{place}: mailbox {mailbox} UID {uid} is {:?} and was {message:?}; findings: {findings:?}",
-                    found.messages.get(uid)
-                );
-            }
-            assert!(
-                found.uid_next >= before.uid_next && found.highest_modseq >= before.highest_modseq,
-                "{place}: mailbox {mailbox} would give numbers again: UIDNEXT {} after {}, HIGHESTMODSEQ {} after {}",
-                found.uid_next,
-                before.uid_next,
-                found.highest_modseq,
-                before.highest_modseq
-            );
-        }
+        self.shown.assert_survives(&shown, findings, &place);
         for delivered in delivered {
             let next = self.shown.0.get(&delivered.mailbox).map_or(1, |mailbox| mailbox.uid_next);
             assert!(delivered.uid >= Uid(next), "{place}: UID {} is given again", delivered.uid);
@@ -658,6 +689,44 @@ struct ShownMailbox {
 /// All that a store shows.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct ShownStore(BTreeMap<MailboxId, ShownMailbox>);
+
+/// What the last pass of the scrub has found, in the order of files: a pass begins anywhere.
+fn findings_of(shard: &Shard<Local<SimIo>>) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = shard.scrub_status().findings.into();
+    findings.sort_by(|a, b| (&a.file, a.offset, &a.what).cmp(&(&b.file, b.offset, &b.what)));
+    findings
+}
+
+impl ShownStore {
+    /// Every message is as it was or named, and no number is given again.
+    fn assert_survives(&self, shown: &Self, findings: &[Finding], place: &str) {
+        let excused = |mailbox, uid| {
+            let touches = findings.iter().flat_map(|finding| &finding.touches);
+            touches.into_iter().any(|&(touched, first, last)| touched == mailbox && (first..=last).contains(&uid))
+        };
+        for (mailbox, before) in &self.0 {
+            let Some(found) = shown.0.get(mailbox) else {
+                panic!("{place}: mailbox {mailbox} is gone; findings: {findings:?}");
+            };
+            for (uid, message) in &before.messages {
+                let is_same = found.messages.get(uid) == Some(message);
+                assert!(
+                    is_same || excused(*mailbox, *uid),
+                    "{place}: mailbox {mailbox} UID {uid} is {:?} and was {message:?}; findings: {findings:?}",
+                    found.messages.get(uid)
+                );
+            }
+            assert!(
+                found.uid_next >= before.uid_next && found.highest_modseq >= before.highest_modseq,
+                "{place}: mailbox {mailbox} would give numbers again: UIDNEXT {} after {}, HIGHESTMODSEQ {} after {}",
+                found.uid_next,
+                before.uid_next,
+                found.highest_modseq,
+                before.highest_modseq
+            );
+        }
+    }
+}
 
 async fn look(worker: &Worker<Local<SimIo>>, accounts: &[AccountId]) -> Result<ShownStore, EngineError> {
     let shard = worker.local(SHARD).expect("there is one worker");

@@ -111,6 +111,7 @@ pub fn run(plan: Plan) -> Result<Outcome, Violation> {
             config: config(&sim),
             workers,
             faults: plan.faults && ending == 3,
+            check: plan.check,
             stop: ending == 2,
         };
         let reports = sim.run(async move { node.live().await });
@@ -205,6 +206,7 @@ struct Node {
     config: StoreConfig,
     workers: usize,
     faults: bool,
+    check: bool,
     stop: bool,
 }
 
@@ -217,6 +219,8 @@ struct Session {
     next_token: Rc<Cell<u64>>,
     worker: Worker<Store>,
     account: Arc<AccountRecord>,
+    /// Nothing fails, so that a scrub has nothing to find.
+    is_sound: bool,
 }
 
 impl Node {
@@ -278,6 +282,7 @@ impl Node {
                 next_token: Rc::clone(&self.next_token),
                 worker,
                 account: Arc::clone(&account),
+                is_sound: self.check && !self.faults,
             };
             let ended_here = Rc::clone(&ended);
             let watching = {
@@ -461,6 +466,7 @@ impl Session {
                 17 if self.below(3) == 0 => self.delete().await,
                 17 | 18 => self.rename().await,
                 _ if self.below(2) == 0 => self.compact().await,
+                _ if self.below(2) == 0 => self.scrub().await,
                 _ => self.subscribe().await,
             };
             match result {
@@ -717,6 +723,21 @@ impl Session {
         let choice = if self.below(2) == 0 { Choice::All } else { Choice::WherePays };
         self.worker.call(self.account.shard, move |shard| async move { shard.compact(choice).await }).await??;
         Ok(())
+    }
+
+    /// Whatever goes on meanwhile, there is no damage.
+    async fn scrub(&self) -> Result<(), EngineError> {
+        let bytes_per_s = if self.below(2) == 0 { 0 } else { 1 << 20 };
+        let scrubbed = self.worker.call(self.account.shard, move |shard| async move {
+            let scrubbed = shard.scrub(bytes_per_s).await;
+            (scrubbed, shard.scrub_status().findings)
+        });
+        let (scrubbed, findings) = scrubbed.await?;
+        if let Some(finding) = findings.front().filter(|_| self.is_sound) {
+            let what = format!("{} at offset {}: {}", finding.file, finding.offset, finding.what);
+            self.oracle.borrow_mut().fail(format!("the scrub found damage where there is none: {what}"));
+        }
+        scrubbed.map(|_| ())
     }
 
     async fn subscribe(&self) -> Result<(), EngineError> {

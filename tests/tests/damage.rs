@@ -23,6 +23,8 @@ fn every_field_of_the_format_is_checked() {
                     let found = store.check_with_damage(&file, start + at);
                     assert!(!found.is_empty(), "{structure}, {field}: byte {at} of the one in {file} at {start}");
                     store.open_with_damage(&file, start + at, &found);
+                    let found = store.scrub_with_damage(&file, start + at);
+                    assert!(!found.is_empty(), "{structure}, {field}: the scrub passes byte {at} of {file} at {start}");
                 }
                 *tested.entry(structure).or_default() += 1;
             }
@@ -45,6 +47,8 @@ fn payloads_of_every_kind_are_checked_and_name_whom_they_touch() {
                 assert!(named, "kind {kind} in {file} at {payload}: no finding names mailbox {mailbox}: {found:?}");
             }
             store.open_with_damage(&file, payload + at, &found);
+            let found = store.scrub_with_damage(&file, payload + at);
+            assert!(!found.is_empty(), "kind {kind}: the scrub passes byte {at} of the payload in {file} at {payload}");
         }
         *kinds.entry(kind).or_insert(0) += 1;
     }
@@ -64,5 +68,11 @@ fn random_damage_is_found_and_crashes_nothing() {
             assert!(unused.contains(&file, offset), "seed {seed}: nobody noticed byte {offset} of {file}");
         }
         store.open_with_damage(&file, offset, &found);
+        let scrubbed = store.scrub_with_damage(&file, offset);
+        if scrubbed.is_empty() {
+            assert!(unused.contains(&file, offset), "seed {seed}: the scrub passes byte {offset} of {file}");
+        } else {
+            assert!(!found.is_empty(), "seed {seed}: byte {offset} of {file} has no meaning: {scrubbed:?}");
+        }
     }
 }

@@ -458,7 +458,7 @@ impl<S: Storage> Shard<S> {
     }
 
     /// Lets `look` see a mailbox and its index without keeping that in memory. `None`: the mailbox is gone.
-    async fn inspect<T>(
+    pub(crate) async fn inspect<T>(
         &self,
         mailbox: MailboxId,
         mut look: impl FnMut(&Slot, &MailboxIndex) -> T,

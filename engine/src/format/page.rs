@@ -227,6 +227,12 @@ pub fn open_page(
     Ok((header, archive))
 }
 
+/// The length that a page claims to have, verified or not.
+pub fn claimed_page_len(bytes: &[u8]) -> Option<usize> {
+    let len = bytes.get(16..20)?;
+    Some(PAGE_HEADER_BYTES + u32::from_le_bytes([len[0], len[1], len[2], len[3]]) as usize)
+}
+
 /// Verifies the page that starts with `bytes`; gives header, archive and the page's length.
 pub fn open_page_at(bytes: &[u8], unpacker: &mut Unpacker) -> Result<(PageHeader, AlignedVec, usize), FormatError> {
     const WHAT: &str = "index page";

@@ -193,7 +193,7 @@ pub struct FooterEntry {
     pub lsn: Lsn,
 }
 wire_struct!(FooterEntry { offset_units: u32, len: u32, kind: u16, flags: u16, generation: u32, lsn: Lsn });
-const FOOTER_ENTRY_BYTES: u64 = 24;
+pub const FOOTER_ENTRY_BYTES: u64 = 24;
 
 /// The table of a sealed segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

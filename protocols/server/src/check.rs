@@ -7,9 +7,9 @@ use std::io::Write;
 use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use posthaste_engine::check::{ShardCheck, check_shard};
+use posthaste_engine::check::check_shard;
 use posthaste_engine::error::{EngineError, Finding};
-use posthaste_engine::ids::{AccountId, ShardId};
+use posthaste_engine::ids::{AccountId, MailboxId, ShardId};
 use posthaste_engine::io::real::{IoKind, run_worker};
 use posthaste_engine::node::Superblock;
 use posthaste_engine::storage::Storage;
@@ -62,7 +62,11 @@ pub fn check(data: &Path, io: IoKind) -> Result<(), Box<dyn Error>> {
             writeln!(out, "shard {shard}: an unfinished tail, which the next start drops: {tail}")?;
         }
         for finding in &check.findings {
-            writeln!(out, "{}", describe(finding, check, &accounts))?;
+            let whose = |mailbox| {
+                let (account, name) = check.mailboxes.get(&mailbox)?;
+                Some((accounts.get(account).cloned(), name.clone()))
+            };
+            writeln!(out, "{}", describe(finding, whose))?;
         }
     }
     writeln!(out, "checked {} shards, {records} records, {messages} messages, {bytes} bytes of log", checks.len())?;
@@ -72,14 +76,12 @@ pub fn check(data: &Path, io: IoKind) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// One line: where, what, and whose.
-fn describe(finding: &Finding, check: &ShardCheck, accounts: &BTreeMap<AccountId, String>) -> String {
+/// One line: where, what, and whose. `whose` tells the account of a mailbox, if that is known, and its name.
+pub fn describe(finding: &Finding, whose: impl Fn(MailboxId) -> Option<(Option<String>, String)>) -> String {
     let mut line = format!("damage: {} at offset {}: {}", finding.file, finding.offset, finding.what);
     for (mailbox, first, last) in &finding.touches {
-        let (account, name) = match check.mailboxes.get(mailbox) {
-            Some((account, name)) => (accounts.get(account).map_or("unknown account", String::as_str), name.as_str()),
-            None => ("unknown account", "unknown mailbox"),
-        };
+        let (account, name) = whose(*mailbox).unwrap_or_else(|| (None, "unknown mailbox".to_owned()));
+        let account = account.unwrap_or_else(|| "unknown account".to_owned());
         // Writing to a string cannot fail.
         let _ = write!(line, "; touches {account}, {name}");
         let _ = match (*first, *last) {

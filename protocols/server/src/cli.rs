@@ -57,6 +57,19 @@ pub enum Command {
     /// Every record, frame and page is compared with its checksum, and the index with the log. It changes nothing. Exits
     /// with 1 if anything is damaged.
     Check,
+    /// Look for damage on a running server: begin a scrub of the whole store now
+    ///
+    /// Every segment of the log, every page of the index and the manifest is read back and compared with its checksums, and
+    /// what is damaged is named in the server's log. A server does that by itself, slowly, again and again
+    /// (store.scrub_bytes_per_s, store.scrub_interval_s). Index pages that are damaged are mended at once.
+    Scrub {
+        /// Show how far it is, return when it is done, and print what it has found; exits with 1 if there is any
+        #[arg(long)]
+        wait: bool,
+        /// Octets that each shard reads in a second; 0 for as many as it can [default: store.scrub_bytes_per_s]
+        #[arg(long, value_name = "OCTETS")]
+        bytes_per_s: Option<u64>,
+    },
     /// Show figures of the store, and of the server if it runs
     ///
     /// Of the users with sessions, or who had some since the start, it names those who have taken most CPU time: what their

@@ -144,6 +144,8 @@ pub struct Store {
     pub compaction: Option<bool>,
     pub compaction_run_bytes: Option<u64>,
     pub compaction_bytes_per_s: Option<u64>,
+    pub scrub_bytes_per_s: Option<u64>,
+    pub scrub_interval_s: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -370,7 +372,7 @@ fn insert(table: &mut toml::Table, key: &str, value: toml::Value) -> Option<()> 
 impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         const MB: u64 = 1 << 20;
-        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 24] = [
+        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 26] = [
             ("limits.message_bytes", Some(self.limits.message_bytes), 64 << 10..=1 << 30, "64 KB to 1 GB"),
             (
                 "limits.mailbox_messages",
@@ -410,6 +412,8 @@ impl Config {
             ("store.train_after_bytes", self.store.train_after_bytes, 0..=1 << 40, "0 (never) to 1 TB"),
             ("store.compaction_run_bytes", self.store.compaction_run_bytes, MB..=16 << 30, "1 MB to 16 GB"),
             ("store.compaction_bytes_per_s", self.store.compaction_bytes_per_s, 0..=1 << 40, "0 (no limit) to 1 TB"),
+            ("store.scrub_bytes_per_s", self.store.scrub_bytes_per_s, 0..=1 << 40, "0 (off) to 1 TB"),
+            ("store.scrub_interval_s", self.store.scrub_interval_s, 60..=366 * 86_400, "a minute to a year"),
         ];
         for (key, value, range, text) in checks {
             if let Some(value) = value
@@ -525,6 +529,8 @@ mod tests {
             "store.compaction",
             "store.compaction_run_bytes",
             "store.compaction_bytes_per_s",
+            "store.scrub_bytes_per_s",
+            "store.scrub_interval_s",
             "tls.certificate",
             "tls.key",
             "tls.minimum_version",

@@ -4,7 +4,7 @@
 //! The socket speaks one JSON request and one JSON response per line. Only the server's own user can open it (mode 0600),
 //! and passwords go over it as hashes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
@@ -17,14 +17,16 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use posthaste_engine::compaction::Choice;
-use posthaste_engine::error::{EngineError, Refusal};
-use posthaste_engine::ids::ShardId;
+use posthaste_engine::error::{EngineError, Finding, Refusal};
+use posthaste_engine::ids::{AccountId, MailboxId, ShardId};
 use posthaste_engine::io::Runtime;
-use posthaste_engine::node::NewAccount;
+use posthaste_engine::node::{Directory, NewAccount};
 use posthaste_engine::shard::Shard;
+use posthaste_engine::storage::Storage;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use crate::check::describe;
 use crate::config::Config;
 use crate::limits;
 use crate::node::{Context, Node, Worker};
@@ -59,6 +61,13 @@ pub enum Request {
     Compact {
         wait: bool,
     },
+    /// Begins a pass, which is over when each shard has as many of them as the answer says.
+    Scrub {
+        bytes_per_s: Option<u64>,
+    },
+    ScrubStatus {
+        findings: bool,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,9 +88,24 @@ pub enum Response {
         bytes_before: u64,
         bytes_after: u64,
     },
+    /// For each shard, how far it is and what it has found.
+    Scrub {
+        shards: Vec<Scrub>,
+    },
     Error {
         message: String,
     },
+}
+
+/// The scrub of a shard.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Scrub {
+    pub is_running: bool,
+    pub passes: u64,
+    pub log_bytes_done: u64,
+    pub log_bytes: u64,
+    /// Lines for people, of the pass under way or the last one.
+    pub findings: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -90,6 +114,9 @@ pub struct Stats {
     /// How many times dictionaries had been trained when those were made that are in use; 0: there are none.
     #[serde(default)]
     pub dictionary_generation: u32,
+    /// When this was, in milliseconds since 1970.
+    #[serde(default)]
+    pub now_ms: u64,
     /// Only of a running server.
     pub server: Option<ServerStats>,
     pub shards: Vec<ShardStats>,
@@ -162,6 +189,15 @@ pub struct ShardStats {
     pub compacted_bytes_read: u64,
     #[serde(default)]
     pub compacted_bytes_written: u64,
+    #[serde(default)]
+    pub scrub_passes: u64,
+    /// Milliseconds since 1970; 0: none has come to its end.
+    #[serde(default)]
+    pub scrub_finished_ms: u64,
+    #[serde(default)]
+    pub scrub_bytes: u64,
+    #[serde(default)]
+    pub scrub_findings: u64,
 }
 
 /// Carries out a request. What it changes is durable when this returns.
@@ -209,6 +245,15 @@ async fn try_execute(
             names.sort_unstable();
             Ok(Response::Users { names })
         }
+        Request::Scrub { bytes_per_s } if node.is_some() => {
+            let configured = config.store.scrub_bytes_per_s.filter(|&configured| configured > 0);
+            scrub(worker, bytes_per_s.or(configured).unwrap_or(limits::SCRUB_BYTES_PER_S)).await
+        }
+        Request::Scrub { .. } => {
+            let message = "no server runs on this store: `posthaste check` looks at all of it".to_owned();
+            Ok(Response::Error { message })
+        }
+        Request::ScrubStatus { findings } => scrub_status(worker, findings).await,
         Request::Stats { users } => stats(worker, node, users).await.map(|stats| Response::Stats(Box::new(stats))),
         Request::Compact { wait } if wait || node.is_none() => compact(worker).await,
         Request::Compact { .. } => {
@@ -220,6 +265,74 @@ async fn try_execute(
             Ok(Response::Done)
         }
     }
+}
+
+/// Begins a pass on every shard.
+async fn scrub(worker: &Worker, bytes_per_s: u64) -> Result<Response, EngineError> {
+    let mut shards = Vec::new();
+    for shard in (0..worker.cluster().superblock.shards).map(ShardId) {
+        let passes = worker.call(shard, |shard| async move { shard.stats().scrub_passes }).await?;
+        shards.push(Scrub { is_running: true, passes: passes + 1, ..Scrub::default() });
+        let worker = worker.clone();
+        worker.clone().storage().spawn(async move {
+            // What it finds is told by the shard's events.
+            let _ = worker.call(shard, move |shard| async move { shard.scrub(bytes_per_s).await }).await;
+        });
+    }
+    Ok(Response::Scrub { shards })
+}
+
+async fn scrub_status(worker: &Worker, findings: bool) -> Result<Response, EngineError> {
+    let mut shards = Vec::new();
+    for shard in (0..worker.cluster().superblock.shards).map(ShardId) {
+        let look = move |shard: Shard<_>| async move {
+            let status = shard.scrub_status();
+            let mailboxes = if findings { mailboxes_of(&shard, &status.findings) } else { BTreeMap::new() };
+            (status, mailboxes)
+        };
+        let (status, mailboxes) = worker.call(shard, look).await?;
+        let mut scrub = Scrub {
+            is_running: status.is_running,
+            passes: status.passes,
+            log_bytes_done: status.log_bytes_done,
+            log_bytes: status.log_bytes,
+            findings: Vec::new(),
+        };
+        if findings {
+            scrub.findings = describe_all(&worker.cluster().directory(), &status.findings, &mailboxes);
+        }
+        shards.push(scrub);
+    }
+    Ok(Response::Scrub { shards })
+}
+
+/// Whose the mailboxes are that findings touch, and their names.
+pub fn mailboxes_of<'a, S: Storage>(
+    shard: &Shard<S>,
+    findings: impl IntoIterator<Item = &'a Finding>,
+) -> BTreeMap<MailboxId, (AccountId, String)> {
+    let touched: BTreeSet<MailboxId> =
+        findings.into_iter().flat_map(|finding| &finding.touches).map(|touch| touch.0).collect();
+    touched.into_iter().filter_map(|mailbox| Some((mailbox, shard.mailbox_name(mailbox)?))).collect()
+}
+
+/// Findings as lines for people.
+pub fn describe_all<'a>(
+    directory: &Directory,
+    findings: impl IntoIterator<Item = &'a Finding>,
+    mailboxes: &BTreeMap<MailboxId, (AccountId, String)>,
+) -> Vec<String> {
+    let wanted: BTreeSet<AccountId> = mailboxes.values().map(|(account, _)| *account).collect();
+    let mut accounts: BTreeMap<AccountId, String> = BTreeMap::new();
+    if !wanted.is_empty() {
+        let found = directory.iter().filter(|account| wanted.contains(&account.account));
+        accounts.extend(found.map(|account| (account.account, account.name.clone())));
+    }
+    let whose = |mailbox| {
+        let (account, name): &(AccountId, String) = mailboxes.get(&mailbox)?;
+        Some((accounts.get(account).cloned(), name.clone()))
+    };
+    findings.into_iter().map(|finding| describe(finding, whose)).collect()
 }
 
 async fn compact(worker: &Worker) -> Result<Response, EngineError> {
@@ -265,6 +378,7 @@ async fn stats(worker: &Worker, node: Option<&Node>, users: usize) -> Result<Sta
     let cluster = worker.cluster();
     let mut stats = Stats {
         accounts: cluster.directory().len() as u64,
+        now_ms: worker.storage().wall_clock_ms(),
         dictionary_generation: cluster.dictionaries().current().map_or(0, |set| set.generation()),
         ..Stats::default()
     };
@@ -293,6 +407,10 @@ async fn stats(worker: &Worker, node: Option<&Node>, users: usize) -> Result<Sta
             segments_compacted: of_shard.segments_compacted,
             compacted_bytes_read: of_shard.compacted_bytes_read,
             compacted_bytes_written: of_shard.compacted_bytes_written,
+            scrub_passes: of_shard.scrub_passes,
+            scrub_finished_ms: of_shard.scrub_finished_ms,
+            scrub_bytes: of_shard.scrub_bytes,
+            scrub_findings: of_shard.scrub_findings,
         });
     }
     if node.is_some() {

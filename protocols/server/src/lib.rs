@@ -18,6 +18,7 @@ mod login;
 mod node;
 mod password;
 mod pop3;
+mod scrub;
 mod serve;
 mod special_use;
 mod tls;
@@ -73,6 +74,7 @@ fn execute(cli: Cli) -> Result<(), Box<dyn Error>> {
             Response::Stats(stats) => Ok(print_stats(&stats, json)?),
             other => Err(unexpected(&other)),
         },
+        Command::Scrub { wait, bytes_per_s } => scrub::scrub(&cli.common.data, wait, bytes_per_s),
         Command::Check => check::check(&cli.common.data, config.server.io.into()),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "posthaste", &mut std::io::stdout());
@@ -254,6 +256,18 @@ fn print_stats(stats: &Stats, json: bool) -> std::io::Result<()> {
             shard.segments_compacted,
             shard.compacted_bytes_read,
             shard.compacted_bytes_written
+        )?;
+    }
+    writeln!(out, "shard     scrubs     findings   bytes read last finished")?;
+    for shard in &stats.shards {
+        let finished = match shard.scrub_finished_ms {
+            0 => "not since the start".to_owned(),
+            finished => format!("{} s ago", stats.now_ms.saturating_sub(finished) / 1000),
+        };
+        writeln!(
+            out,
+            "{:5} {:10} {:12} {:12} {finished}",
+            shard.shard, shard.scrub_passes, shard.scrub_findings, shard.scrub_bytes
         )?;
     }
     Ok(())

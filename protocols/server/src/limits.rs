@@ -33,6 +33,10 @@ pub const TLS_HANDSHAKE: Duration = Duration::from_secs(30);
 /// Connections of one account that have logged in. Mail clients open some five each.
 pub const CONNECTIONS_PER_USER: usize = 100;
 
+/// What the scrub of each shard reads in a second: little beside what a disk can do, and 100 GB in a bit more than a day.
+pub const SCRUB_BYTES_PER_S: u64 = 1 << 20;
+/// A scrub begins so long after the last one has come to its end.
+pub const SCRUB_INTERVAL_S: u64 = 7 * 24 * 3600;
 /// Bad commands after which an IMAP connection is closed: what sends so many is no mail client.
 pub const BAD_COMMANDS_MAX: u8 = 50;
 /// Bad commands after which a POP3 connection is closed.

@@ -110,6 +110,7 @@ pub fn execute_alone(data: &Path, config: &Config, request: Request) -> Result<R
         let mut store = store_config(config, superblock.shards);
         // There is nobody who could be disturbed, and nobody to come back to.
         (store.shard.compacts_by_itself, store.shard.compaction_bytes_per_s) = (false, 0);
+        store.shard.scrub_bytes_per_s = 0;
         let (worker, reports) = Worker::open(storage, cluster, seat, store).await?;
         reports.iter().flat_map(|report| &report.damage).for_each(|finding| eprintln!("damage: {finding:?}"));
         let response = control::execute(&worker, config, None, request).await;
@@ -148,6 +149,8 @@ fn store_config(config: &Config, shards: u32) -> StoreConfig {
         compacts_by_itself: store.compaction.unwrap_or(true),
         compaction_run_bytes: store.compaction_run_bytes.unwrap_or(default.compaction_run_bytes),
         compaction_bytes_per_s: store.compaction_bytes_per_s.unwrap_or(COMPACTION_BYTES_PER_S),
+        scrub_bytes_per_s: store.scrub_bytes_per_s.unwrap_or(limits::SCRUB_BYTES_PER_S),
+        scrub_interval: Duration::from_secs(store.scrub_interval_s.unwrap_or(limits::SCRUB_INTERVAL_S)),
     };
     StoreConfig { shard }
 }
@@ -274,7 +277,7 @@ async fn run(
         if shard.has_receipts() {
             node.has_receipts.store(true, Ordering::Relaxed);
         }
-        io.spawn(log_events(shard));
+        io.spawn(log_events(Arc::clone(&node.cluster), shard));
     }
     let context = Context::install(Arc::clone(&node), worker.clone(), io.clone());
     wait_for(&node, Phase::Serving).await;
@@ -302,7 +305,7 @@ async fn run(
 }
 
 /// Tells the operator what happens to a shard, as long as the worker lives.
-async fn log_events(shard: Shard<Storage>) {
+async fn log_events(cluster: Arc<Cluster>, shard: Shard<Storage>) {
     let id = shard.id();
     loop {
         match shard.next_event().await {
@@ -332,6 +335,23 @@ async fn log_events(shard: Shard<Storage>) {
                     bytes_before = report.bytes_before,
                     bytes_after = report.bytes_after,
                     "compacted"
+                );
+            }
+            ShardEvent::DamageFound(finding) => {
+                let mailboxes = control::mailboxes_of(&shard, [&finding]);
+                for line in control::describe_all(&cluster.directory(), [&finding], &mailboxes) {
+                    tracing::error!(shard = %id, "the scrub has found {line}");
+                }
+            }
+            ShardEvent::Scrubbed(report) => {
+                tracing::info!(
+                    shard = %id,
+                    bytes = report.bytes,
+                    segments = report.segments,
+                    pages = report.pages,
+                    findings = report.findings,
+                    mended = report.mended,
+                    "scrubbed"
                 );
             }
         }

@@ -118,6 +118,10 @@ fn sum(a: ShardStats, b: ShardStats) -> ShardStats {
         message_cache_hits: a.message_cache_hits + b.message_cache_hits,
         message_cache_misses: a.message_cache_misses + b.message_cache_misses,
         message_cache_bytes: a.message_cache_bytes + b.message_cache_bytes,
+        scrub_passes: a.scrub_passes + b.scrub_passes,
+        scrub_finished_ms: a.scrub_finished_ms.max(b.scrub_finished_ms),
+        scrub_bytes: a.scrub_bytes + b.scrub_bytes,
+        scrub_findings: a.scrub_findings + b.scrub_findings,
     }
 }
 

@@ -73,7 +73,6 @@ fn an_import_of_300_users() {
 
 #[test]
 fn a_check_finds_damage_and_names_it() {
-    use std::os::unix::fs::FileExt;
     let store = Store::with(&["ann@example.org", "bob@example.org"]);
     assert!(Store::new().refused(&["check"]).contains("no data directory"));
     let server = store.serve();
@@ -81,24 +80,60 @@ fn a_check_finds_damage_and_names_it() {
     assert!(store.refused(&["check"]).contains("in use"));
     server.stop();
     assert!(store.done(&["check"]).contains("2 messages"));
-    let mut damaged = 0;
-    let inside = |paths: Vec<std::path::PathBuf>| -> Vec<std::path::PathBuf> {
-        let entries = paths.into_iter().filter(|path| path.is_dir()).flat_map(|path| std::fs::read_dir(path).unwrap());
-        entries.map(|entry| entry.unwrap().path()).collect()
-    };
-    for file in inside(inside(inside(vec![store.data()]))) {
-        let bytes = std::fs::read(&file).unwrap();
-        if let Some(at) = bytes.windows(6).position(|window| window == b"FINDME") {
-            let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
-            file.write_all_at(b"f", at as u64).unwrap();
-            damaged += 1;
-        }
-    }
-    assert_ne!(damaged, 0, "a short body is stored as it is");
+    assert_ne!(damage(&store, b"FINDME"), 0, "a short body is stored as it is");
     let output = store.run(&["check"]);
     assert_eq!(output.status.code(), Some(1));
     let found = text(&output.stdout);
     assert!(found.contains("damage: ") && found.contains("@example.org, INBOX, UID 1"), "{found}");
+}
+
+/// Changes one letter of a text wherever it is in a store's files; in how many of them that was.
+fn damage(store: &Store, text: &[u8]) -> usize {
+    use std::os::unix::fs::FileExt;
+    let inside = |paths: Vec<std::path::PathBuf>| -> Vec<std::path::PathBuf> {
+        let entries = paths
+            .into_iter()
+            .filter(|path| path.is_dir())
+            .flat_map(|path| std::fs::read_dir(path).expect("a directory"));
+        entries.map(|entry| entry.expect("an entry").path()).collect()
+    };
+    let mut damaged = 0;
+    for file in inside(inside(inside(vec![store.data()]))) {
+        let bytes = std::fs::read(&file).expect("a file");
+        if let Some(at) = bytes.windows(text.len()).position(|window| window == text) {
+            let file = std::fs::OpenOptions::new().write(true).open(file).expect("a file");
+            file.write_all_at(&[text[0] ^ 0x20], at as u64).expect("can be written");
+            damaged += 1;
+        }
+    }
+    damaged
+}
+
+#[test]
+fn a_scrub_of_a_running_server_finds_damage_and_names_it() {
+    let store = Store::with(&["ann@example.org", "bob@example.org"]);
+    assert!(store.refused(&["scrub"]).contains("no server runs"));
+    let server = store.serve();
+    server.deliver(&["ann@example.org", "bob@example.org"], "Subject: x\r\n\r\nFINDME");
+    // What is being written to is left out.
+    store.done(&["compact", "--wait"]);
+    assert!(store.done(&["scrub", "--wait"]).contains("no damage found"));
+    assert_ne!(damage(&store, b"FINDME"), 0, "a short body is stored as it is");
+    let output = store.run(&["scrub", "--wait", "--bytes-per-s", "0"]);
+    assert_eq!(output.status.code(), Some(1));
+    let found = text(&output.stdout);
+    assert!(found.contains("damage: ") && found.contains("@example.org, INBOX, UID 1"), "{found}");
+    let stats: serde_json::Value = serde_json::from_str(&store.done(&["stats", "--json"])).unwrap();
+    let sum = |key: &str| -> u64 {
+        stats["shards"].as_array().unwrap().iter().map(|shard| shard[key].as_u64().unwrap()).sum()
+    };
+    let shards = stats["shards"].as_array().unwrap().len() as u64;
+    assert_eq!(sum("scrub_passes"), 2 * shards);
+    assert!(sum("scrub_findings") > 0 && sum("scrub_bytes") > 0);
+    server.signal("-TERM");
+    let (status, log) = server.wait();
+    assert!(status.success());
+    assert!(log.contains("the scrub has found damage: "), "{log}");
 }
 
 #[test]

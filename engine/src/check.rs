@@ -4,18 +4,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{EngineError, Finding};
+use crate::flags::UidSet;
 use crate::format::codec::Wire;
 use crate::format::frame::{FrameInfo, Unpacker};
-use crate::format::manifest::Manifest;
+use crate::format::manifest::{Manifest, SegmentEntry};
 use crate::format::page::{DeltaPage, MailboxPage, PageKind, PageLocation, open_page, restore};
 use crate::format::record::{Record, kind};
 use crate::format::segment::{Footer, SegmentHeader, TRAILER_BYTES, Trailer};
 use crate::format::{BLOCK_BYTES, FormatError};
-use crate::ids::{AccountId, Epoch, Location, MailboxId, MessageId, Position, SegmentId, ShardId};
+use crate::ids::{AccountId, Epoch, Location, MailboxId, MessageId, Position, SegmentId, ShardId, Uid};
 use crate::index::{Change, MailboxIndex, Moved};
 use crate::read::open_block;
 use crate::recovery::{
-    FoundBatch, dropped_transactions, judge, judge_compacted, replay, restore_index, scan_compacted, scan_log,
+    FoundBatch, FoundSegment, dropped_transactions, footer_entry, judge, judge_compacted, replay, restore_index,
+    scan_compacted, scan_log,
 };
 use crate::state::State;
 use crate::storage::local::{index_file, segment_file, shard_directory};
@@ -25,7 +27,7 @@ use crate::verify::{
 };
 
 /// What a check of one shard found.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ShardCheck {
     pub findings: Vec<Finding>,
     /// An unacknowledged tail that the next start drops: no error.
@@ -37,6 +39,57 @@ pub struct ShardCheck {
     pub records: u64,
     pub messages: u64,
     pub log_bytes: u64,
+    /// Segments in which something is damaged that messages may need.
+    pub damaged_segments: BTreeSet<SegmentId>,
+    /// Records have been lost to damage: the index may know more than the log.
+    pub has_lost_records: bool,
+    /// The manifest is damaged: nothing else has been looked at.
+    pub has_no_manifest: bool,
+    pub damaged_footers: Vec<DamagedFooter>,
+    /// A directory of the index is damaged: a start puts the index together from the log.
+    pub has_damaged_directory: bool,
+    /// Mailboxes of which a page is damaged.
+    pub damaged_pages: Vec<MailboxId>,
+    /// Where index and log disagree about a mailbox.
+    pub differences: BTreeMap<MailboxId, Difference>,
+    /// They disagree about accounts, names or counters.
+    pub differs_otherwise: bool,
+}
+
+/// A footer that can be written again: all records of its segment are there.
+#[derive(Clone, Debug)]
+pub struct DamagedFooter {
+    pub name: SegmentName,
+    pub footer: Footer,
+}
+
+/// What index and log disagree about in a mailbox.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Difference {
+    pub only_in_index: UidSet,
+    pub only_in_log: UidSet,
+    /// Messages that both have, with other flags, mod-sequences or places.
+    pub changed: UidSet,
+}
+
+impl Difference {
+    /// Every message that they disagree about.
+    pub fn all(&self) -> UidSet {
+        UidSet(&(&self.only_in_index.0 | &self.only_in_log.0) | &self.changed.0)
+    }
+
+    fn between(index: &MailboxIndex, rebuilt: &MailboxIndex) -> Self {
+        let (have, should) = (index.uids().0, rebuilt.uids().0);
+        let is_changed = |uid: &u32| {
+            let uid = Uid(*uid);
+            index.message(uid) != rebuilt.message(uid) || index.flags_of(uid) != rebuilt.flags_of(uid)
+        };
+        Self {
+            only_in_index: UidSet(&have - &should),
+            only_in_log: UidSet(&should - &have),
+            changed: UidSet((&have & &should).iter().filter(is_changed).collect()),
+        }
+    }
 }
 
 /// Checks a shard that nobody has open. `progress` is told bytes of the log, done and in all.
@@ -66,10 +119,12 @@ pub async fn check_shard<S: Storage>(
         Ok(manifest) if manifest.store == store && manifest.shard == id => manifest,
         Ok(manifest) => {
             let what = format!("manifest of store {:032x}, shard {}", manifest.store, manifest.shard);
+            check.report.has_no_manifest = true;
             check.find(format!("manifest/{:08}-{number:020}", epoch.0), 0, what, Vec::new());
             return Ok(check.report);
         }
         Err(error) => {
+            check.report.has_no_manifest = true;
             check.find(format!("manifest/{:08}-{number:020}", epoch.0), 0, error.to_string(), Vec::new());
             return Ok(check.report);
         }
@@ -110,9 +165,12 @@ impl<S: Storage> Check<S> {
             all().flat_map(|segment| &segment.batches).map(|batch| batch.end - batch.position.offset).sum();
         self.report.log_bytes = total;
         progress(0, total);
+        let is_damaged = |segment: &&FoundSegment| segment.header.is_err() || !segment.dictionary_errors.is_empty();
+        let damaged_headers: Vec<SegmentId> = all().filter(is_damaged).map(|segment| segment.name.segment).collect();
         let proven = manifest.replay_from.max(manifest.log_end);
         let mut verdict = judge(self.id, segments, proven, None, Position::default());
         judge_compacted(self.id, compacted, &mut verdict);
+        self.report.damaged_segments.extend(damaged_headers);
         self.report.torn_tail = verdict.torn.map(|(_, what)| what);
         self.report.findings.extend(verdict.damage);
         let batches = verdict.batches;
@@ -125,7 +183,11 @@ impl<S: Storage> Check<S> {
         let broken = self.check_frames(&batches, &names, total, &progress).await?;
         let damaged: BTreeSet<SegmentId> =
             batches.iter().filter(|batch| !batch.is_good()).map(|batch| batch.position.segment).collect();
-        self.check_footers(&batches, &names, &damaged).await?;
+        self.report.has_lost_records =
+            batches.iter().any(|batch| !batch.is_good() || batch.lost_unnamed) || !verdict.quarantined.is_empty();
+        self.report.damaged_segments.extend(&damaged);
+        self.report.damaged_segments.extend(broken.keys().map(|(segment, _)| *segment));
+        self.check_footers(&batches, &names, &damaged, manifest).await?;
         if batches.iter().any(|batch| batch.position.segment.is_compacted()) {
             for batch in &batches {
                 for found in &batch.records {
@@ -146,6 +208,7 @@ impl<S: Storage> Check<S> {
         let directory = shard_directory(self.id);
         let dropped =
             dropped_transactions(&mut from_log, self.id, |segment| format!("{directory}/{}", self.file_of(segment)));
+        self.report.has_lost_records |= !dropped.is_empty();
         self.report.findings.extend(dropped);
         for (mailbox, slot) in from_log.slots.iter() {
             self.report.mailboxes.insert(mailbox, (slot.meta.account, slot.meta.name.clone()));
@@ -158,6 +221,7 @@ impl<S: Storage> Check<S> {
         let mut from_index = State { shard: self.id, ..State::default() };
         if let Err((entry, error)) = restore_index::<S>(&self.blobs, &manifest.indexes, &mut from_index).await? {
             let file = format!("idx/{}", index_file(entry.blob, entry.epoch));
+            self.report.has_damaged_directory = true;
             self.find(file, entry.directory_offset, format!("{error}; a start rebuilds the index"), Vec::new());
             return self.check_placements(&mut from_log, &ordinals, &broken);
         }
@@ -292,6 +356,7 @@ impl<S: Storage> Check<S> {
         batches: &[FoundBatch],
         names: &BTreeMap<SegmentId, (SegmentName, bool)>,
         damaged: &BTreeSet<SegmentId>,
+        manifest: &Manifest,
     ) -> Result<(), EngineError> {
         let mut found: BTreeMap<SegmentId, Vec<Place>> = BTreeMap::new();
         for batch in batches {
@@ -299,6 +364,7 @@ impl<S: Storage> Check<S> {
             let records = batch.records.iter().map(|record| (segment, record.offset));
             found.entry(segment).or_default().extend(records);
         }
+        let mut unfit = Vec::new();
         for (segment, (name, _)) in names.iter().filter(|(_, (_, sealed))| *sealed) {
             let file = format!("seg/{}", segment_file(*name));
             let (suffix, len) = match self.blobs.get_suffix(BlobName::Segment(*name), TRAILER_BYTES).await {
@@ -309,6 +375,7 @@ impl<S: Storage> Check<S> {
             let trailer = match Trailer::decode(&suffix, len) {
                 Ok(trailer) => trailer,
                 Err(error) => {
+                    unfit.push((*name, None));
                     self.find(file, len.saturating_sub(TRAILER_BYTES as u64), error.to_string(), Vec::new());
                     continue;
                 }
@@ -316,7 +383,10 @@ impl<S: Storage> Check<S> {
             let table = trailer.table_bytes() as usize;
             let bytes = self.blobs.get(BlobName::Segment(*name), trailer.data_end, table).await?;
             match Footer::decode(&trailer, &bytes) {
-                Err(error) => self.find(file, trailer.data_end, error.to_string(), Vec::new()),
+                Err(error) => {
+                    unfit.push((*name, Some(trailer.data_end)));
+                    self.find(file, trailer.data_end, error.to_string(), Vec::new());
+                }
                 Ok(footer) => {
                     let listed: Vec<Place> =
                         footer.entries.iter().map(|entry| (*segment, u64::from(entry.offset_units) * 8)).collect();
@@ -324,10 +394,23 @@ impl<S: Storage> Check<S> {
                     let there = found.get(segment).map(Vec::as_slice).unwrap_or_default();
                     if listed != there && !damaged.contains(segment) {
                         let what = format!("the footer lists {} records, the log has {}", listed.len(), there.len());
+                        unfit.push((*name, Some(trailer.data_end)));
                         self.find(file, trailer.data_end, what, Vec::new());
                     }
                 }
             }
+        }
+        // Where nothing says where the batches end, or some of them are damaged, nobody knows what to write.
+        for (name, of_trailer) in unfit.into_iter().filter(|(name, _)| !damaged.contains(&name.segment)) {
+            let is_it = |entry: &&SegmentEntry| (entry.segment, entry.epoch) == (name.segment, name.epoch);
+            let of_manifest = manifest.segments.iter().find(is_it).map(|entry| entry.data_end);
+            let Some(data_end) = of_manifest.or(of_trailer) else { continue };
+            let of_segment = batches.iter().filter(|batch| batch.position.segment == name.segment);
+            if of_segment.clone().next_back().map(|batch| batch.end) != Some(data_end) {
+                continue;
+            }
+            let entries = of_segment.flat_map(|batch| batch.records.iter().map(footer_entry)).collect();
+            self.report.damaged_footers.push(DamagedFooter { name, footer: Footer { data_end, entries } });
         }
         Ok(())
     }
@@ -355,7 +438,9 @@ impl<S: Storage> Check<S> {
         let mut differences = Vec::new();
         for (mailbox, slot) in from_log.slots.iter() {
             let Some(indexed) = from_index.slots.get(&mailbox) else {
-                differences.push((mailbox, "the index does not have this mailbox".to_owned()));
+                let only_in_log = MailboxIndex::of_changes(&slot.delta).uids();
+                let what = "the index does not have this mailbox".to_owned();
+                self.differ(mailbox, what, Difference { only_in_log, ..Difference::default() });
                 continue;
             };
             let mut meta = indexed.meta.clone();
@@ -369,6 +454,7 @@ impl<S: Storage> Check<S> {
                 Err((page, error)) => {
                     let file = format!("idx/{}", index_file(page.blob, Epoch(page.epoch)));
                     let what = format!("{error}; a rebuild mends it");
+                    self.report.damaged_pages.push(mailbox);
                     self.find(file, page.offset, what, vec![(mailbox, 0, 0)]);
                 }
                 Ok(mut index) => {
@@ -380,13 +466,17 @@ impl<S: Storage> Check<S> {
                     uncount(&mut index);
                     uncount(&mut rebuilt);
                     if index != rebuilt {
-                        differences.push((mailbox, difference(&index, &rebuilt)));
+                        self.differ(mailbox, difference(&index, &rebuilt), Difference::between(&index, &rebuilt));
                     }
                 }
             }
         }
-        for mailbox in from_index.slots.keys().filter(|mailbox| !from_log.slots.contains_key(mailbox)) {
-            differences.push((mailbox, "the log does not have this mailbox".to_owned()));
+        for (mailbox, slot) in from_index.slots.iter().filter(|(mailbox, _)| !from_log.slots.contains_key(mailbox)) {
+            self.report.mailboxes.insert(mailbox, (slot.meta.account, slot.meta.name.clone()));
+            let mut index = self.open_index(mailbox, slot.pages()).await?.unwrap_or_default();
+            slot.delta.iter().for_each(|(_, change)| index.apply(change));
+            let what = "the log does not have this mailbox".to_owned();
+            self.differ(mailbox, what, Difference { only_in_index: index.uids(), ..Difference::default() });
         }
         for (account, state) in from_log.accounts.iter() {
             let indexed = from_index.accounts.get(&account);
@@ -403,11 +493,23 @@ impl<S: Storage> Check<S> {
         if from_index.directory != from_log.directory {
             differences.push((MailboxId(0), "the index has other account records than the log gives".to_owned()));
         }
+        self.report.differs_otherwise = !differences.is_empty();
         for (mailbox, what) in differences {
             let touches = if mailbox == MailboxId(0) { Vec::new() } else { vec![(mailbox, 0, 0)] };
             self.find("idx".to_owned(), 0, what, touches);
         }
         Ok(())
+    }
+
+    /// Notes that index and log disagree about a mailbox, and about which messages.
+    fn differ(&mut self, mailbox: MailboxId, what: String, difference: Difference) {
+        let mut touches: Vec<(MailboxId, u32, u32)> =
+            difference.all().runs().into_iter().map(|(first, last)| (mailbox, first, last)).collect();
+        if touches.is_empty() {
+            touches.push((mailbox, 0, 0));
+        }
+        self.report.differences.insert(mailbox, difference);
+        self.find("idx".to_owned(), 0, what, touches);
     }
 
     /// Where a record lies twice, because compaction did not come to its end, the index may name either.

@@ -30,6 +30,7 @@ mod rebuild;
 pub mod receipts;
 mod recent_blocks;
 pub mod recovery;
+pub mod repair;
 pub mod scrub;
 pub mod shard;
 pub mod slots;

@@ -15,7 +15,7 @@ use crate::format::batch::{
 use crate::format::frame::Unpacker;
 use crate::format::manifest::{IndexEntry, Manifest, Quarantine, SegmentEntry};
 use crate::format::page::{DirectoryPage, PageKind, open_page_at, view};
-use crate::format::record::{FOLDED, Record, RecordHeader};
+use crate::format::record::{FOLDED, MailboxChange, Record, RecordHeader};
 use crate::format::segment::{Footer, FooterEntry, SegmentHeader};
 use crate::format::{BLOCK_BYTES, FormatError};
 use crate::ids::{Epoch, Location, Lsn, MailboxId, Position, SegmentId, ShardId};
@@ -504,13 +504,23 @@ impl<S: Storage> Shard<S> {
         store: u128,
         config: ShardConfig,
     ) -> Result<(Self, RecoveryReport), EngineError> {
+        Self::open_with(storage, id, store, config, Index::AsItIs).await
+    }
+
+    pub(crate) async fn open_with(
+        storage: S,
+        id: ShardId,
+        store: u128,
+        config: ShardConfig,
+        index: Index,
+    ) -> Result<(Self, RecoveryReport), EngineError> {
         storage.prepare(id).await?;
         let wal = storage.wal(id);
-        let (epoch, mut recovered, report) = match try_open(&storage, id, store).await {
+        let (epoch, mut recovered, report) = match try_open(&storage, id, store, index).await {
             Err(EngineError::Full) => {
                 // A start takes little, and the reserve is for that.
                 wal.release().await?;
-                try_open(&storage, id, store).await?
+                try_open(&storage, id, store, index).await?
             }
             opened => opened?,
         };
@@ -531,10 +541,19 @@ impl<S: Storage> Shard<S> {
     }
 }
 
+/// What a start makes of the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Index {
+    AsItIs,
+    /// The log alone counts. The old index stays in force until a checkpoint has written another.
+    Anew,
+}
+
 async fn try_open<S: Storage>(
     storage: &S,
     id: ShardId,
     store: u128,
+    index: Index,
 ) -> Result<(Epoch, Recovered, RecoveryReport), EngineError> {
     let manifests = storage.manifests(id);
     let old = match manifests.latest().await? {
@@ -543,7 +562,7 @@ async fn try_open<S: Storage>(
     };
     let epoch = manifests.claim().await?;
     let mut report = RecoveryReport::default();
-    let recovered = recover(storage, id, store, epoch, old, &mut report).await?;
+    let recovered = recover(storage, id, store, epoch, old, index, &mut report).await?;
     Ok((epoch, recovered, report))
 }
 
@@ -899,13 +918,21 @@ async fn recover<S: Storage>(
     store: u128,
     epoch: Epoch,
     old: Option<Manifest>,
+    index: Index,
     report: &mut RecoveryReport,
 ) -> Result<Recovered, EngineError> {
     let (wal, blobs, manifests) = (storage.wal(id), storage.blobs(id), storage.manifests(id));
     let mut state = State { shard: id, ..State::default() };
     let is_new = old.is_none();
     let mut manifest = old.unwrap_or(Manifest { store, shard: id, replay_sequence: 1, ..Manifest::default() });
-    if let Err((entry, error)) = restore_index::<S>(&blobs, &manifest.indexes, &mut state).await? {
+    let old_index = (manifest.indexes.clone(), manifest.replay_from, manifest.replay_sequence);
+    let mut remembered = State { shard: id, ..State::default() };
+    if index == Index::Anew {
+        if restore_index::<S>(&blobs, &manifest.indexes, &mut remembered).await?.is_err() {
+            remembered = State::default();
+        }
+        forget_index(&mut manifest);
+    } else if let Err((entry, error)) = restore_index::<S>(&blobs, &manifest.indexes, &mut state).await? {
         // The index is a cache of the log: begin again from the log alone.
         report.damage.push(Finding {
             shard: id,
@@ -919,9 +946,7 @@ async fn recover<S: Storage>(
             touches: Vec::new(),
         });
         state = State { shard: id, ..State::default() };
-        manifest.indexes.clear();
-        manifest.replay_from = Position::default();
-        manifest.replay_sequence = 0;
+        forget_index(&mut manifest);
     }
     let mut from = manifest.replay_from;
     if planted::is_on(Bug::ReplayTooLate) && from.segment.0 > 0 {
@@ -1037,7 +1062,9 @@ async fn recover<S: Storage>(
     report.bytes = tail_bytes;
     report.torn_tail = verdict.torn;
     report.damage.extend(verdict.damage);
+    expect_mailboxes(&mut state, &remembered, &verdict.batches);
     report.records = replay(&mut state, verdict.batches, &ordinals);
+    state.keep_what_was_given(remembered);
     // By now every segment that counts is sealed.
     report.damage.extend(dropped_transactions(&mut state, id, |segment| {
         let entry = manifest.segments.iter().find(|entry| entry.segment == segment);
@@ -1055,6 +1082,9 @@ async fn recover<S: Storage>(
     manifest.number = 1;
     manifest.first_segment = SegmentId(next_segment);
     manifest.log_end = if is_new { Position::default() } else { verdict.log_end };
+    if index == Index::Anew {
+        (manifest.indexes, manifest.replay_from, manifest.replay_sequence) = old_index;
+    }
     if !planted::is_on(Bug::TrustPageCache) || is_new {
         manifests.commit(epoch, 1, manifest.to_bytes()).await?;
         manifests.tidy(epoch, 1).await?;
@@ -1076,6 +1106,32 @@ async fn recover<S: Storage>(
         low_space: false,
         manifest,
     })
+}
+
+/// Lets a manifest say that there is no index, and that all of the log counts.
+fn forget_index(manifest: &mut Manifest) {
+    manifest.indexes.clear();
+    manifest.replay_from = Position::default();
+    manifest.replay_sequence = 0;
+}
+
+/// Makes the mailboxes that an old index knows and of which the log has lost the record that made them.
+fn expect_mailboxes(state: &mut State, known: &State, batches: &[FoundBatch]) {
+    if known.slots.keys().next().is_none() {
+        return;
+    }
+    let mut made = BTreeSet::new();
+    for batch in batches {
+        made.extend(batch.touches.iter().filter(|touch| touch.account().is_some()).map(|touch| touch.mailbox));
+        made.extend(batch.records.iter().filter_map(|found| match &found.record {
+            Some(Record::Mailbox(MailboxChange::Create { mailbox, .. })) => Some(*mailbox),
+            Some(Record::Base(base)) => Some(base.mailbox),
+            _ => None,
+        }));
+    }
+    for (_, slot) in known.slots.iter().filter(|(mailbox, _)| !made.contains(mailbox)) {
+        state.expect_mailbox(&slot.meta);
+    }
 }
 
 /// Removes what earlier epochs have left and no manifest names.
@@ -1103,7 +1159,7 @@ async fn sweep<S: Storage>(wal: &S::Wal, blobs: &S::Blobs, manifest: &Manifest) 
     Ok(())
 }
 
-fn footer_entry(record: &FoundRecord) -> FooterEntry {
+pub(crate) fn footer_entry(record: &FoundRecord) -> FooterEntry {
     FooterEntry {
         offset_units: (record.offset / 8) as u32,
         len: record.len,

@@ -11,7 +11,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Bound;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -525,15 +524,10 @@ impl<S: Storage> Pass<S> {
         if self.report.mended >= PAGES_MENDED_MAX {
             return Ok(format!("{what}; it is rebuilt from the log when it is next needed, or by `posthaste rebuild`"));
         }
-        // What is in memory has everything; what is not is rebuilt as it is loaded.
-        match self.shard.load_index(mailbox).await {
-            Ok(()) => {}
-            Err(EngineError::Refused(_)) => return Ok(format!("{what}; the mailbox is gone")),
+        match self.shard.rewrite_pages(mailbox).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(format!("{what}; the mailbox is gone")),
             Err(error) => return Ok(format!("{what}; it could not be rebuilt from the log: {error}")),
-        }
-        if let Some(slot) = self.shard.0.state.borrow_mut().slots.get_mut(&mailbox) {
-            slot.rewrite = true;
-            slot.dirty = true;
         }
         self.report.mended += 1;
         Ok(format!("{what}; it is rebuilt from the log"))

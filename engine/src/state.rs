@@ -374,6 +374,48 @@ impl State {
         self.change_structure(Lsn::default(), create);
     }
 
+    /// As [`State::expect_base`], of what an old index says.
+    pub(crate) fn expect_mailbox(&mut self, meta: &Meta) {
+        let Meta { mailbox, account, ref name, uid_validity, special_use, .. } = *meta;
+        let create = MailboxChange::Create { mailbox, account, name: name.clone(), uid_validity, special_use };
+        self.change_structure(Lsn::default(), create);
+    }
+
+    /// Takes over what an old index knows to have been given and the log has lost to damage: nothing is given again, and what
+    /// clients know mailboxes by stays as it is. Where the log is whole this changes nothing.
+    pub(crate) fn keep_what_was_given(&mut self, known: Self) {
+        for (mailbox, old) in known.slots.iter() {
+            let Some(slot) = self.slots.get_mut(&mailbox) else { continue };
+            let (meta, old) = (&mut slot.meta, &old.meta);
+            meta.uid_validity = old.uid_validity;
+            meta.uid_next = meta.uid_next.max(old.uid_next);
+            meta.highest_modseq = meta.highest_modseq.max(old.highest_modseq);
+            meta.recent_below = meta.recent_below.max(old.recent_below);
+            let Some(account) = self.accounts.get_mut(&meta.account) else { continue };
+            let is_free = !account.mailboxes.contains_key(&old.name);
+            if meta.name == recovered_name(mailbox) && is_free {
+                account.mailboxes.remove(&meta.name);
+                account.mailboxes.insert(old.name.clone(), mailbox);
+                meta.name.clone_from(&old.name);
+            }
+        }
+        for (id, old) in known.accounts.iter() {
+            let account = self.accounts.get_or_default(id);
+            account.uid_validity_next = account.uid_validity_next.max(old.uid_validity_next);
+            if old.as_of > account.as_of {
+                account.as_of = old.as_of;
+                account.subscriptions.clone_from(&old.subscriptions);
+                account.attributes.clone_from(&old.attributes);
+            }
+        }
+        for (id, (as_of, record)) in known.directory {
+            if self.directory.get(&id).is_none_or(|(newer, _)| as_of > *newer) {
+                self.directory_changed.insert(id);
+                self.directory.insert(id, (as_of, record));
+            }
+        }
+    }
+
     fn apply_base(&mut self, mut base: Box<Base>) {
         base.placed.iter_mut().for_each(|(_, item)| self.forward(item));
         let Some(slot) = self.slots.get_mut(&base.mailbox) else { return };

@@ -1,12 +1,12 @@
 //! A store with every structure of the format in it, and ways to damage each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::dictionaries::invented;
 use posthaste_engine::changes::FlagOp;
-use posthaste_engine::check::check_shard;
+use posthaste_engine::check::{ShardCheck, check_shard};
 use posthaste_engine::compaction::Choice;
 use posthaste_engine::deliver::{FlagName, Prepared, Target, TargetMailbox};
 use posthaste_engine::error::{EngineError, Finding};
@@ -21,18 +21,50 @@ use posthaste_engine::format::message::{Extent, MessageHead};
 use posthaste_engine::format::page::{DirectoryPage, PageLocation, open_page_at, restore};
 use posthaste_engine::format::record::{RECORD_HEADER_BYTES, Record, kind};
 use posthaste_engine::format::segment::{SegmentHeader, TRAILER_BYTES, Trailer};
-use posthaste_engine::ids::{AccountId, Epoch, MailboxId, Position, ShardId, Uid};
+use posthaste_engine::ids::{AccountId, Epoch, MailboxId, Position, SegmentId, ShardId, Uid};
 use posthaste_engine::io::Runtime;
 use posthaste_engine::io::sim::{SeededRandom, Sim, SimIo};
 use posthaste_engine::mailboxes::Status;
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Superblock, Worker, open_superblock};
 use posthaste_engine::read::Part;
+use posthaste_engine::repair::Repair;
 use posthaste_engine::shard::{Shard, ShardConfig};
-use posthaste_engine::storage::Storage;
 use posthaste_engine::storage::local::{Local, parse_segment_file};
+use posthaste_engine::storage::{Storage, StorageError};
 
 /// A file and an offset in it.
 type Place = (String, u64);
+
+/// What becomes of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// The bits of one byte change.
+    Flip(u64),
+    /// So many bytes become zeroes.
+    Zero(u64, u64),
+    /// What is from here on is gone.
+    Truncate(u64),
+}
+
+impl Damage {
+    /// Whether anything changes by it.
+    fn apply(self, bytes: &mut Vec<u8>) -> bool {
+        let len = bytes.len() as u64;
+        match self {
+            Self::Flip(offset) if offset < len => bytes[offset as usize] ^= 0x41,
+            Self::Zero(offset, count) if offset < len => {
+                let range = offset as usize..(offset + count).min(len) as usize;
+                if bytes[range.clone()].iter().all(|&byte| byte == 0) {
+                    return false;
+                }
+                bytes[range].fill(0);
+            }
+            Self::Truncate(offset) if offset < len => bytes.truncate(offset as usize),
+            _ => return false,
+        }
+        true
+    }
+}
 
 /// A table of the format's description: fields by offset and length.
 #[derive(Clone, Debug)]
@@ -121,9 +153,19 @@ pub struct DamagedStore {
 pub struct Unchecked<'a>(&'a DamagedStore);
 
 impl Unchecked<'_> {
-    pub fn contains(&self, file: &str, offset: u64) -> bool {
-        let used = self.0.used.get(file);
-        used.is_none_or(|used| !used.iter().any(|&(start, end)| (start..end).contains(&offset)))
+    pub fn contains(&self, file: &str, damage: Damage) -> bool {
+        let used = self.0.used.get(file).map(Vec::as_slice).unwrap_or_default();
+        let overlaps = |from: u64, to: u64| used.iter().any(|&(start, end)| from < end && to > start);
+        match damage {
+            Damage::Flip(offset) => !overlaps(offset, offset + 1),
+            Damage::Truncate(offset) => !overlaps(offset, u64::MAX),
+            Damage::Zero(offset, count) => {
+                let bytes = &self.0.files[file];
+                let ends = (offset + count).min(bytes.len() as u64);
+                // What is zero already stays as it was.
+                !(offset..ends).any(|at| bytes[at as usize] != 0 && overlaps(at, at + 1))
+            }
+        }
     }
 }
 
@@ -523,29 +565,45 @@ impl DamagedStore {
         Unchecked(self)
     }
 
-    /// Random places in all files.
-    pub fn random_places(&self, seed: u64, count: usize) -> Vec<Place> {
+    /// Random damage in all files. In the tail of the log, which no index has seen yet, only single bytes change: where more of it
+    /// is gone, nothing is left to name what was there.
+    pub fn random_damages(&self, seed: u64, count: usize) -> Vec<(String, Damage)> {
         let mut random = SeededRandom::new(seed);
         let files: Vec<_> = self.files.iter().filter(|(_, bytes)| !bytes.is_empty()).collect();
         let place = |_| {
             let (file, bytes) = files[random.below(files.len() as u64) as usize];
-            (file.clone(), random.below(bytes.len() as u64))
+            let offset = random.below(bytes.len() as u64);
+            let damage = match random.below(3) {
+                0 if !self.is_tail(file) => Damage::Truncate(offset),
+                1 if !self.is_tail(file) => Damage::Zero(offset, 1 << random.below(16)),
+                _ => Damage::Flip(offset),
+            };
+            (file.clone(), damage)
         };
         (0..count).map(place).collect()
     }
 
-    fn damaged(&self, file: &str, offset: u64) -> Sim {
+    /// Whether a start replays the segment of a file.
+    fn is_tail(&self, file: &str) -> bool {
+        let manifest = Manifest::from_bytes(&self.files[&self.manifest]).expect("nothing is damaged yet");
+        let name = file.rsplit_once('/').and_then(|(_, base)| parse_segment_file(base));
+        let is_segment = file.contains("/wal/") || file.contains("/seg/");
+        let replayed = |segment: SegmentId| !segment.is_compacted() && segment >= manifest.replay_from.segment;
+        is_segment && name.is_some_and(|name| replayed(name.segment))
+    }
+
+    fn damaged(&self, file: &str, damage: Damage) -> Sim {
         let sim = Sim::new(1);
         for (path, bytes) in &self.files {
             sim.put_file(path, bytes.clone());
         }
-        sim.damage(file, |bytes| bytes[offset as usize] ^= 0x41);
+        sim.damage(file, |bytes| _ = damage.apply(bytes));
         sim
     }
 
-    /// What the check finds when one byte is changed. A superblock that does not decode is a finding too.
-    pub fn check_with_damage(&self, file: &str, offset: u64) -> Vec<Finding> {
-        let sim = self.damaged(file, offset);
+    /// What the check finds when a file is damaged. A superblock that does not decode is a finding too.
+    pub fn check_with_damage(&self, file: &str, damage: Damage) -> Vec<Finding> {
+        let sim = self.damaged(file, damage);
         let io = sim.io();
         let findings = sim.run(async move {
             let storage = Local::new(io);
@@ -561,19 +619,22 @@ impl DamagedStore {
             let check = check_shard(&storage, SHARD, superblock.store, |_, _| ()).await?;
             Ok::<_, EngineError>(check.findings)
         });
-        findings.expect("no crash is planned").unwrap_or_else(|error| panic!("{file} at {offset}: {error}"))
+        findings.expect("no crash is planned").unwrap_or_else(|error| panic!("{file}, {damage:?}: {error}"))
     }
 
-    /// What a scrub of the open store finds when one byte is changed under it. A file that the start has sealed or replaced is
+    /// What a scrub of the open store finds when a file is damaged under it. A file that the start has sealed or replaced is
     /// damaged as it is then.
     ///
     /// # Panics
     /// If the store does not go on working; if a second pass finds again what the first one has mended; if a message is
     /// missing or altered that no finding names.
-    pub fn scrub_with_damage(&self, file: &str, offset: u64) -> Vec<Finding> {
+    pub fn scrub_with_damage(&self, file: &str, damage: Damage) -> Vec<Finding> {
+        if !damage.apply(&mut self.files[file].clone()) {
+            return Vec::new();
+        }
         let sim = disk_with(&self.files);
         let (io, disk, accounts) = (sim.io(), sim.clone(), self.accounts.clone());
-        let (file, is_manifest, place) = (file.to_owned(), file == self.manifest, format!("{file} at {offset}"));
+        let (file, is_manifest, place) = (file.to_owned(), file == self.manifest, format!("{file}, {damage:?}"));
         let is_mended = is_manifest || file.contains("/idx/");
         let scrubbed = sim.run(async move {
             let worker = open(&io).await?;
@@ -585,14 +646,19 @@ impl DamagedStore {
                 file
             };
             let file = if disk.contents(&file).is_none() { file.replace("/wal/", "/seg/") } else { file };
-            let len = disk.contents(&file).map_or(0, |bytes| bytes.len() as u64);
+            let mut bytes = disk.contents(&file).unwrap_or_default();
             // Another manifest is of another length, and has no byte without a meaning.
-            let offset = if is_manifest { offset % len } else { offset };
-            let Some(bytes) = disk.contents(&file).filter(|_| offset < len) else {
-                return Ok((Vec::new(), Vec::new(), None));
+            let damage = match damage {
+                Damage::Flip(offset) | Damage::Zero(offset, _) if is_manifest => {
+                    Damage::Flip(offset % bytes.len() as u64)
+                }
+                Damage::Truncate(offset) if is_manifest => Damage::Truncate(offset % bytes.len() as u64),
+                damage => damage,
             };
-            let before = bytes[offset as usize];
-            disk.damage(&file, |bytes| bytes[offset as usize] ^= 0x41);
+            if !damage.apply(&mut bytes) {
+                return Ok((Vec::new(), Vec::new(), None));
+            }
+            disk.damage(&file, |current| current.clone_from(&bytes));
             shard.scrub(0).await?;
             let first = findings_of(&shard);
             // What it has mended is behind it.
@@ -607,7 +673,7 @@ impl DamagedStore {
             let shown = look(&worker, &accounts).await?;
             shard.deliver(message(&mut Packer::default(), 9, 3), vec![target]).await.remove(0)?;
             shard.checkpoint().await?;
-            assert!(disk.contents(&file).is_none_or(|bytes| bytes[offset as usize] == before ^ 0x41), "{file}");
+            assert!(disk.contents(&file).is_none_or(|now| now == bytes), "{file} has been overwritten");
             Ok::<_, EngineError>((first, second, Some(shown)))
         });
         let (first, second, shown) =
@@ -619,14 +685,96 @@ impl DamagedStore {
         first
     }
 
-    /// Opens the store with one byte changed, twice, with deliveries, a checkpoint and a stop in between.
+    /// Repairs the store with a damaged file, and puts the index of another such store together anew.
+    ///
+    /// # Panics
+    /// If anything else is damaged afterwards than before; if the messages that are named as lost are not those that cannot be
+    /// read; if what is left is not as it was, UIDs, UIDVALIDITY and mod-sequences included.
+    pub fn mend_with_damage(&self, file: &str, damage: Damage) {
+        let place = format!("{file}, {damage:?}");
+        let sim = self.damaged(file, damage);
+        let Some(before) = check_of(&sim).filter(|check| !check.has_no_manifest) else { return };
+        let repair = self.repair(&sim, &before, false, &place);
+        let left = check_of(&sim).unwrap_or_else(|| panic!("{place}: there is no store any more"));
+        for finding in &left.findings {
+            // What lies in a segment stays there, under the name that the segment has once it is sealed. Of what the log has
+            // lost the index goes on to know more.
+            let is_known = before.findings.iter().any(|known| {
+                (known.file.replace("/wal/", "/seg/"), known.offset) == (finding.file.clone(), finding.offset)
+            });
+            let is_of_log = finding.file.contains("/seg/") || finding.file.contains("/idx") && before.has_lost_records;
+            assert!(is_known && is_of_log, "{place}: {finding:?} is left or new; there was {:?}", before.findings);
+        }
+        let is_mended = left.damaged_footers.is_empty() && left.damaged_pages.is_empty() && !left.has_damaged_directory;
+        assert!(is_mended, "{place}: {left:?}");
+        let shown = self.look_at(&sim, &place);
+        self.shown.assert_survives(&shown, &before.findings, &place);
+        let unreadable = shown.unreadable();
+        let named: BTreeSet<(MailboxId, u32)> =
+            repair.lost.iter().map(|message| (message.mailbox, message.uid.0)).collect();
+        assert_eq!(named, unreadable, "{place}: these are named as lost, and those cannot be read");
+        if !unreadable.is_empty() {
+            let again = check_of(&sim).expect("the store is there");
+            self.repair(&sim, &again, true, &place);
+            let cleared = self.look_at(&sim, &place);
+            assert_eq!(cleared.readable(), shown.readable(), "{place}: what was not lost has changed");
+            assert!(cleared.unreadable().is_empty(), "{place}: {:?}", cleared.unreadable());
+        }
+        self.rebuild(file, damage, &before, &place);
+    }
+
+    fn repair(&self, sim: &Sim, check: &ShardCheck, expunge_lost: bool, place: &str) -> Repair {
+        let (io, check) = (sim.io(), check.clone());
+        let repaired = sim.run(async move {
+            let storage = Local::new(io);
+            let superblock = open_superblock(&storage, 1).await?;
+            Shard::repair(storage, SHARD, superblock.store, config().shard, &check, expunge_lost).await
+        });
+        repaired.expect("no crash is planned").unwrap_or_else(|error| panic!("{place}: the repair fails: {error}"))
+    }
+
+    fn rebuild(&self, file: &str, damage: Damage, check: &ShardCheck, place: &str) {
+        let sim = self.damaged(file, damage);
+        let shown_before = (!check.has_damaged_directory).then(|| self.look_at(&self.damaged(file, damage), place));
+        let io = sim.io();
+        let rebuilt = sim.run(async move {
+            let storage = Local::new(io);
+            let superblock = open_superblock(&storage, 1).await?;
+            Shard::rebuild(storage, SHARD, superblock.store, config().shard).await
+        });
+        rebuilt.expect("no crash is planned").unwrap_or_else(|error| panic!("{place}: the rebuild fails: {error}"));
+        let shown = self.look_at(&sim, place);
+        if let Some(before) = shown_before.filter(|_| !check.has_lost_records) {
+            assert_eq!(shown, before, "{place}: the rebuild has changed something");
+        }
+        // Where the log has lost something, what is left has the numbers that it had.
+        for (mailbox, before) in &self.shown.0 {
+            let found = shown.0.get(mailbox);
+            let found = found.unwrap_or_else(|| panic!("{place}: mailbox {mailbox} is gone; {:?}", check.findings));
+            let is_known = !check.has_damaged_directory;
+            assert!(!is_known || found.uid_validity == before.uid_validity, "{place}: another UIDVALIDITY: {found:?}");
+            assert!(found.uid_next >= before.uid_next && found.highest_modseq >= before.highest_modseq, "{place}");
+            for (uid, (_, bytes)) in &found.messages {
+                let Some((_, known)) = before.messages.get(uid) else { continue };
+                assert!(bytes.is_none() || bytes == known, "{place}: mailbox {mailbox} UID {uid} is another message");
+            }
+        }
+    }
+
+    fn look_at(&self, sim: &Sim, place: &str) -> ShownStore {
+        let (io, accounts) = (sim.io(), self.accounts.clone());
+        let shown = sim.run(async move { look(&open(&io).await?, &accounts).await });
+        shown.expect("no crash is planned").unwrap_or_else(|error| panic!("{place}: {error}"))
+    }
+
+    /// Opens the store with a damaged file, twice, with deliveries, a checkpoint and a stop in between.
     ///
     /// # Panics
     /// If the store does not open although superblock and manifest are whole; if a message is missing or altered that no
     /// finding of the check names; if a number is given again; if there is no checkpoint; if the second start shows
     /// anything else than the first.
-    pub fn open_with_damage(&self, file: &str, offset: u64, findings: &[Finding]) {
-        let sim = self.damaged(file, offset);
+    pub fn open_with_damage(&self, file: &str, damage: Damage, findings: &[Finding]) {
+        let sim = self.damaged(file, damage);
         let (io, accounts) = (sim.io(), self.accounts.clone());
         let first = sim.run(async move {
             let worker = open(&io).await?;
@@ -651,7 +799,7 @@ impl DamagedStore {
             worker.stop().await?;
             Ok::<_, EngineError>((shown, delivered, after))
         });
-        let place = format!("{file} at {offset}");
+        let place = format!("{file}, {damage:?}");
         let (shown, delivered, after) = match first.expect("no crash is planned") {
             Ok(first) => first,
             Err(error) => {
@@ -697,7 +845,34 @@ fn findings_of(shard: &Shard<Local<SimIo>>) -> Vec<Finding> {
     findings
 }
 
+/// What a check says; `None` if there is no superblock that could be read.
+fn check_of(sim: &Sim) -> Option<ShardCheck> {
+    let io = sim.io();
+    let checked = sim.run(async move {
+        let storage = Local::new(io);
+        let bytes = storage.read_superblock().await?.unwrap_or_default();
+        let Ok(superblock) = Superblock::decode(&bytes) else { return Ok(None) };
+        check_shard(&storage, SHARD, superblock.store, |_, _| ()).await.map(Some)
+    });
+    checked.expect("no crash is planned").expect("the device is good")
+}
+
 impl ShownStore {
+    fn unreadable(&self) -> BTreeSet<(MailboxId, u32)> {
+        let messages = self.0.iter().flat_map(|(mailbox, shown)| shown.messages.iter().map(move |it| (*mailbox, it)));
+        messages.filter(|(_, (_, (_, bytes)))| bytes.is_none()).map(|(mailbox, (uid, _))| (mailbox, *uid)).collect()
+    }
+
+    /// What can be read of each mailbox, with its numbers but the mod-sequence.
+    fn readable(&self) -> Self {
+        let mut readable = self.clone();
+        for mailbox in readable.0.values_mut() {
+            mailbox.messages.retain(|_, (_, bytes)| bytes.is_some());
+            mailbox.highest_modseq = 0;
+        }
+        readable
+    }
+
     /// Every message is as it was or named, and no number is given again.
     fn assert_survives(&self, shown: &Self, findings: &[Finding], place: &str) {
         let excused = |mailbox, uid| {
@@ -738,6 +913,8 @@ async fn look(worker: &Worker<Local<SimIo>>, accounts: &[AccountId]) -> Result<S
                 let bytes = match shard.read_message(&found.message, info.mailbox, Part::Whole).await {
                     Ok(bytes) => Some(checksum(&[&bytes.prefix[..], &bytes.header, &bytes.body].concat())),
                     Err(EngineError::Damaged(_)) => None,
+                    // Damage has taken the record that says where compaction has moved it.
+                    Err(EngineError::Storage(error)) if matches!(*error, StorageError::NotFound(_)) => None,
                     Err(error) => return Err(error),
                 };
                 messages.insert(found.message.uid.0, (found.flags, bytes));

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use posthaste_tests::damage::{Layout, Structure, layout, store_with_everything};
+use posthaste_tests::damage::{Damage, Layout, Structure, layout, store_with_everything};
 
 #[test]
 fn every_field_of_the_format_is_checked() {
@@ -20,12 +20,14 @@ fn every_field_of_the_format_is_checked() {
         for (file, start) in places {
             for (offset, bytes, field) in fields {
                 for at in [*offset, offset + bytes - 1] {
-                    let found = store.check_with_damage(&file, start + at);
+                    let found = store.check_with_damage(&file, Damage::Flip(start + at));
                     assert!(!found.is_empty(), "{structure}, {field}: byte {at} of the one in {file} at {start}");
-                    store.open_with_damage(&file, start + at, &found);
-                    let found = store.scrub_with_damage(&file, start + at);
+                    store.open_with_damage(&file, Damage::Flip(start + at), &found);
+                    let found = store.scrub_with_damage(&file, Damage::Flip(start + at));
                     assert!(!found.is_empty(), "{structure}, {field}: the scrub passes byte {at} of {file} at {start}");
                 }
+                // What is done about it depends on where it is, and hardly on which byte it is.
+                store.mend_with_damage(&file, Damage::Flip(start + offset));
                 *tested.entry(structure).or_default() += 1;
             }
         }
@@ -40,39 +42,44 @@ fn payloads_of_every_kind_are_checked_and_name_whom_they_touch() {
     let mut kinds = BTreeMap::new();
     for (file, payload, len, kind, mailbox) in store.payloads() {
         for at in [0, len / 2, len - 1] {
-            let found = store.check_with_damage(&file, payload + at);
+            let found = store.check_with_damage(&file, Damage::Flip(payload + at));
             assert!(!found.is_empty(), "kind {kind}: byte {at} of the payload in {file} at {payload}");
             if let Some(mailbox) = mailbox {
                 let named = found.iter().any(|finding| finding.touches.iter().any(|touch| touch.0 == mailbox));
                 assert!(named, "kind {kind} in {file} at {payload}: no finding names mailbox {mailbox}: {found:?}");
             }
-            store.open_with_damage(&file, payload + at, &found);
-            let found = store.scrub_with_damage(&file, payload + at);
+            store.open_with_damage(&file, Damage::Flip(payload + at), &found);
+            let found = store.scrub_with_damage(&file, Damage::Flip(payload + at));
             assert!(!found.is_empty(), "kind {kind}: the scrub passes byte {at} of the payload in {file} at {payload}");
         }
+        store.mend_with_damage(&file, Damage::Flip(payload + len / 2));
         *kinds.entry(kind).or_insert(0) += 1;
     }
     println!("payloads damaged, by kind: {kinds:?}");
     assert!(kinds.len() >= 10, "the test store has only kinds {kinds:?}");
 }
 
+/// `POSTHASTE_DAMAGES` says how many.
 #[test]
 fn random_damage_is_found_and_crashes_nothing() {
-    let seed = std::env::var("POSTHASTE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    println!("seed {seed}");
+    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
+    let seed = number("POSTHASTE_SEED").unwrap_or(1);
+    let count = number("POSTHASTE_DAMAGES").unwrap_or(300);
+    println!("seed {seed}, {count} damages");
     let store = store_with_everything(9);
     let unused = store.unchecked_bytes();
-    for (file, offset) in store.random_places(seed, 300) {
-        let found = store.check_with_damage(&file, offset);
+    for (file, damage) in store.random_damages(seed, count as usize) {
+        let found = store.check_with_damage(&file, damage);
         if found.is_empty() {
-            assert!(unused.contains(&file, offset), "seed {seed}: nobody noticed byte {offset} of {file}");
+            assert!(unused.contains(&file, damage), "seed {seed}: nobody noticed {damage:?} of {file}");
         }
-        store.open_with_damage(&file, offset, &found);
-        let scrubbed = store.scrub_with_damage(&file, offset);
+        store.open_with_damage(&file, damage, &found);
+        store.mend_with_damage(&file, damage);
+        let scrubbed = store.scrub_with_damage(&file, damage);
         if scrubbed.is_empty() {
-            assert!(unused.contains(&file, offset), "seed {seed}: the scrub passes byte {offset} of {file}");
+            assert!(unused.contains(&file, damage), "seed {seed}: the scrub passes {damage:?} of {file}");
         } else {
-            assert!(!found.is_empty(), "seed {seed}: byte {offset} of {file} has no meaning: {scrubbed:?}");
+            assert!(!found.is_empty(), "seed {seed}: {damage:?} of {file} has no meaning: {scrubbed:?}");
         }
     }
 }

@@ -197,6 +197,16 @@ impl<S: Storage, P: BlobStore> BlobStore for FaultyPart<S, P> {
         self.part.list().await
     }
 
+    async fn keep(&self, name: BlobName) -> Result<String, StorageError> {
+        self.storage.delay().await;
+        self.part.keep(name).await
+    }
+
+    async fn replace_footer(&self, name: SegmentName, data_end: u64, footer: Vec<u8>) -> Result<(), StorageError> {
+        self.storage.delay().await;
+        self.part.replace_footer(name, data_end, footer).await
+    }
+
     async fn delete(&self, name: BlobName) -> Result<(), StorageError> {
         self.storage.delay().await;
         self.part.delete(name).await

@@ -18,6 +18,10 @@ use crate::planted::{self, Bug};
 const SUPERBLOCK: &str = "store";
 /// Ends the names of files that are being written.
 const TEMPORARY: &str = ".tmp";
+/// The directory for what a repair has replaced. Nothing reads it.
+const LOST_AND_FOUND: &str = "lost+found";
+/// Files are copied in pieces of this size.
+const COPY_BYTES: usize = 1 << 20;
 /// The file that keeps space in reserve.
 const RESERVE: &str = "reserve";
 
@@ -371,6 +375,56 @@ impl<I: Io> BlobStore for LocalShard<I> {
         let parsed = files.iter().filter_map(|file| parse_two(file));
         names.extend(parsed.map(|(blob, epoch)| BlobName::Index { blob, epoch: Epoch(epoch) }));
         Ok(names)
+    }
+
+    async fn keep(&self, name: BlobName) -> Result<String, StorageError> {
+        let (path, directory) = (self.path(name, true), self.sub(LOST_AND_FOUND));
+        let file = path[self.directory.len() + 1..].replace('/', "-");
+        let result = async {
+            self.io.create_dir_all(&directory).await?;
+            for number in 1.. {
+                let kept = format!("{directory}/{file}.{number}");
+                match self.io.link(&path, &kept).await {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    linked => {
+                        linked?;
+                        self.io.sync_dir(&directory).await?;
+                        self.io.sync_dir(&self.directory).await?;
+                        return Ok(kept);
+                    }
+                }
+            }
+            unreachable!("some number is free")
+        };
+        result.await.map_err(failed(path))
+    }
+
+    async fn replace_footer(&self, name: SegmentName, data_end: u64, footer: Vec<u8>) -> Result<(), StorageError> {
+        let blob = BlobName::Segment(name);
+        let path = self.path(blob, true);
+        let temporary = format!("{path}{TEMPORARY}");
+        let old = self.file(blob, true).await?;
+        let result = async {
+            remove_if_there(&self.io, &temporary).await?;
+            let file = self.io.open(&temporary, OpenMode::CreateNew).await?;
+            let mut offset = 0;
+            while offset < data_end {
+                let bytes = old.read_at(offset, COPY_BYTES.min((data_end - offset) as usize)).await?;
+                if bytes.is_empty() {
+                    // It was cut off in the zeroes behind the last batch: writing behind them makes them again.
+                    break;
+                }
+                let len = bytes.len() as u64;
+                file.write_at(bytes, offset).await.0?;
+                offset += len;
+            }
+            file.write_at(footer, data_end).await.0?;
+            file.sync_data().await?;
+            self.io.rename(&temporary, &path).await?;
+            self.open.borrow_mut().remove(&blob);
+            self.io.sync_dir(&self.sub("seg")).await
+        };
+        result.await.map_err(failed(&path))
     }
 
     async fn delete(&self, name: BlobName) -> Result<(), StorageError> {

@@ -127,6 +127,19 @@ pub trait BlobStore: Clone + 'static {
     /// The blobs there are, in no order: a hint.
     fn list(&self) -> impl Future<Output = Result<Vec<BlobName>, StorageError>>;
 
+    /// Keeps a blob as it is, under another name that nobody will touch, which is given back. Durable on return.
+    fn keep(&self, name: BlobName) -> impl Future<Output = Result<String, StorageError>>;
+
+    /// Gives a segment another end: a copy of its first `data_end` bytes, zeroes where it has fewer, with `footer` behind them
+    /// takes its name in one step.
+    /// Durable on return; who had the old one open may read on.
+    fn replace_footer(
+        &self,
+        name: SegmentName,
+        data_end: u64,
+        footer: Vec<u8>,
+    ) -> impl Future<Output = Result<(), StorageError>>;
+
     /// Removes a blob that no manifest names any more. Readers that have it open can read on.
     fn delete(&self, name: BlobName) -> impl Future<Output = Result<(), StorageError>>;
 }

@@ -57,6 +57,26 @@ pub enum Command {
     /// Every record, frame and page is compared with its checksum, and the index with the log. It changes nothing. Exits
     /// with 1 if anything is damaged.
     Check,
+    /// Throw the index away and put it together from the log; no server may run on the store
+    ///
+    /// The log alone always gives the whole store again: every UID, UIDVALIDITY, mod-sequence and flag is as it was. The old
+    /// index is in force until the new one is complete, so that this can be interrupted. Where the log is damaged and the index
+    /// knows more, that is named, and nothing is done without --yes.
+    Rebuild {
+        /// Rebuild although the log has lost what the index still knows
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Mend what is damaged, as far as that goes, and name what is lost; no server may run on the store
+    ///
+    /// Checks the store; puts damaged pages of the index together from the log, all of it where it disagrees with a log that is
+    /// whole; writes damaged footers again; names each message that is lost with user, mailbox, UID, size, date and subject;
+    /// and checks again. What is replaced is kept in lost+found in the directory of its shard. Exits with 1 if damage is left.
+    Repair {
+        /// Expunge the messages that are lost, so that clients do not ask for them any more
+        #[arg(long)]
+        expunge_lost: bool,
+    },
     /// Look for damage on a running server: begin a scrub of the whole store now
     ///
     /// Every segment of the log, every page of the index and the manifest is read back and compared with its checksums, and

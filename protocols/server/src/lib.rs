@@ -18,6 +18,7 @@ mod login;
 mod node;
 mod password;
 mod pop3;
+mod repair;
 mod scrub;
 mod serve;
 mod special_use;
@@ -75,6 +76,8 @@ fn execute(cli: Cli) -> Result<(), Box<dyn Error>> {
             other => Err(unexpected(&other)),
         },
         Command::Scrub { wait, bytes_per_s } => scrub::scrub(&cli.common.data, wait, bytes_per_s),
+        Command::Rebuild { yes } => repair::rebuild(&cli.common.data, &config, yes),
+        Command::Repair { expunge_lost } => repair::repair(&cli.common.data, &config, expunge_lost),
         Command::Check => check::check(&cli.common.data, config.server.io.into()),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "posthaste", &mut std::io::stdout());

@@ -133,7 +133,7 @@ const TAIL_BYTES: u64 = 512 << 20;
 /// What compaction writes in a second on each shard, unless configured.
 const COMPACTION_BYTES_PER_S: u64 = 4 << 20;
 
-fn store_config(config: &Config, shards: u32) -> StoreConfig {
+pub fn store_config(config: &Config, shards: u32) -> StoreConfig {
     let default = ShardConfig::default();
     let checkpoint_bytes = default.checkpoint_bytes.min(TAIL_BYTES / u64::from(shards.max(1))).max(1 << 20);
     let store = &config.store;

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 
-use crate::harness::{Client, PASSWORD, Store, exists, text};
+use crate::harness::{Client, PASSWORD, Server, Store, exists, text};
 
 #[test]
 fn accounts_on_a_stopped_and_on_a_running_server() {
@@ -134,6 +134,60 @@ fn a_scrub_of_a_running_server_finds_damage_and_names_it() {
     let (status, log) = server.wait();
     assert!(status.success());
     assert!(log.contains("the scrub has found damage: "), "{log}");
+}
+
+#[test]
+fn a_rebuild_takes_the_log_alone_and_changes_nothing() {
+    let store = Store::with(&["ann@example.org", "bob@example.org"]);
+    let server = store.serve();
+    server.deliver(&["ann@example.org", "bob@example.org"], "Subject: x\r\n\r\none");
+    server.deliver(&["ann@example.org"], "Subject: y\r\n\r\ntwo");
+    let look = |server: &Server| {
+        let mut client = server.inbox("ann@example.org");
+        let status = client.ok("STATUS Work (UIDVALIDITY UIDNEXT HIGHESTMODSEQ)");
+        let fetched = client.ok("FETCH 1:* (UID FLAGS MODSEQ BODY.PEEK[])");
+        // The tag is not the same.
+        (status[0].clone(), fetched[..fetched.len() - 1].to_vec())
+    };
+    let mut client = server.inbox("ann@example.org");
+    client.ok("STORE 1 +FLAGS (\\Flagged)");
+    client.ok("CREATE Work");
+    client.ok("COPY 1:2 Work");
+    drop(client);
+    let before = look(&server);
+    assert!(store.refused(&["rebuild"]).contains("in use"));
+    server.stop();
+    let said = store.done(&["rebuild"]);
+    assert!(said.contains("rebuilt the index of") && said.contains("every UID"), "{said}");
+    assert!(store.done(&["check"]).contains("no damage found"));
+    let server = store.serve();
+    assert_eq!(look(&server), before);
+    server.stop();
+}
+
+#[test]
+fn a_repair_names_what_is_lost_and_expunges_it_when_told_to() {
+    let store = Store::with(&["ann@example.org", "bob@example.org"]);
+    let server = store.serve();
+    server.deliver(&["ann@example.org"], "Subject: =?utf-8?Q?gr=C3=BCn?=\r\n\r\nFINDME");
+    server.deliver(&["ann@example.org"], "Subject: y\r\n\r\ntwo");
+    server.stop();
+    assert!(store.done(&["repair"]).contains("nothing to mend"));
+    assert_ne!(damage(&store, b"FINDME"), 0, "a short body is stored as it is");
+    let output = store.run(&["repair"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stdout);
+    let lost = "lost: ann@example.org, INBOX, UID 1: ";
+    assert!(said.contains(lost) && said.contains("subject \"grün\"") && said.contains("left in place"), "{said}");
+    let output = store.run(&["repair", "--expunge-lost"]);
+    let said = text(&output.stdout);
+    assert!(said.contains(lost) && said.contains("; expunged; "), "{said}");
+    assert!(text(&output.stderr).contains("1 messages are lost, and have been expunged"));
+    let server = store.serve();
+    let mut client = server.inbox("ann@example.org");
+    assert_eq!(client.ok("UID SEARCH ALL")[0], "* SEARCH 2");
+    drop(client);
+    server.stop();
 }
 
 #[test]

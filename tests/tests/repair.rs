@@ -1,0 +1,108 @@
+//! Rebuild and repair as an operator sees them: they may be interrupted anywhere, and keep what they replace.
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+use std::collections::BTreeMap;
+
+use posthaste_engine::check::check_shard;
+use posthaste_engine::error::EngineError;
+use posthaste_engine::ids::ShardId;
+use posthaste_engine::io::sim::Sim;
+use posthaste_engine::node::open_superblock;
+use posthaste_engine::shard::{Shard, ShardConfig};
+use posthaste_engine::storage::local::Local;
+use posthaste_tests::damage::{dump, files_with_everything};
+
+const SHARD: ShardId = ShardId(0);
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+fn disk_with(files: &Files, seed: u64) -> Sim {
+    let sim = Sim::new(seed);
+    files.iter().for_each(|(path, bytes)| sim.put_file(path, bytes.clone()));
+    sim
+}
+
+fn files_of(sim: &Sim) -> Files {
+    sim.files("").into_iter().map(|(path, _)| (path.clone(), sim.contents(&path).unwrap())).collect()
+}
+
+/// Rebuilds, or checks and repairs; `None` if a crash came first.
+fn mend(sim: &Sim, is_rebuild: bool) -> Option<Result<Vec<String>, EngineError>> {
+    let io = sim.io();
+    sim.run(async move {
+        let storage = Local::new(io);
+        let store = open_superblock(&storage, 1).await?.store;
+        let config = ShardConfig { segment_size_bytes: 96 << 10, ..ShardConfig::default() };
+        if is_rebuild {
+            Shard::rebuild(storage, SHARD, store, config).await?;
+            return Ok(Vec::new());
+        }
+        let check = check_shard(&storage, SHARD, store, |_, _| ()).await?;
+        Ok(Shard::repair(storage, SHARD, store, config, &check, false).await?.kept)
+    })
+}
+
+fn findings(sim: &Sim) -> Vec<String> {
+    let io = sim.io();
+    let checked = sim.run(async move {
+        let storage = Local::new(io);
+        let store = open_superblock(&storage, 1).await?.store;
+        let findings = check_shard(&storage, SHARD, store, |_, _| ()).await?.findings.into_iter();
+        Ok::<_, EngineError>(findings.map(|it| format!("{} at {}: {}", it.file, it.offset, it.what)).collect())
+    });
+    checked.unwrap().unwrap()
+}
+
+#[test]
+fn a_crash_anywhere_in_a_rebuild_or_repair_loses_nothing() {
+    let files = files_with_everything(11, true);
+    let before = dump(&files).unwrap();
+    // One footer and one index page; the pages of a blob come before its directory.
+    let mut damaged = files.clone();
+    let footer = damaged.keys().find(|path| path.contains("/seg/")).unwrap().clone();
+    *damaged.get_mut(&footer).unwrap().last_mut().unwrap() ^= 1;
+    let blob = damaged.keys().rfind(|path| path.contains("/idx/")).unwrap().clone();
+    damaged.get_mut(&blob).unwrap()[60] ^= 1;
+    let found = findings(&disk_with(&damaged, 1));
+    assert_eq!(found.len(), 2, "{found:?}");
+    for (is_rebuild, files) in [(true, &files), (false, &damaged)] {
+        let (mut crashes, mut operations) = (0, 1);
+        loop {
+            let sim = disk_with(files, operations);
+            sim.crash_after(Some(operations));
+            let mended = mend(&sim, is_rebuild);
+            sim.crash_after(None);
+            assert_eq!(dump(&files_of(&sim)).unwrap(), before, "a crash after {operations}, rebuild: {is_rebuild}");
+            if let Some(mended) = mended {
+                mended.unwrap();
+                assert_eq!(findings(&sim), Vec::<String>::new());
+                break;
+            }
+            // Whoever was interrupted begins again.
+            mend(&sim, is_rebuild).unwrap().unwrap();
+            assert_eq!(findings(&sim), Vec::<String>::new(), "a crash after {operations}, rebuild: {is_rebuild}");
+            assert_eq!(dump(&files_of(&sim)).unwrap(), before, "a crash after {operations}, rebuild: {is_rebuild}");
+            crashes += 1;
+            operations += 1 + operations / 12;
+        }
+        assert!(crashes > 10, "{crashes} crashes");
+    }
+}
+
+#[test]
+fn what_a_repair_replaces_is_kept() {
+    let mut files = files_with_everything(12, true);
+    let footer = files.keys().find(|path| path.contains("/seg/")).unwrap().clone();
+    *files.get_mut(&footer).unwrap().last_mut().unwrap() ^= 1;
+    let sim = disk_with(&files, 1);
+    let kept = mend(&sim, false).unwrap().unwrap();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    assert!(kept[0].starts_with("shard-0000/lost+found/seg-"), "{kept:?}");
+    assert_eq!(sim.contents(&kept[0]).unwrap(), files[&footer]);
+    assert_ne!(sim.contents(&footer).unwrap(), files[&footer]);
+    // The same again has another name.
+    sim.damage(&footer, |bytes| *bytes.last_mut().unwrap() ^= 1);
+    let again = mend(&sim, false).unwrap().unwrap();
+    assert_ne!(kept, again);
+    assert_eq!(findings(&sim), Vec::<String>::new());
+}

@@ -202,6 +202,14 @@ impl Stream {
         Self { name, start, bytes: Vec::new(), limit }
     }
 
+    /// Takes out the next `len` bytes, or what there is, without a copy of them.
+    fn take(&mut self, len: usize) -> Vec<u8> {
+        let rest = self.bytes.split_off(len.min(self.bytes.len()));
+        let taken = std::mem::replace(&mut self.bytes, rest);
+        self.start += taken.len() as u64;
+        taken
+    }
+
     /// Gives up what comes before an offset.
     fn skip_to(&mut self, offset: u64) {
         let ahead = (offset - self.start) as usize;
@@ -563,11 +571,17 @@ impl<S: Storage> Pass<S> {
                 vec![self.finding_in(name, 0, what, Vec::new())]
             }
         };
-        if self.is_listed(entry) {
-            findings.into_iter().for_each(|finding| self.tell(finding));
+        for finding in findings {
+            if self.is_listed(entry) {
+                self.tell(finding);
+                // Whoever listens keeps up.
+                self.pace(0).await;
+            }
         }
         self.look_at_footer(name, (!walked.is_damaged).then_some((walked.records, walked.offsets)), entry).await?;
         drop(held);
+        // A pass opens all there are, and descriptors are for clients.
+        self.shard.0.blobs.close(BlobName::Segment(name));
         Ok(())
     }
 
@@ -649,8 +663,7 @@ impl<S: Storage> Pass<S> {
             self.fill(stream, total).await?;
             walked.is_damaged |= sequence != Some(header.sequence) || stream.bytes.len() < total;
             sequence = Some(header.sequence + 1);
-            let bytes = stream.bytes[..total.min(stream.bytes.len())].to_vec();
-            let examined = self.examine(header, bytes, unpacker).await?;
+            let examined = self.examine(header, stream.take(total), unpacker).await?;
             unpacker = examined.unpacker;
             walked.is_damaged |= !examined.is_good;
             walked.records += examined.offsets.len() as u32;

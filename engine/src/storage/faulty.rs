@@ -197,6 +197,10 @@ impl<S: Storage, P: BlobStore> BlobStore for FaultyPart<S, P> {
         self.part.list().await
     }
 
+    fn close(&self, name: BlobName) {
+        self.part.close(name);
+    }
+
     async fn keep(&self, name: BlobName) -> Result<String, StorageError> {
         self.storage.delay().await;
         self.part.keep(name).await

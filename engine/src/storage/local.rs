@@ -377,6 +377,10 @@ impl<I: Io> BlobStore for LocalShard<I> {
         Ok(names)
     }
 
+    fn close(&self, name: BlobName) {
+        self.open.borrow_mut().remove(&name);
+    }
+
     async fn keep(&self, name: BlobName) -> Result<String, StorageError> {
         let (path, directory) = (self.path(name, true), self.sub(LOST_AND_FOUND));
         let file = path[self.directory.len() + 1..].replace('/', "-");

@@ -127,6 +127,9 @@ pub trait BlobStore: Clone + 'static {
     /// The blobs there are, in no order: a hint.
     fn list(&self) -> impl Future<Output = Result<Vec<BlobName>, StorageError>>;
 
+    /// Lets go of what is kept open for reading a blob. The next read opens it again.
+    fn close(&self, name: BlobName);
+
     /// Keeps a blob as it is, under another name that nobody will touch, which is given back. Durable on return.
     fn keep(&self, name: BlobName) -> impl Future<Output = Result<String, StorageError>>;
 

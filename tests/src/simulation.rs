@@ -88,9 +88,14 @@ pub fn run(plan: Plan) -> Result<Outcome, Violation> {
     let mut index_is_lost = false;
     for round in 0..plan.rounds {
         oracle.borrow_mut().sessions_end();
-        if round > 0 && sim.below(4) == 0 {
-            lose_index(&sim);
-            index_is_lost = true;
+        match sim.below(8) {
+            0 if round > 0 => {
+                lose_index(&sim);
+                index_is_lost = true;
+            }
+            // As an operator would, with a crash in the middle or without.
+            1 if round > 0 && plan.check => rebuild_index(&sim)?,
+            _ => {}
         }
         let workers = 1 + sim.below(3) as usize;
         let last = round + 1 == plan.rounds;
@@ -165,6 +170,24 @@ fn lose_index(sim: &Sim) {
         }
     });
     lost.expect("nothing crashes it");
+}
+
+/// Puts the index of each shard together from its log alone, whatever state a crash has left it in.
+fn rebuild_index(sim: &Sim) -> Result<(), Violation> {
+    sim.set_faults(FaultRates::default());
+    sim.crash_after((sim.below(2) == 0).then(|| 1 + sim.below(400)));
+    let (io, config) = (sim.io(), config(sim).shard);
+    let rebuilt = sim.run(async move {
+        let storage = Local::new(io);
+        let Some(bytes) = storage.read_superblock().await? else { return Ok(()) };
+        let superblock = Superblock::decode(&bytes).expect("it was written whole or not at all");
+        for shard in (0..superblock.shards).map(ShardId) {
+            Shard::rebuild(storage.clone(), shard, superblock.store, config.clone()).await?;
+        }
+        Ok::<_, EngineError>(())
+    });
+    sim.crash_after(None);
+    rebuilt.unwrap_or(Ok(())).map_err(|error| Violation(format!("a rebuild failed: {error}")))
 }
 
 /// The check that changes nothing must find nothing, also right after a crash.

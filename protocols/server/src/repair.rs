@@ -3,7 +3,9 @@
 use std::error::Error;
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
+use indicatif::ProgressBar;
 use posthaste_engine::check::{Difference, ShardCheck};
 use posthaste_engine::flags::UidSet;
 use posthaste_engine::ids::{MailboxId, ShardId};
@@ -45,9 +47,11 @@ pub fn rebuild(data: &Path, config: &Config, yes: bool) -> Result<(), Box<dyn Er
     for (shard, check) in &checked.shards {
         let config = alone(config, checked.superblock.shards);
         let store = checked.superblock.store;
+        let spinner = spinner(format!("rebuilding the index of shard {shard}"));
         let report = run_worker(config.1, data.to_owned(), None, async |io| {
             Shard::rebuild(Local::new(io), *shard, store, config.0).await
         })??;
+        spinner.finish_and_clear();
         let mailboxes = check.mailboxes.len();
         writeln!(
             out,
@@ -79,9 +83,11 @@ pub fn repair(data: &Path, config: &Config, expunge_lost: bool) -> Result<(), Bo
         }
         let (config, io) = alone(config, checked.superblock.shards);
         let store = checked.superblock.store;
+        let spinner = spinner(format!("repairing shard {shard}"));
         let repaired = run_worker(io, data.to_owned(), None, async |io| {
             Shard::repair(Local::new(io), *shard, store, config, check, expunge_lost).await
         })??;
+        spinner.finish_and_clear();
         print_repair(&mut out, *shard, &repaired, &checked, check)?;
         lost.extend(repaired.lost);
     }
@@ -99,6 +105,13 @@ pub fn repair(data: &Path, config: &Config, expunge_lost: bool) -> Result<(), Bo
         (lost, false) => format!("{lost} messages are lost, and have been left in place; --expunge-lost removes them"),
     };
     Err(format!("{left} pieces of damage are left, which nothing can mend: {messages}").into())
+}
+
+/// Shows that something goes on.
+fn spinner(what: String) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(what);
+    spinner.enable_steady_tick(Duration::from_millis(200));
+    spinner
 }
 
 fn no_manifest(shard: ShardId) -> String {

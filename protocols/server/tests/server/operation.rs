@@ -174,6 +174,11 @@ fn a_repair_names_what_is_lost_and_expunges_it_when_told_to() {
     server.stop();
     assert!(store.done(&["repair"]).contains("nothing to mend"));
     assert_ne!(damage(&store, b"FINDME"), 0, "a short body is stored as it is");
+    // The log has lost what the index still has: that is not thrown away without being asked for.
+    let output = store.run(&["rebuild"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("ann@example.org, INBOX; only the index has UID 1"));
+    assert!(text(&output.stderr).contains("posthaste rebuild --yes"));
     let output = store.run(&["repair"]);
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stdout);
@@ -186,6 +191,13 @@ fn a_repair_names_what_is_lost_and_expunges_it_when_told_to() {
     let server = store.serve();
     let mut client = server.inbox("ann@example.org");
     assert_eq!(client.ok("UID SEARCH ALL")[0], "* SEARCH 2");
+    drop(client);
+    server.stop();
+    assert!(store.done(&["rebuild", "--yes"]).contains("rebuilt the index"));
+    let server = store.serve();
+    server.deliver(&["ann@example.org"], "Subject: z\r\n\r\nthree");
+    let mut client = server.inbox("ann@example.org");
+    assert_eq!(client.ok("UID SEARCH ALL")[0], "* SEARCH 2 3");
     drop(client);
     server.stop();
 }

@@ -46,6 +46,8 @@ pub const FINDINGS_KEPT: usize = 1000;
 pub const PAGES_MENDED_MAX: u64 = 64;
 /// How long a shard is open before its first pass begins by itself.
 const FIRST_PASS_AFTER: Duration = Duration::from_secs(60);
+/// A pass that sleeps looks so often whether it is still wanted.
+const NAP_MAX: Duration = Duration::from_secs(1);
 /// Pages up to this are verified on the worker: that takes less than handing them over and back.
 const PAGE_BYTES_HERE: usize = 16 << 10;
 /// A directory page is no longer.
@@ -293,10 +295,15 @@ impl<S: Storage> Pass<S> {
         self.report.bytes += bytes;
         self.shard.count(|stats| stats.scrub_bytes += bytes);
         let storage = &self.shard.0.storage;
-        if self.bytes_per_s > 0 && bytes > 0 {
-            storage.sleep(Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64)).await;
-        } else {
-            storage.yield_now().await;
+        if self.bytes_per_s == 0 || bytes == 0 {
+            return storage.yield_now().await;
+        }
+        let mut left = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
+        // Whoever takes over the turn does not wait for the end of a long sleep.
+        while !left.is_zero() && self.check_turn().is_ok() {
+            let nap = left.min(NAP_MAX);
+            storage.sleep(nap).await;
+            left -= nap;
         }
     }
 

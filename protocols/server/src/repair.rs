@@ -28,6 +28,7 @@ pub fn rebuild(data: &Path, config: &Config, yes: bool) -> Result<(), Box<dyn Er
     let _lock = lock_existing(data)?;
     let checked = Checked::look(data, config.server.io.into())?;
     let mut out = std::io::stdout().lock();
+    checked.print(&mut out)?;
     let mut would_go = 0;
     for (shard, check) in &checked.shards {
         if check.has_no_manifest {

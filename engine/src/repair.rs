@@ -33,8 +33,9 @@ pub struct LostMessage {
     pub mailbox_name: String,
     pub uid: Uid,
     pub octets: u64,
-    /// Seconds since 1970.
+    /// Seconds since 1970, and the zone in which that is shown.
     pub internal_date: i64,
+    pub zone_minutes: i16,
     /// The beginning of its header, if that can be read.
     pub header: Option<Vec<u8>>,
     /// What is wrong with it.
@@ -178,6 +179,7 @@ impl<S: Storage> Shard<S> {
                 uid: message.uid,
                 octets: message.size,
                 internal_date: message.internal_date,
+                zone_minutes: message.zone_minutes,
                 header,
                 why,
                 is_expunged: false,

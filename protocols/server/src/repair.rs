@@ -13,6 +13,8 @@ use posthaste_engine::io::real::run_worker;
 use posthaste_engine::repair::{LostMessage, Repair};
 use posthaste_engine::shard::{Shard, ShardConfig};
 use posthaste_engine::storage::local::Local;
+use posthaste_imap::response::write_internal_date;
+use posthaste_imap::types::DateTime;
 use posthaste_mime::header::{Known, scan_header};
 use posthaste_mime::words::decoded;
 
@@ -176,14 +178,17 @@ fn describe_uids(uids: &UidSet) -> String {
 /// One line: whose, which, and what of it can still be read.
 fn describe_lost(message: &LostMessage, checked: &Checked) -> String {
     let account = checked.accounts.get(&message.account).map_or("unknown account", String::as_str);
-    let LostMessage { mailbox_name, uid, octets, internal_date, why, .. } = message;
+    let LostMessage { mailbox_name, uid, octets, why, .. } = message;
+    let mut date = Vec::new();
+    let (unix_seconds, offset_minutes) = (message.internal_date, message.zone_minutes);
+    write_internal_date(&mut date, DateTime { unix_seconds, offset_minutes });
+    let date = String::from_utf8_lossy(&date);
+    let date = date.trim_matches('"').trim();
     let done = if message.is_expunged { "expunged" } else { "left in place" };
     let subject = message.header.as_deref().map(|header| {
         let fields = scan_header(header, 0, |_| false).fields;
         fields.value(header, Known::Subject).map_or_else(|| "none".to_owned(), decoded)
     });
     let subject = subject.map_or_else(|| "its header is damaged".to_owned(), |subject| format!("subject {subject:?}"));
-    format!(
-        "lost: {account}, {mailbox_name}, UID {uid}: {octets} octets, received {internal_date} s after 1970, {subject}; {done}; {why}"
-    )
+    format!("lost: {account}, {mailbox_name}, UID {uid}: {octets} octets, received {date}, {subject}; {done}; {why}")
 }

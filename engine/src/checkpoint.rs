@@ -224,7 +224,11 @@ impl<S: Storage> Shard<S> {
         }
         self.count(|stats| stats.checkpoints += 1);
         for name in unused {
-            inner.blobs.delete(name).await?;
+            match inner.blobs.delete(name).await {
+                // It was lost before.
+                Err(StorageError::NotFound(_)) => {}
+                deleted => deleted?,
+            }
         }
         if inner.compaction.has_doomed() {
             self.remove_doomed().await;

@@ -1094,7 +1094,7 @@ async fn recover<S: Storage>(
         .segments
         .iter()
         .map(|entry| (entry.segment, SegmentName { segment: entry.segment, epoch: entry.epoch }));
-    let next_index_blob = next_index_blob::<S>(&blobs).await?;
+    let next_index_blob = next_index_blob::<S>(&blobs, &manifest).await?;
     sweep::<S>(&wal, &blobs, &manifest).await?;
     Ok(Recovered {
         state,
@@ -1170,12 +1170,13 @@ pub(crate) fn footer_entry(record: &FoundRecord) -> FooterEntry {
     }
 }
 
-/// A number that no index blob has, committed or not.
-async fn next_index_blob<S: Storage>(blobs: &S::Blobs) -> Result<u32, StorageError> {
+/// A number that no index blob has, committed or not, there or gone.
+async fn next_index_blob<S: Storage>(blobs: &S::Blobs, manifest: &Manifest) -> Result<u32, StorageError> {
     let names = blobs.list().await?;
     let numbers = names.iter().filter_map(|name| match name {
         BlobName::Index { blob, .. } => Some(*blob),
         BlobName::Segment(_) => None,
     });
-    Ok(numbers.max().map_or(1, |highest| highest + 1))
+    let named = manifest.indexes.iter().map(|entry| entry.blob);
+    Ok(numbers.chain(named).max().map_or(1, |highest| highest + 1))
 }

@@ -73,7 +73,9 @@ impl<S: Storage> Shard<S> {
         let (shard, report) = Self::open_with(storage, id, store, config, Index::Anew).await?;
         shard.0.full_directory.set(true);
         shard.checkpoint().await?;
-        assert_eq!(shard.0.log.borrow().manifest.indexes.len(), 1, "all pages are in the new blob");
+        // More than one, where the log was long enough for a checkpoint that nobody asked for.
+        let is_new = shard.0.log.borrow().manifest.indexes.iter().all(|entry| entry.epoch == shard.0.epoch);
+        assert!(is_new, "the old index is no part of the new one");
         shard.stop().await?;
         Ok(report)
     }

@@ -106,3 +106,17 @@ fn what_a_repair_replaces_is_kept() {
     assert_ne!(kept, again);
     assert_eq!(findings(&sim), Vec::<String>::new());
 }
+
+#[test]
+fn an_index_whose_files_are_gone_is_rebuilt() {
+    // Seeds 7050 and 7057 of the simulation.
+    let files = files_with_everything(13, true);
+    let before = dump(&files).unwrap();
+    let sim = disk_with(&files, 1);
+    for (path, _) in sim.files("shard-0000/idx/") {
+        sim.remove_file(&path);
+    }
+    mend(&sim, true).unwrap().unwrap();
+    assert_eq!(findings(&sim), Vec::<String>::new());
+    assert_eq!(dump(&files_of(&sim)).unwrap(), before);
+}

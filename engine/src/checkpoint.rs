@@ -21,7 +21,7 @@ use crate::planted::{self, Bug};
 use crate::shard::Shard;
 use crate::slots::{SLOTS_AT_ONCE, Slot, SlotRef};
 use crate::state::State;
-use crate::storage::{BlobName, BlobStore, Storage};
+use crate::storage::{BlobName, BlobStore, Storage, StorageError};
 
 /// A delta page larger than this and than an eighth of its mailbox's page makes room for a new page.
 const DELTA_BYTES_MAX: usize = 4096;

@@ -6,7 +6,7 @@ use std::ops::Deref;
 
 use crate::format::page::{AccountEntry, ArchivedAccountEntry};
 use crate::ids::{AccountId, Lsn, MailboxId};
-use crate::packed::{Packed, Reader, put_distance, put_number, put_text};
+use crate::packed::{Merged, Packed, Reader, put_distance, put_number, put_text};
 use crate::slots::{put_name, take_name};
 
 /// What an account has in its shard.
@@ -58,7 +58,7 @@ fn pack(id: AccountId, account: &AccountState, out: &mut Vec<u8>) {
         before = mailbox.0;
     }
     put_distance(account.as_of.0, id.0, out);
-    put_number(account.uid_validity_next.into(), out);
+    put_number(u64::from(account.uid_validity_next) << 1 | u64::from(account.closed), out);
     let others = || account.subscriptions.iter().filter(|name| !account.mailboxes.contains_key(*name));
     put_number(others().count() as u64, out);
     others().for_each(|name| put_name(name, out));
@@ -106,7 +106,8 @@ fn unpack(id: AccountId, bytes: &[u8]) -> AccountState {
     }
     let mut reader = mailboxes.rest;
     account.as_of = Lsn(reader.distance(id.0));
-    account.uid_validity_next = reader.small();
+    let number = reader.number();
+    (account.uid_validity_next, account.closed) = ((number >> 1) as u32, number & 1 == 1);
     for _ in 0..reader.number() {
         account.subscriptions.insert(take_name(&mut reader).to_owned());
     }
@@ -160,7 +161,9 @@ impl Accounts {
             return account.mailboxes.get(name).copied();
         }
         let mut mailboxes = Mailboxes::of(account, self.at_rest.get(account.0)?);
-        mailboxes.find(|(found, ..)| *found == name).map(|(_, mailbox, _)| mailbox)
+        // They ascend.
+        let found = mailboxes.find(|(found, ..)| *found >= name);
+        found.filter(|(found, ..)| *found == name).map(|(_, mailbox, _)| mailbox)
     }
 
     /// An account that is in use from now on, until it is told to rest.
@@ -185,9 +188,19 @@ impl Accounts {
     }
 
     pub fn keys(&self) -> impl Iterator<Item = AccountId> {
-        let mut keys: BTreeSet<AccountId> = self.in_use.keys().copied().collect();
-        keys.extend(self.at_rest.iter_from(0).map(|(account, _)| AccountId(account)));
-        keys.into_iter()
+        self.keys_from(AccountId(0))
+    }
+
+    /// The accounts from one on, ascending.
+    pub fn keys_from(&self, from: AccountId) -> impl Iterator<Item = AccountId> {
+        let in_use = self.in_use.range(from..).map(|(account, _)| (*account, ()));
+        let at_rest = self.at_rest.iter_from(from.0).map(|(account, _)| (AccountId(account), ()));
+        Merged::of(in_use, at_rest).map(|(account, ())| account)
+    }
+
+    /// An account that is in use.
+    pub fn get_in_use(&self, account: AccountId) -> Option<&AccountState> {
+        self.in_use.get(&account).map(|account| &**account)
     }
 
     /// Those that are in use. All others are at rest: just as the checkpoint has them.
@@ -207,7 +220,7 @@ impl Accounts {
     /// Packs an account if the checkpoint has it as it is.
     pub fn rest(&mut self, id: AccountId) {
         let Some(account) = self.in_use.get(&id) else { return };
-        if account.dirty || account.closed {
+        if account.dirty {
             return;
         }
         self.scratch.clear();
@@ -252,7 +265,9 @@ mod tests {
         let numbers = any::<(u64, u32)>();
         (mailboxes, subscriptions, attributes, numbers).prop_map(|(mailboxes, subscriptions, attributes, numbers)| {
             let (as_of, uid_validity_next) = (Lsn(numbers.0), numbers.1);
-            AccountState { as_of, mailboxes, subscriptions, uid_validity_next, attributes, ..AccountState::default() }
+            let closed = numbers.1 % 2 == 0;
+            let dirty = false;
+            AccountState { as_of, mailboxes, subscriptions, uid_validity_next, attributes, dirty, closed }
         })
     }
 
@@ -280,11 +295,6 @@ mod tests {
     #[test]
     fn what_the_checkpoint_lacks_does_not_rest() {
         let mut accounts = Accounts::default();
-        for (dirty, closed) in [(true, false), (false, true)] {
-            *accounts.get_or_default(AccountId(1)) = AccountState { dirty, closed, ..AccountState::default() };
-            accounts.rest_all();
-            assert_eq!(accounts.in_use().count(), 1);
-        }
         *accounts.get_or_default(AccountId(1)) = AccountState { dirty: true, as_of: Lsn(7), ..AccountState::default() };
         accounts.rest_after(&[AccountId(1)], Lsn(6));
         assert_eq!(accounts.in_use().count(), 1);

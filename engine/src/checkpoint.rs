@@ -28,9 +28,11 @@ const DELTA_BYTES_MAX: usize = 4096;
 /// A directory of what has changed is written so many times, at least and at most, before a checkpoint writes one of everything:
 /// in between, as soon as those together are as large.
 const DIRECTORIES_MIN: usize = 8;
-const DIRECTORIES_MAX: usize = 64;
-/// Blobs that pages may be spread over before the oldest one's pages are rewritten.
+const DIRECTORIES_MAX: usize = 32;
+/// Blobs that pages may be spread over before those of the one that has fewest are written anew, for so many mailboxes by each
+/// checkpoint, about.
 const BLOBS_MAX: usize = 32;
+const MAILBOXES_MOVED_MAX: usize = 1 << 16;
 /// Slots and accounts that take over new pages in one turn.
 const SLOTS_TAKEN_OVER: usize = 256;
 /// Entries of one directory page.
@@ -107,8 +109,8 @@ impl Written {
 struct Directory {
     /// Everything up to here is in it.
     known: Lsn,
-    /// The account records in it.
-    records: Vec<AccountId>,
+    /// The account records that were not in any before.
+    changed: Vec<AccountId>,
 }
 
 impl<S: Storage> Shard<S> {
@@ -156,7 +158,7 @@ impl<S: Storage> Shard<S> {
             self.carry_receipts_over().await?;
         }
         let full = wants_full_directory(&inner.log.borrow().manifest.indexes) || inner.full_directory.get();
-        self.move_old_pages().await;
+        self.move_some_pages().await;
         let dirty: Vec<MailboxId> = {
             let state = inner.state.borrow();
             state.slots.in_use().filter(|(_, slot)| slot.dirty).map(|(mailbox, _)| mailbox).collect()
@@ -374,19 +376,43 @@ impl<S: Storage> Shard<S> {
             let mailboxes = chunk.iter().map(entry_of).collect();
             self.put_directory(pages, as_of, DirectoryPage { mailboxes, ..DirectoryPage::default() }).await?;
         }
-        let (accounts, records): (Vec<AccountId>, Vec<AccountId>) = {
-            let state = inner.state.borrow();
-            let is_missing = |account: &AccountId| !with_mailboxes.contains(account);
-            if full {
-                (state.accounts.keys().filter(is_missing).collect(), state.directory.keys().copied().collect())
-            } else {
+        let mut next = Some(AccountId(0)).filter(|_| full);
+        while let Some(from) = next {
+            let others: Vec<AccountId> = {
+                let state = inner.state.borrow();
+                let mut accounts = state.accounts.keys_from(from);
+                let some: Vec<AccountId> = accounts.by_ref().take(ENTRIES_PER_PAGE).collect();
+                next = accounts.next();
+                some.into_iter().filter(|account| !with_mailboxes.contains(account)).collect()
+            };
+            self.write_accounts(pages, as_of, &others).await?;
+            inner.storage.yield_now().await;
+        }
+        if !full {
+            let others: Vec<AccountId> = {
+                let state = inner.state.borrow();
                 let dirty = state.accounts.in_use().filter(|(_, account)| account.dirty).map(|(account, _)| account);
-                (dirty.filter(is_missing).collect(), state.directory_changed.iter().copied().collect())
+                dirty.filter(|account| !with_mailboxes.contains(account)).collect()
+            };
+            self.write_accounts(pages, as_of, &others).await?;
+        }
+        let changed: Vec<AccountId> = inner.state.borrow().directory_changed.iter().copied().collect();
+        if full {
+            let mut next = Some(AccountId(0));
+            while let Some(from) = next {
+                let some: Vec<AccountId> = {
+                    let state = inner.state.borrow();
+                    let mut records = state.directory.range(from..).map(|(account, _)| *account);
+                    let some = records.by_ref().take(ENTRIES_PER_PAGE).collect();
+                    next = records.next();
+                    some
+                };
+                self.write_account_records(pages, as_of, &some).await?;
             }
-        };
-        self.write_accounts(pages, as_of, &accounts).await?;
-        self.write_account_records(pages, as_of, &records).await?;
-        Ok(Directory { known, records })
+        } else {
+            self.write_account_records(pages, as_of, &changed).await?;
+        }
+        Ok(Directory { known, changed })
     }
 
     async fn write_accounts(&self, pages: &mut Pages, as_of: Lsn, accounts: &[AccountId]) -> Result<(), EngineError> {
@@ -460,18 +486,22 @@ impl<S: Storage> Shard<S> {
         counts.into_keys().chain([blob]).collect()
     }
 
-    /// Where pages are spread over too many blobs, lets the checkpoint write those of the oldest anew.
-    async fn move_old_pages(&self) {
+    /// Where pages are spread over too many blobs, lets the checkpoint write those of the emptiest anew, or some of them: what it
+    /// writes takes memory meanwhile.
+    async fn move_some_pages(&self) {
         let inner = &self.0;
-        let oldest = {
+        let emptiest = {
             let state = inner.state.borrow();
             let blobs = state.slots.pages_by_blob();
-            blobs.keys().next().copied().filter(|_| blobs.len() >= BLOBS_MAX)
+            let fewest = blobs.iter().min_by_key(|&(_, pages)| *pages).map(|(blob, _)| *blob);
+            fewest.filter(|_| blobs.len() >= BLOBS_MAX)
         };
-        let Some(oldest) = oldest else { return };
-        let mut next = Some(MailboxId(0));
+        let Some(emptiest) = emptiest else { return };
+        let (mut marked, mut next) = (0, Some(MailboxId(0)));
         while let Some(from) = next {
-            next = inner.state.borrow_mut().slots.move_pages_of(oldest, from, SLOTS_AT_ONCE);
+            let (more, after) = inner.state.borrow_mut().slots.move_pages_of(emptiest, from, SLOTS_AT_ONCE);
+            marked += more;
+            next = after.filter(|_| marked < MAILBOXES_MOVED_MAX);
             inner.storage.yield_now().await;
         }
     }
@@ -491,7 +521,7 @@ impl<S: Storage> Shard<S> {
             inner.storage.yield_now().await;
         }
         let state = &mut *inner.state.borrow_mut();
-        for account in &directory.records {
+        for account in &directory.changed {
             if state.directory.get(account).is_none_or(|(as_of, _)| *as_of <= known) {
                 state.directory_changed.remove(account);
             }
@@ -525,14 +555,20 @@ impl<S: Storage> Shard<S> {
 fn add_accounts(page: &mut DirectoryPage, state: &State, added: &mut BTreeSet<AccountId>, all: bool) {
     let mut bytes = 0;
     for id in page.mailboxes.iter().map(|entry| AccountId(entry.account)) {
-        if bytes < ACCOUNTS_PAGE_BYTES
-            && !added.contains(&id)
-            && let Some(account) = state.accounts.get(&id)
-            && (all || account.dirty)
-        {
+        if bytes >= ACCOUNTS_PAGE_BYTES || added.contains(&id) {
+            continue;
+        }
+        // One that has changed is in use.
+        let entry = if all {
+            state.accounts.get(&id).map(|account| (bytes_of(&account), account.to_entry(id)))
+        } else {
+            let changed = state.accounts.get_in_use(id).filter(|account| account.dirty);
+            changed.map(|account| (bytes_of(account), account.to_entry(id)))
+        };
+        if let Some((more, entry)) = entry {
             added.insert(id);
-            bytes += bytes_of(&account);
-            page.accounts.push(account.to_entry(id));
+            bytes += more;
+            page.accounts.push(entry);
         }
     }
 }

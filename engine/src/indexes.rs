@@ -101,6 +101,8 @@ impl<S: Storage> Shard<S> {
                     index.apply(change);
                 }
                 self.0.cached_index_bytes.set(self.0.cached_index_bytes.get() + index.memory_bytes());
+                // It may have been at rest meanwhile.
+                slot.used = self.0.clock.get();
                 slot.index = Some(Box::new(index));
                 self.count(|stats| stats.index_loads += 1);
                 if let Some(error) = rebuilt {

@@ -4,6 +4,7 @@
 //! value. A lookup goes through one chunk; a change writes one anew.
 
 use std::collections::BTreeMap;
+use std::iter::Peekable;
 
 /// A chunk that would grow past this is divided.
 const CHUNK_BYTES_MAX: usize = 1024;
@@ -201,12 +202,20 @@ impl Packed {
     fn put_chunk(&mut self, first: u64, mut chunk: Vec<u8>) {
         if chunk.len() > CHUNK_BYTES_MAX {
             let mut entries = Entries::of(first, &chunk);
-            let mut middle = entries.next().map(|_| chunk.len() - entries.rest.0.len());
-            while middle.is_some_and(|middle| middle < chunk.len() / 2) {
-                middle = entries.next().map(|_| chunk.len() - entries.rest.0.len());
+            let end_of = |entries: &Entries<'_>| chunk.len() - entries.rest.0.len();
+            entries.next();
+            let (mut before, mut middle) = (entries.key, end_of(&entries));
+            // Before the entry that reaches over the middle, which may be as large as all others; after the first at least.
+            let mut upper_key = None;
+            while let Some((key, _)) = entries.next() {
+                upper_key = Some(key);
+                let end = end_of(&entries);
+                if end > chunk.len() / 2 {
+                    break;
+                }
+                (before, middle) = (key, end);
             }
-            let (before, middle) = (entries.key, middle.unwrap_or(chunk.len()));
-            if let Some((key, _)) = entries.next() {
+            if let Some(key) = upper_key {
                 let mut upper = Vec::with_capacity(chunk.len() - middle);
                 put_rest(key, before, &chunk[middle..], &mut upper);
                 upper.shrink_to_fit();
@@ -249,6 +258,33 @@ impl Packed {
     /// The memory that it takes.
     pub fn memory_bytes(&self) -> usize {
         self.chunks.values().map(|chunk| chunk.capacity() + 48).sum()
+    }
+}
+
+/// Two ascending sequences as one; the first has the newer of what both have.
+pub(crate) struct Merged<A: Iterator, B: Iterator> {
+    in_use: Peekable<A>,
+    at_rest: Peekable<B>,
+}
+
+impl<A: Iterator, B: Iterator> Merged<A, B> {
+    pub fn of(in_use: A, at_rest: B) -> Self {
+        Self { in_use: in_use.peekable(), at_rest: at_rest.peekable() }
+    }
+}
+
+impl<K: Ord, V, A: Iterator<Item = (K, V)>, B: Iterator<Item = (K, V)>> Iterator for Merged<A, B> {
+    type Item = (K, V);
+
+    fn next(&mut self) -> Option<(K, V)> {
+        let Some((older, _)) = self.at_rest.peek() else { return self.in_use.next() };
+        let Some((newer, _)) = self.in_use.peek() else { return self.at_rest.next() };
+        match newer.cmp(older) {
+            std::cmp::Ordering::Greater => return self.at_rest.next(),
+            std::cmp::Ordering::Equal => _ = self.at_rest.next(),
+            std::cmp::Ordering::Less => {}
+        }
+        self.in_use.next()
     }
 }
 

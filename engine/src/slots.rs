@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::iter::Peekable;
 use std::ops::Deref;
 use std::rc::Weak;
 
@@ -13,7 +12,7 @@ use crate::flags::{Flags, UidSet};
 use crate::format::page::{ArchivedDirectoryEntry, DirectoryEntry, PageLocation};
 use crate::ids::{AccountId, Lsn, MailboxId, ModSeq, Uid};
 use crate::index::{Change, MailboxIndex};
-use crate::packed::{Packed, Reader, put_distance, put_number};
+use crate::packed::{Merged, Packed, Reader, put_distance, put_number};
 use crate::planted::{self, Bug};
 
 /// What stays in memory of every mailbox: published state that needs no index.
@@ -152,7 +151,9 @@ impl Slot {
     /// Whether there is nothing of it that packing would lose.
     fn is_at_rest(&mut self) -> bool {
         self.watchers.retain(|watcher| watcher.strong_count() > 0);
-        let is_idle = self.index.is_none() && self.tip.is_none() && self.watchers.is_empty();
+        // A tip of nothing pending says what is published.
+        let is_settled = self.tip.as_ref().is_none_or(|tip| tip.pending == 0);
+        let is_idle = self.index.is_none() && is_settled && self.watchers.is_empty();
         is_idle && !self.dirty && !self.rewrite && !self.moves && self.delta.is_empty()
     }
 
@@ -527,12 +528,12 @@ impl Slots {
     fn merged_from(&self, from: MailboxId) -> impl Iterator<Item = (MailboxId, Found<'_>)> {
         let in_use = self.in_use.range(from..).map(|(mailbox, slot)| (*mailbox, Found::InUse(slot)));
         let at_rest = self.at_rest.iter_from(from.0).map(|(mailbox, bytes)| (MailboxId(mailbox), Found::AtRest(bytes)));
-        Merged { in_use: in_use.peekable(), at_rest: at_rest.peekable() }
+        Merged::of(in_use, at_rest)
     }
 
     /// Marks those of the next `count` mailboxes from `from` on that have pages in a blob, for the next checkpoint to write
-    /// these anew; returns the mailbox after them.
-    pub fn move_pages_of(&mut self, blob: u32, from: MailboxId, count: usize) -> Option<MailboxId> {
+    /// these anew; returns how many it has marked, and the mailbox after them.
+    pub fn move_pages_of(&mut self, blob: u32, from: MailboxId, count: usize) -> (usize, Option<MailboxId>) {
         let mut all = self.merged_from(from);
         let some = all.by_ref().take(count);
         let is_there = |page: PageLocation| !page.is_none() && page.blob == blob;
@@ -546,12 +547,13 @@ impl Slots {
         let concerned: Vec<MailboxId> = concerned.map(|(mailbox, _)| mailbox).collect();
         let next = all.next().map(|(mailbox, _)| mailbox);
         drop(all);
+        let marked = concerned.len();
         for mailbox in concerned {
             let Some(slot) = self.get_mut(&mailbox) else { continue };
             slot.dirty = true;
             slot.moves = true;
         }
-        next
+        (marked, next)
     }
 
     /// Those that are in use. All others are at rest: published, and just as the checkpoint has them.
@@ -619,27 +621,6 @@ pub struct Sizes {
 enum Found<'a> {
     InUse(&'a Slot),
     AtRest(&'a [u8]),
-}
-
-/// Two ascending sequences as one; the first has the newer of what both have.
-struct Merged<A: Iterator, B: Iterator> {
-    in_use: Peekable<A>,
-    at_rest: Peekable<B>,
-}
-
-impl<K: Ord, V, A: Iterator<Item = (K, V)>, B: Iterator<Item = (K, V)>> Iterator for Merged<A, B> {
-    type Item = (K, V);
-
-    fn next(&mut self) -> Option<(K, V)> {
-        let Some((older, _)) = self.at_rest.peek() else { return self.in_use.next() };
-        let Some((newer, _)) = self.in_use.peek() else { return self.at_rest.next() };
-        match newer.cmp(older) {
-            std::cmp::Ordering::Greater => return self.at_rest.next(),
-            std::cmp::Ordering::Equal => _ = self.at_rest.next(),
-            std::cmp::Ordering::Less => {}
-        }
-        self.in_use.next()
-    }
 }
 
 #[cfg(test)]
@@ -764,7 +745,7 @@ mod tests {
                     Step::Move(blob) => {
                         let mut next = Some(MailboxId(0));
                         while let Some(from) = next {
-                            next = slots.move_pages_of(blob, from, 3);
+                            next = slots.move_pages_of(blob, from, 3).1;
                         }
                         for (id, slot) in &model {
                             let concerned = [slot.page, slot.delta_page].iter().any(|it| !it.is_none() && it.blob == blob);
@@ -800,7 +781,7 @@ mod tests {
             |slot| slot.rewrite = true,
             |slot| slot.moves = true,
             |slot| slot.index = Some(Box::default()),
-            |slot| _ = slot.tip(),
+            |slot| slot.tip().pending = 1,
             |slot| slot.push_change(Lsn(1), Change::Relocate(Vec::new())),
         ];
         for change in uses {

@@ -81,6 +81,8 @@ impl Usage {
 thread_local! {
     /// Whose task is being polled.
     static CURRENT: RefCell<Option<Rc<Usage>>> = const { RefCell::new(None) };
+    /// Whether that task only waits for its turn.
+    static WAITING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The user whose session is being polled.
@@ -104,7 +106,9 @@ pub fn count_sent(octets: usize) {
 #[derive(Debug, Default)]
 pub struct Usages {
     by_account: RefCell<HashMap<AccountId, Rc<Usage>>>,
-    /// Polls of all sessions.
+    /// How many were left when the last were forgotten.
+    kept: Cell<usize>,
+    /// Polls of all sessions, but for those in which one only waited for its turn.
     polls: Cell<u64>,
     /// The number of the period that is now, the users who have run in it, and how many have in the one before.
     period: Cell<u64>,
@@ -116,8 +120,11 @@ impl Usages {
     /// Lets the task that is being polled count for an account from now on.
     pub fn enter(&self, account: &Arc<AccountRecord>) {
         let mut by_account = self.by_account.borrow_mut();
-        if by_account.len() >= limits::USERS_METERED && !by_account.contains_key(&account.account) {
+        let is_known = by_account.contains_key(&account.account);
+        // All of them may have sessions.
+        if !is_known && by_account.len() >= limits::USERS_METERED.max(2 * self.kept.get()) {
             forget_the_least(&mut by_account);
+            self.kept.set(by_account.len());
         }
         let usage = by_account.entry(account.account).or_insert_with(|| Rc::new(Usage::new(Arc::clone(account))));
         CURRENT.set(Some(Rc::clone(usage)));
@@ -141,13 +148,16 @@ impl Usages {
     /// Lets others run, as often as the user whose session this is has had more than an equal share lately.
     pub async fn turn(&self, io: &RealIo) {
         let usage = current();
+        let others = || self.polls.get() - usage.as_ref().map_or(0, |usage| usage.polls.get());
         loop {
-            let others = || self.polls.get() - usage.as_ref().map_or(0, |usage| usage.polls.get());
             let before = others();
+            WAITING.set(true);
             io.yield_now().await;
-            // This is a poll as well.
+            WAITING.set(false);
             let nobody_else_runs = others() == before;
-            if nobody_else_runs || usage.as_ref().is_none_or(|usage| !self.has_had_its_share(usage, io.now())) {
+            // Who holds room that others may need goes on.
+            let may_wait = |usage: &Rc<Usage>| usage.held.get() == 0 && self.has_had_its_share(usage, io.now());
+            if nobody_else_runs || !usage.as_ref().is_some_and(may_wait) {
                 return;
             }
         }
@@ -176,7 +186,6 @@ impl Usages {
         let took = took.as_nanos() as u64;
         add(&usage.cpu_ns, took);
         add(&usage.store_read, store_read);
-        add(&usage.polls, 1);
         self.look_at_the_clock(now);
         if usage.period.get() != self.period.get() {
             usage.period.set(self.period.get());
@@ -202,13 +211,14 @@ pub fn metered<F: Future<Output = ()>>(
     context: &Rc<crate::node::Context>,
     session: F,
 ) -> impl Future<Output = ()> + use<F> {
-    Metered { context: Rc::clone(context), usage: None, session }
+    Metered { context: Rc::clone(context), usage: None, waiting: false, session }
 }
 
 pin_project_lite::pin_project! {
     struct Metered<F> {
         context: Rc<crate::node::Context>,
         usage: Option<Rc<Usage>>,
+        waiting: bool,
         #[pin]
         session: F,
     }
@@ -220,13 +230,16 @@ impl<F: Future<Output = ()>> Future for Metered<F> {
     fn poll(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
         let usages = &this.context.usages;
-        add(&usages.polls, 1);
         let (begun, read_before) = (this.context.io.now(), octets_read_by_thread());
         CURRENT.set(this.usage.take());
+        WAITING.set(*this.waiting);
         let polled = this.session.poll(task);
         *this.usage = CURRENT.take();
+        let only_waited = std::mem::replace(this.waiting, WAITING.take()) && *this.waiting;
+        add(&usages.polls, (!only_waited).into());
         if let Some(usage) = this.usage {
             let now = this.context.io.now();
+            add(&usage.polls, (!only_waited).into());
             usages.count(usage, now, now.saturating_sub(begun), octets_read_by_thread() - read_before);
         }
         polled

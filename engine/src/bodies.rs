@@ -3,6 +3,8 @@
 //! Of a body that lies in its message's record each text has a frame of its own there; of a larger one it has blocks of its
 //! own, which other messages can name, too.
 
+use std::cmp::Reverse;
+
 use crate::format::base64_lines::{Base64Text, find};
 use crate::format::dictionary::DictionaryKind;
 use crate::format::frame::{BLOCK_RAW_BYTES, FrameInfo, Packer};
@@ -10,6 +12,12 @@ use crate::format::message::{BlockForm, Extent};
 
 /// Shorter texts are left as they are: what many messages have of them - certificates, small pictures - the dictionary knows.
 const TEXT_OCTETS_MIN: usize = 4 << 10;
+/// The same where a body is larger than a block: each text costs a block, and so does what follows it.
+const TEXT_OCTETS_MIN_IN_LARGE: usize = 32 << 10;
+/// Such a body has a text for each so many octets, and [`TEXTS_MORE`], at most; of more of them the longest count. So the blocks of a message
+/// are but a few times as many as those that it fills.
+const OCTETS_PER_TEXT: usize = 128 << 10;
+const TEXTS_MORE: usize = 16;
 
 /// Packs a body, or the beginning of one, for its message's record: its frame, then those of contents. What the body's frame says,
 /// and what the extents have to say of it.
@@ -73,7 +81,14 @@ pub(crate) enum Piece<'a> {
 impl<'a> Cut<'a> {
     /// Cuts a body at the base64 in it, but for what comes before that, if there is room for it in the record.
     pub(crate) fn at_base64(body: &'a [u8]) -> Self {
-        let texts = find(body, TEXT_OCTETS_MIN);
+        let is_large = body.len() > BLOCK_RAW_BYTES;
+        let mut texts = find(body, if is_large { TEXT_OCTETS_MIN_IN_LARGE } else { TEXT_OCTETS_MIN });
+        let most = body.len() / OCTETS_PER_TEXT + TEXTS_MORE;
+        if is_large && texts.len() > most {
+            texts.sort_by_key(|text| Reverse(text.octets));
+            texts.truncate(most);
+            texts.sort_by_key(|text| text.start);
+        }
         let first = texts.first().map_or(0, |text| text.start);
         Self { body, texts, first: if first > BLOCK_RAW_BYTES { 0 } else { first } }
     }
@@ -109,5 +124,53 @@ impl<'a> Cut<'a> {
             at = text.end();
         }
         as_it_is(&self.body[at..], &mut take);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::base64_lines::put_lines;
+
+    /// How many pieces a body is cut into, that it comes back from.
+    fn pieces_of(body: &[u8]) -> usize {
+        let cut = Cut::at_base64(body);
+        let (mut back, mut pieces) = (cut.in_record().to_vec(), 0);
+        cut.each_piece(|piece, form| {
+            pieces += 1;
+            match piece {
+                Piece::AsItIs(octets) => back.extend_from_slice(octets),
+                Piece::Content(content) => {
+                    put_lines(&content, form.line_octets.into(), form.octets as usize, &mut back);
+                }
+            }
+        });
+        assert!(back == body);
+        pieces
+    }
+
+    fn runs(octets: usize, of_content: usize) -> Vec<u8> {
+        let mut run = Vec::new();
+        put_lines(&vec![7; of_content], 76, usize::MAX, &mut run);
+        run.extend_from_slice(b"-\r\n");
+        run.repeat(octets / run.len())
+    }
+
+    #[test]
+    fn a_body_of_many_texts_has_few_pieces() {
+        // Short ones stay where they are, whatever their number; of longer ones so many count.
+        for of_content in [3100, 20_000, 25_000, 40_000] {
+            let body = runs(8 << 20, of_content);
+            let (pieces, filled) = (pieces_of(&body), body.len() / BLOCK_RAW_BYTES);
+            let most = if of_content < 24_000 { filled + 1 } else { 8 * filled + 2 * TEXTS_MORE };
+            assert!(pieces <= most, "{pieces} pieces of texts of {of_content} octets, {filled} filled");
+        }
+        let mut body = runs(8 << 20, 25_000);
+        put_lines(&[8; 100_000], 76, usize::MAX, &mut body);
+        let last = Cut::at_base64(&body).texts.last().copied();
+        assert!(last.is_some_and(|text| text.octets > 100_000), "the longest are those that count");
+        // What mail looks like: all of them.
+        assert_eq!(pieces_of(&runs(20 * 60_000, 40_000)), 2 * 21);
+        assert_eq!(Cut::at_base64(&runs(200_000, 3100)).texts.len(), 200_000 / 4245);
     }
 }

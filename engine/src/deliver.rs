@@ -24,6 +24,9 @@ use crate::storage::Storage;
 /// A digest larger than this continues in an overflow frame.
 const DIGEST_BYTES_MAX: usize = 64 << 10;
 
+/// Blocks that are put into the log, or found there, before others have their turn.
+const BLOCKS_PER_TURN: usize = 64;
+
 /// A message parsed and compressed once, ready for any number of recipients in any shards.
 pub struct Prepared {
     received_ms: u64,
@@ -414,7 +417,10 @@ impl<S: Storage> Shard<S> {
     /// has already are not written again; [`Shard::delivering`] keeps them.
     async fn write_blocks(&self, message: &Prepared) -> Result<Vec<BlockReference>, EngineError> {
         let (mut places, mut tickets) = (Vec::with_capacity(message.blocks.len()), Vec::new());
-        for block in &message.blocks {
+        for (number, block) in message.blocks.iter().enumerate() {
+            if number % BLOCKS_PER_TURN == BLOCKS_PER_TURN - 1 {
+                self.0.storage.yield_now().await;
+            }
             self.admit().await?;
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;

@@ -77,6 +77,8 @@ struct Copying<'a, S: Storage> {
     contents: HashMap<[u8; 32], (Lsn, Location)>,
     /// Contents of the batch that is being put together: LSN, number in the batch, bytes.
     fresh: HashMap<[u8; 32], (Lsn, usize, Vec<u8>)>,
+    /// Blocks that were copied as they are, and where to: what several messages name is copied once into a segment.
+    blocks: HashMap<Place, Location>,
     /// Prefixes that nobody seemed to need when a record was written.
     dropped: BTreeSet<(Place, u16)>,
     records: u64,
@@ -146,6 +148,7 @@ impl<S: Storage> Shard<S> {
             contents_of: None,
             contents: HashMap::new(),
             fresh: HashMap::new(),
+            blocks: HashMap::new(),
             dropped: BTreeSet::new(),
             records: 0,
         };
@@ -410,11 +413,22 @@ impl<S: Storage> Copying<'_, S> {
     async fn copy_blocks(&mut self, head: &MessageHead) -> Result<Vec<BlockReference>, EngineError> {
         let mut blocks = head.blocks.clone();
         let mut numbers = Vec::new();
+        // Where a block is first named, by where it was.
+        let mut first: HashMap<Place, usize> = HashMap::new();
         for (number, block) in head.blocks.iter().enumerate() {
             let Location { segment, len, .. } = block.location;
             if self.victims.segments.contains_key(&segment) {
-                let bytes = self.shard.read_segment(segment, block.location.offset(), len as usize).await?;
                 let place = (segment, block.location.offset_units);
+                if first.contains_key(&place) {
+                    continue;
+                }
+                first.insert(place, number);
+                let copy = self.blocks.get(&place).filter(|copy| Some(copy.segment) == self.output.segment());
+                if let Some(&copy) = copy {
+                    blocks[number].location = copy;
+                    continue;
+                }
+                let bytes = self.shard.read_segment(segment, block.location.offset(), len as usize).await?;
                 if let Ok((info, _)) = open_block(&bytes, block.lsn) {
                     self.learn(segment, &[info]).await?;
                 }
@@ -431,6 +445,15 @@ impl<S: Storage> Copying<'_, S> {
             }
         }
         self.place_blocks(&mut blocks, &mut numbers).await?;
+        for (number, block) in head.blocks.iter().enumerate() {
+            if let Some(&first) = first.get(&(block.location.segment, block.location.offset_units)) {
+                blocks[number].location = blocks[first].location;
+            }
+        }
+        if self.blocks.len() + first.len() > CONTENTS_KNOWN_MAX {
+            self.blocks.clear();
+        }
+        self.blocks.extend(first.into_iter().map(|(place, first)| (place, blocks[first].location)));
         Ok(blocks)
     }
 

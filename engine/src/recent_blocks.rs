@@ -11,8 +11,12 @@ use std::sync::Arc;
 use crate::format::frame::FrameInfo;
 use crate::ids::{Location, Lsn};
 
-/// What a shard keeps of stored contents.
-const STORED_BYTES_MAX: usize = 4 << 20;
+/// What a shard keeps of stored contents, with what each takes besides.
+const BYTES_MAX: usize = 4 << 20;
+/// What a content takes besides, about: its lines in two tables, and its place.
+const OVERHEAD_BYTES: usize = 256;
+/// Smaller ones are soon written again.
+const STORED_BYTES_MIN: usize = 4 << 10;
 
 /// Where a record lies; unknown until its batch is committed, and for good if that fails.
 pub(crate) type RecordPlace = Rc<Cell<Option<Location>>>;
@@ -32,7 +36,7 @@ struct Recent {
 pub(crate) struct RecentBlocks {
     blocks: BTreeMap<Key, Recent>,
     order: VecDeque<Key>,
-    stored_bytes: usize,
+    bytes: usize,
 }
 
 impl RecentBlocks {
@@ -44,6 +48,9 @@ impl RecentBlocks {
     }
 
     pub(crate) fn keep(&mut self, info: FrameInfo, stored: &Arc<[u8]>, lsn: Lsn, place: &RecordPlace) {
+        if stored.len() < STORED_BYTES_MIN {
+            return;
+        }
         let key = (info.checksum, info.stored_len);
         let recent = Recent { info, stored: Arc::clone(stored), lsn, place: Rc::clone(place) };
         match self.blocks.insert(key, recent) {
@@ -51,13 +58,13 @@ impl RecentBlocks {
             Some(_) => {}
             None => {
                 self.order.push_back(key);
-                self.stored_bytes += stored.len();
+                self.bytes += stored.len() + OVERHEAD_BYTES;
             }
         }
-        while self.stored_bytes > STORED_BYTES_MAX
+        while self.bytes > BYTES_MAX
             && let Some(oldest) = self.order.pop_front()
         {
-            self.stored_bytes -= self.blocks.remove(&oldest).map_or(0, |oldest| oldest.stored.len());
+            self.bytes -= self.blocks.remove(&oldest).map_or(0, |oldest| oldest.stored.len() + OVERHEAD_BYTES);
         }
     }
 
@@ -82,13 +89,13 @@ mod tests {
     #[test]
     fn the_same_bytes_are_found_and_nothing_else_is() {
         let (mut recent, place) = (RecentBlocks::default(), RecordPlace::default());
-        let ((info, stored), lsn) = (frame(1, 100), Lsn::new(Epoch(1), 7));
+        let ((info, stored), lsn) = (frame(1, 4096), Lsn::new(Epoch(1), 7));
         recent.keep(info, &stored, lsn, &place);
         place.set(Some(Location::default()));
         let (found, found_place) = recent.find(&info, &stored).expect("it was kept");
         assert_eq!((found, found_place.get()), (lsn, Some(Location::default())));
         // Other bytes of the same checksum, and another meaning of the same bytes.
-        assert!(recent.find(&info, &[2; 100]).is_none());
+        assert!(recent.find(&info, &[2; 4096]).is_none());
         assert!(recent.find(&FrameInfo { codec: 1, ..info }, &stored).is_none());
         recent.clear();
         assert!(recent.find(&info, &stored).is_none());
@@ -100,10 +107,19 @@ mod tests {
         let frames: Vec<_> = (0..40).map(|number| frame(number, 200 << 10)).collect();
         for (info, stored) in frames.iter().chain(&frames[39..]) {
             recent.keep(*info, stored, Lsn::default(), &RecordPlace::default());
-            assert!(recent.stored_bytes <= STORED_BYTES_MAX);
+            assert!(recent.bytes <= BYTES_MAX);
         }
         let known: Vec<bool> = frames.iter().map(|(info, stored)| recent.find(info, stored).is_some()).collect();
-        assert_eq!(known.iter().filter(|&&known| known).count(), STORED_BYTES_MAX / (200 << 10));
+        assert_eq!(known.iter().filter(|&&known| known).count(), BYTES_MAX / (200 << 10));
         assert!(known[39] && !known[0] && known.is_sorted());
+    }
+
+    #[test]
+    fn small_contents_are_not_kept() {
+        let mut recent = RecentBlocks::default();
+        let (info, stored) = frame(1, STORED_BYTES_MIN - 1);
+        recent.keep(info, &stored, Lsn::default(), &RecordPlace::default());
+        assert!(recent.find(&info, &stored).is_none());
+        assert_eq!(recent.bytes, 0);
     }
 }

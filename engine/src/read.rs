@@ -8,7 +8,7 @@ use crate::error::{Damage, EngineError, Refusal};
 use crate::flags::{Flags, UidSet};
 use crate::format::FormatError;
 use crate::format::codec::{Input, Wire};
-use crate::format::frame::{FrameInfo, Unpacker};
+use crate::format::frame::{BLOCK_RAW_BYTES, FrameInfo, Unpacker};
 use crate::format::message::{BlockForm, BlockReference, MessageReader, put_part};
 use crate::format::record::{RECORD_HEADER_BYTES, RecordHeader, kind};
 use crate::ids::{Location, MailboxId, Position, Uid};
@@ -310,10 +310,14 @@ pub(crate) fn unpack_block(
 ) -> Result<(), FormatError> {
     let BlockForm { octets, line_octets } = block.form;
     if line_octets == 0 {
-        return info.unpack(BLOCK, stored, unpacker, out);
+        if info.raw_len != octets {
+            let detail = format!("{} octets for a part of {octets}", info.raw_len);
+            return Err(FormatError::Misplaced { what: BLOCK, detail });
+        }
+        return info.unpack_at_most(BLOCK_RAW_BYTES, BLOCK, stored, unpacker, out);
     }
     let mut content = Vec::new();
-    info.unpack(BLOCK, stored, unpacker, &mut content)?;
+    info.unpack_at_most(BLOCK_RAW_BYTES, BLOCK, stored, unpacker, &mut content)?;
     put_part(&content, line_octets, octets, BLOCK, out)
 }
 
@@ -331,4 +335,33 @@ pub(crate) fn open_block(record: &[u8], lsn: crate::ids::Lsn) -> Result<(FrameIn
     let mut input = Input(payload);
     let info = FrameInfo::take(&mut input).map_err(|source| FormatError::Decode { what: WHAT, source })?;
     Ok((info, input.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::frame::Packer;
+    use crate::ids::Lsn;
+
+    #[test]
+    fn a_block_of_another_length_than_its_part_is_damage() {
+        let unpack = |raw: &[u8], form| {
+            let (mut stored, mut out) = (Vec::new(), Vec::new());
+            let info = Packer::default().pack(raw, &mut stored);
+            let block = BlockReference { lsn: Lsn::default(), location: Location::default(), form };
+            unpack_block(&block, &info, &stored, &mut Unpacker::default(), &mut out).map(|()| out)
+        };
+        let raw = [b'x'; 3000];
+        assert_eq!(unpack(&raw, BlockForm::as_it_is(3000)), Ok(raw.to_vec()));
+        for octets in [0, 2999, 3001] {
+            let detail = format!("3000 octets for a part of {octets}");
+            let expected = FormatError::Misplaced { what: BLOCK, detail };
+            assert_eq!(unpack(&raw, BlockForm::as_it_is(octets)), Err(expected));
+        }
+        // More than any block has is not unpacked at all.
+        let raw = vec![0; BLOCK_RAW_BYTES + 1];
+        for form in [BlockForm::as_it_is(raw.len() as u32), BlockForm { octets: 78, line_octets: 76 }] {
+            assert_eq!(unpack(&raw, form), Err(FormatError::Decompress { what: BLOCK }));
+        }
+    }
 }

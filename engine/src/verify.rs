@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::error::Finding;
 use crate::format::codec::{Input, Wire};
-use crate::format::frame::{FrameInfo, Unpacker};
+use crate::format::frame::{BLOCK_RAW_BYTES, FrameInfo, Unpacker};
 use crate::format::message::{BlockReference, MessageHead, MessageReader};
 use crate::format::record::{RECORD_HEADER_BYTES, RecordHeader};
 use crate::format::{FormatError, PiecewiseChecksum};
@@ -61,7 +61,7 @@ pub(crate) fn verify_block(
     scratch: &mut Vec<u8>,
 ) -> Result<(), FormatError> {
     scratch.clear();
-    info.unpack(BLOCK, stored, unpacker, scratch)
+    info.unpack_at_most(BLOCK_RAW_BYTES, BLOCK, stored, unpacker, scratch)
 }
 
 /// A message that is unpacked piece by piece, to be compared with what was received. One piece at a time is in memory.

@@ -101,7 +101,7 @@ impl Repacker {
         if header.kind == kind::BLOCK {
             let (info, stored) = open_block(record, lsn)?;
             let mut raw = Vec::new();
-            info.unpack(BLOCK, stored, &mut self.unpacker, &mut raw)?;
+            info.unpack_at_most(BLOCK_RAW_BYTES, BLOCK, stored, &mut self.unpacker, &mut raw)?;
             return Ok(Repacked::Block { header, packed: self.pack_part(&raw) });
         }
         let reader = MessageReader::new(payload)?;

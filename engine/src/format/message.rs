@@ -3,7 +3,7 @@
 
 use super::base64_lines::put_lines;
 use super::codec::{Input, Wire, wire_struct};
-use super::frame::{FrameInfo, Unpacker};
+use super::frame::{BLOCK_RAW_BYTES, FrameInfo, Unpacker};
 use super::{FormatError, checksum, verify_checksum};
 use crate::flags::Flags;
 use crate::ids::{Location, Lsn, MailboxId, MessageId, ModSeq, Uid};
@@ -438,7 +438,8 @@ impl<'a> MessageReader<'a> {
                 Extent::Base64 { octets, line_octets, frame } => {
                     const WHAT: &str = "content frame";
                     content.clear();
-                    frame.unpack(WHAT, self.stored(WHAT, offset, &frame)?, unpacker, &mut content)?;
+                    let stored = self.stored(WHAT, offset, &frame)?;
+                    frame.unpack_at_most(BLOCK_RAW_BYTES, WHAT, stored, unpacker, &mut content)?;
                     offset += frame.stored_len as usize;
                     put_part(&content, line_octets, octets, WHAT, out)?;
                 }

@@ -338,9 +338,9 @@ impl<S: Storage> Shard<S> {
     }
 
     /// Checks that a mailbox can take so many more messages. What is pending counts, pending expunges do not.
-    pub(crate) fn check_messages(&self, slot: &mut Slot, more: usize) -> Result<(), Refusal> {
+    pub(crate) fn check_messages(&self, slot: &Slot, more: usize) -> Result<(), Refusal> {
         let limit = self.0.config.mailbox_messages_max.min(MESSAGES_MAX);
-        let pending = slot.tip().uid_next - slot.meta.uid_next;
+        let pending = slot.tip.as_ref().map_or(0, |tip| tip.uid_next - slot.meta.uid_next);
         let messages = u64::from(slot.meta.exists) + u64::from(pending) + more as u64;
         if messages > u64::from(limit) { Err(Refusal::MailboxFull(limit)) } else { Ok(()) }
     }
@@ -406,11 +406,11 @@ impl<S: Storage> Shard<S> {
         }
     }
 
-    /// Whether the account's INBOX can take no more messages, as far as is known now.
+    /// Whether the account's INBOX can take no more messages, as far as is known now. It stays at rest if it is.
     pub fn is_inbox_full(&self, account: AccountId) -> bool {
         let Some(inbox) = self.mailbox(account, INBOX) else { return false };
-        let mut state = self.0.state.borrow_mut();
-        state.slots.get_mut(&inbox).is_some_and(|slot| self.check_messages(slot, 1).is_err())
+        let state = self.0.state.borrow();
+        state.slots.get(&inbox).is_some_and(|slot| self.check_messages(&slot, 1).is_err())
     }
 
     /// Makes the blocks of a large body durable, so that the message record can name them. Contents that the active segment

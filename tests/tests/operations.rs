@@ -35,7 +35,7 @@ struct Node {
     shard: Shard<Store>,
     account: AccountId,
     /// Its shard lives as long as it does.
-    _worker: Worker<Store>,
+    worker: Worker<Store>,
 }
 
 async fn start(io: &SimIo, shard: ShardConfig) -> Node {
@@ -43,10 +43,12 @@ async fn start(io: &SimIo, shard: ShardConfig) -> Node {
     let superblock = open_superblock(&storage, 1).await.unwrap();
     let (cluster, mut seats) = Cluster::new(superblock, 1);
     let (worker, _) = Worker::open(storage, cluster, seats.remove(0), StoreConfig { shard }).await.unwrap();
-    let account = NewAccount { name: NAME.to_owned(), password: String::new() };
-    worker.add_accounts(vec![account]).await.unwrap();
+    if worker.cluster().directory().find(NAME).is_none() {
+        let account = NewAccount { name: NAME.to_owned(), password: String::new() };
+        worker.add_accounts(vec![account]).await.unwrap();
+    }
     let account = worker.cluster().directory().find(NAME).unwrap().account;
-    Node { shard: worker.local(SHARD).unwrap(), account, _worker: worker }
+    Node { shard: worker.local(SHARD).unwrap(), account, worker }
 }
 
 /// Two workers with a shard each, which open in any order. The account is in the second shard.
@@ -506,14 +508,39 @@ fn a_full_mailbox_takes_no_more_until_something_is_expunged() {
             let full = |result: Result<(), EngineError>| {
                 assert!(matches!(result, Err(EngineError::Refused(Refusal::MailboxFull(5)))), "{result:?}");
             };
+            assert!(node.shard.is_inbox_full(node.account));
             full(node.append(TargetMailbox::Inbox, Vec::new()).await.map(drop));
             full(node.shard.copy(inbox, UidSet::range(1..=1), inbox).await.map(drop));
             let deleted = vec![FlagName::Deleted];
             node.shard.store_flags(inbox, UidSet::range(1..=1), FlagOp::Add, deleted, None).await.unwrap();
             node.shard.expunge(inbox, None).await.unwrap();
+            assert!(!node.shard.is_inbox_full(node.account));
             node.deliver().await;
             full(node.shard.copy(inbox, UidSet::range(2..=2), inbox).await.map(drop));
         });
+    });
+}
+
+/// A server asks whenever a recipient is named.
+#[test]
+fn asking_whether_a_mailbox_is_full_leaves_it_at_rest() {
+    near_and_far(|| {
+        let sim = Sim::new(1);
+        let io = sim.io();
+        sim.run(async move {
+            let config = || ShardConfig { mailbox_messages_max: 2, ..ShardConfig::default() };
+            for delivered in 1..=2 {
+                let node = start(&io, config()).await;
+                node.deliver().await;
+                node.worker.stop().await.unwrap();
+                let node = start(&io, config()).await;
+                assert_eq!(node.shard.stats().mailboxes_in_use, 0);
+                assert_eq!(node.shard.is_inbox_full(node.account), delivered == 2);
+                assert_eq!(node.shard.stats().mailboxes_in_use, 0);
+                node.worker.stop().await.unwrap();
+            }
+        })
+        .unwrap();
     });
 }
 
@@ -595,13 +622,13 @@ fn receipts_last_for_their_time() {
                 assert!(node.shard.is_received(lasting) && !node.shard.is_received(short));
                 node.shard.checkpoint().await.unwrap();
                 node.shard.checkpoint().await.unwrap();
-                node._worker.stop().await.unwrap();
+                node.worker.stop().await.unwrap();
             })
         });
         life(|node, lasting, _, _| {
             Box::pin(async move {
                 assert!(node.shard.is_received(lasting));
-                node._worker.stop().await.unwrap();
+                node.worker.stop().await.unwrap();
             })
         });
         sim.crash_now();
@@ -612,7 +639,7 @@ fn receipts_last_for_their_time() {
                 assert!(!node.shard.is_received(lasting));
                 node.shard.checkpoint().await.unwrap();
                 assert!(!node.shard.has_receipts(), "what has expired is forgotten");
-                node._worker.stop().await.unwrap();
+                node.worker.stop().await.unwrap();
             })
         });
     });
@@ -631,14 +658,14 @@ fn receipts_that_have_served_are_forgotten() {
         assert!(!node.shard.is_received(key(1)) && node.shard.is_received(key(2)));
         node.deliver().await;
         node.shard.checkpoint().await.unwrap();
-        node._worker.stop().await.unwrap();
+        node.worker.stop().await.unwrap();
     });
     ran.expect("no crash is planned");
     let io = sim.io();
     sim.run(async move {
         let node = start(&io, ShardConfig::default()).await;
         assert!(!node.shard.is_received(key(1)) && node.shard.is_received(key(2)));
-        node._worker.stop().await.unwrap();
+        node.worker.stop().await.unwrap();
     })
     .expect("no crash is planned");
 }

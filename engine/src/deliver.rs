@@ -149,6 +149,17 @@ impl Prepared {
     pub fn stored_bytes(&self) -> usize {
         self.frames.len() + self.blocks.iter().map(|block| block.stored.len()).sum::<usize>()
     }
+
+    /// Octets, and what they take, by which one can tell whether dictionaries still fit: without a body that has attachments or
+    /// blocks, since these need none, and may not have been written.
+    fn octets_for_dictionaries(&self) -> (u64, u64) {
+        if self.extents.is_empty() && self.blocks.is_empty() {
+            return (self.rest_octets, self.frames.len() as u64);
+        }
+        let without_body = [self.digest, self.digest_overflow, self.header];
+        let stored = without_body.iter().map(|info| u64::from(info.stored_len)).sum();
+        (u64::from(self.header_octets).min(HEADER_RAW_BYTES as u64), stored)
+    }
 }
 
 /// A flag by its name.
@@ -289,7 +300,8 @@ impl<S: Storage> Shard<S> {
         };
         ticket.committed().await?;
         if let Some(dictionaries) = self.0.dictionaries.get() {
-            dictionaries.note(message.rest_octets, message.stored_bytes() as u64);
+            let (raw, stored) = message.octets_for_dictionaries();
+            dictionaries.note(raw, stored);
         }
         Ok(results)
     }

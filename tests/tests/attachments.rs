@@ -318,6 +318,36 @@ fn letters_that_arrive_while_segments_go_keep_their_contents() {
     }
 }
 
+/// Attachments of more than 32 MB are not looked at by compaction: their blocks are copied, each once.
+#[test]
+fn blocks_that_a_large_message_names_again_are_copied_once() {
+    let sim = Sim::new(1);
+    let io = sim.io();
+    sim.run(async move {
+        let store = open(&io, 64 << 20).await;
+        // As much as a block has, again and again.
+        let content = noise(&mut SeededRandom::new(5), 246_240).repeat(103);
+        let bodies = [1, 2].map(|number| letter(number, std::slice::from_ref(&content)));
+        assert!(bodies[0].len() > 32 << 20);
+        let before = store.shard.stats().log_bytes;
+        for body in &bodies {
+            store.deliver(body).await;
+        }
+        let grown = store.shard.stats().log_bytes - before;
+        assert!(grown < 600_000, "{grown} octets written");
+        let mut random = SeededRandom::new(6);
+        store.expect(&bodies, &mut random, "delivered").await;
+        for _ in 0..2 {
+            let report = store.shard.compact(Choice::All).await.unwrap();
+            assert!(report.bytes_after < 600_000, "{} octets copied", report.bytes_after);
+            store.expect(&bodies, &mut random, "compacted").await;
+            store.expect_no_findings(&io, "compacted").await;
+        }
+        store.worker.stop().await.unwrap();
+    })
+    .unwrap();
+}
+
 /// What comes after the first megabyte of a header lies with the body: base64 in it is no attachment.
 #[test]
 fn a_header_that_ends_among_the_blocks_comes_back() {

@@ -348,6 +348,29 @@ fn blocks_that_a_large_message_names_again_are_copied_once() {
     .unwrap();
 }
 
+/// A message that brings nothing new waits for a commit of blocks all the same.
+#[test]
+fn what_is_known_takes_as_many_commits() {
+    let sim = Sim::new(1);
+    let io = sim.io();
+    sim.run(async move {
+        let store = open(&io, 64 << 20).await;
+        // Nothing but base64, so that all of its blocks can be known.
+        let body = text(&noise(&mut SeededRandom::new(8), 500_000), 76);
+        let mut commits = Vec::new();
+        for _ in 0..3 {
+            let before = store.shard.stats().batches;
+            store.deliver(&body).await;
+            commits.push(store.shard.stats().batches - before);
+        }
+        assert_eq!(commits[1..], [2, 2], "{commits:?}");
+        let mut random = SeededRandom::new(9);
+        store.expect(&vec![body; 3], &mut random, "delivered").await;
+        store.worker.stop().await.unwrap();
+    })
+    .unwrap();
+}
+
 /// What comes after the first megabyte of a header lies with the body: base64 in it is no attachment.
 #[test]
 fn a_header_that_ends_among_the_blocks_comes_back() {

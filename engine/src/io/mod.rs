@@ -56,6 +56,8 @@ pub trait Runtime: Clone + 'static {
 pub enum OpenMode {
     /// The file must exist; it is opened for reading.
     Read,
+    /// As `Read`, for a file of which pieces are read here and there: what lies around them is not read ahead.
+    ReadPieces,
     /// The file must exist; it is opened for reading and writing.
     ReadWrite,
     /// The file must not exist; it is created for reading and writing, with mode 0600.

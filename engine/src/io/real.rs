@@ -164,11 +164,15 @@ impl Io for RealIo {
             let mut options = OpenOptions::new();
             options.read(true);
             match mode {
-                OpenMode::Read => {}
+                OpenMode::Read | OpenMode::ReadPieces => {}
                 OpenMode::ReadWrite => _ = options.write(true),
                 OpenMode::CreateNew => _ = options.write(true).create_new(true).mode(0o600),
             }
-            options.open(path)
+            let file = options.open(path)?;
+            if mode == OpenMode::ReadPieces {
+                sys::expect_random_reads(file.as_fd());
+            }
+            Ok(file)
         });
         Ok(self.file(file.await?))
     }

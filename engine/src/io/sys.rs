@@ -187,6 +187,12 @@ pub(super) fn allocate(fd: BorrowedFd<'_>, len: u64) -> io::Result<()> {
     }
 }
 
+/// Tells the kernel not to read ahead. Failing to is harmless.
+pub(super) fn expect_random_reads(fd: BorrowedFd<'_>) {
+    // SAFETY: no pointers.
+    unsafe { libc::posix_fadvise(fd.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
+}
+
 /// Lets the calling thread run when no other wants to: whoever wakes takes its core at once. Failing to is harmless.
 pub(super) fn run_when_idle() {
     let none = libc::sched_param { sched_priority: 0 };

@@ -163,7 +163,11 @@ impl<I: Io> LocalShard<I> {
             return Ok(file.clone());
         }
         let path = self.path(name, sealed);
-        let mode = if sealed { OpenMode::Read } else { OpenMode::ReadWrite };
+        let mode = match name {
+            BlobName::Index { .. } => OpenMode::ReadPieces,
+            BlobName::Segment(_) if sealed => OpenMode::Read,
+            BlobName::Segment(_) => OpenMode::ReadWrite,
+        };
         let file = self.io.open(&path, mode).await.map_err(failed(path))?;
         self.open.borrow_mut().insert(name, file.clone());
         Ok(file)

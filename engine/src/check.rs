@@ -19,6 +19,7 @@ use crate::recovery::{
     FoundBatch, FoundSegment, dropped_transactions, footer_entry, judge, judge_compacted, replay, restore_index,
     scan_compacted, scan_log,
 };
+use crate::slots::Meta;
 use crate::state::State;
 use crate::storage::local::{index_file, segment_file, shard_directory};
 use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, StorageError, Wal};
@@ -446,8 +447,7 @@ impl<S: Storage> Check<S> {
             let mut meta = indexed.meta.clone();
             meta.as_of = slot.meta.as_of;
             if meta != slot.meta {
-                let what = format!("the index has {meta:?}, the log gives {:?}", slot.meta);
-                differences.push((mailbox, what));
+                differences.push((mailbox, differing_counters(&meta, &slot.meta)));
             }
             let mut rebuilt = MailboxIndex::of_changes(&slot.delta);
             match self.open_index(mailbox, indexed.pages()).await? {
@@ -599,6 +599,29 @@ impl<S: Storage> Check<S> {
 }
 
 /// How two indexes of a mailbox differ, in words.
+/// What index and log say differently of a mailbox as a whole.
+fn differing_counters(index: &Meta, log: &Meta) -> String {
+    let named = |meta: &Meta| {
+        [
+            ("messages", u64::from(meta.exists)),
+            ("unseen", meta.unseen.into()),
+            ("octets", meta.size),
+            ("UIDVALIDITY", meta.uid_validity.into()),
+            ("UIDNEXT", meta.uid_next.into()),
+            ("HIGHESTMODSEQ", meta.highest_modseq),
+            ("first recent UID", meta.recent_below.into()),
+            ("special use", meta.special_use.into()),
+        ]
+    };
+    let both = named(index).into_iter().zip(named(log)).filter(|(index, log)| index != log);
+    let mut parts: Vec<String> =
+        both.map(|((name, index), (_, log))| format!("{name} {index} by the index, {log} by the log")).collect();
+    if (&index.name, index.account) != (&log.name, log.account) {
+        parts.push(format!("the name {:?} by the index, {:?} by the log", index.name, log.name));
+    }
+    parts.join("; ")
+}
+
 fn difference(index: &MailboxIndex, rebuilt: &MailboxIndex) -> String {
     let (have, should) = (index.uids(), rebuilt.uids());
     if have != should {

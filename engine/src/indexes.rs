@@ -100,6 +100,9 @@ impl<S: Storage> Shard<S> {
                 for (_, change) in &slot.delta {
                     index.apply(change);
                 }
+                if rebuilt.is_some() {
+                    slot.recount(&index);
+                }
                 self.0.cached_index_bytes.set(self.0.cached_index_bytes.get() + index.memory_bytes());
                 // It may have been at rest meanwhile.
                 slot.used = self.0.clock.get();

@@ -55,6 +55,9 @@ pub struct Repair {
     /// Where what has been replaced is kept.
     pub kept: Vec<String>,
     pub lost: Vec<LostMessage>,
+    /// Messages that were in mailboxes whose pages are damaged and whose own records are, too, so that nothing else knows of them.
+    /// Some may have been expunged before.
+    pub gone: Vec<(MailboxId, u32)>,
 }
 
 impl<S: Storage> Shard<S> {
@@ -123,6 +126,7 @@ impl<S: Storage> Shard<S> {
             }
         }
         shard.checkpoint().await?;
+        repair.gone = shard.gone_messages(check).await?;
         repair.lost = shard.lost_messages(check).await?;
         if expunge_lost {
             shard.expunge_lost(&mut repair.lost).await?;
@@ -188,6 +192,19 @@ impl<S: Storage> Shard<S> {
             });
         }
         Ok(lost)
+    }
+
+    /// The messages that findings name and that are in no index any more, of mailboxes whose pages are damaged.
+    async fn gone_messages(&self, check: &ShardCheck) -> Result<Vec<(MailboxId, u32)>, EngineError> {
+        let damaged: BTreeSet<MailboxId> = check.damaged_pages.iter().copied().collect();
+        let mut gone = Vec::new();
+        for (mailbox, uid) in named_messages(check).into_iter().filter(|(mailbox, _)| damaged.contains(mailbox)) {
+            let is_there = self.inspect(mailbox, |_, index| index.contains(Uid(uid))).await?;
+            if is_there == Some(false) {
+                gone.push((mailbox, uid));
+            }
+        }
+        Ok(gone)
     }
 
     async fn expunge_lost(&self, lost: &mut [LostMessage]) -> Result<(), EngineError> {

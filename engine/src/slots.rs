@@ -206,6 +206,14 @@ impl Slot {
         Self { meta, page, delta_page, page_as_of: Lsn(entry.page_as_of.to_native()), ..Self::default() }
     }
 
+    /// Counts the messages of the index: what was counted one by one may include some that damage has taken.
+    pub fn recount(&mut self, index: &MailboxIndex) {
+        let seen = index.with_flag(0).map_or(0, RoaringBitmap::len) as u32;
+        self.meta.exists = index.messages.len() as u32;
+        self.meta.unseen = self.meta.exists.saturating_sub(seen);
+        self.meta.size = index.messages.uids_and_sizes_from(0).map(|(_, size)| size).sum();
+    }
+
     /// Wakes whoever watches, and forgets who no longer does.
     pub fn wake_watchers(&mut self) {
         self.watchers.retain(|watcher| match watcher.upgrade() {

@@ -5,8 +5,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use roaring::RoaringBitmap;
-
 use crate::accounts::Accounts;
 use crate::format::batch::Touch;
 use crate::format::message::MessageHead;
@@ -454,10 +452,7 @@ impl State {
         for mailbox in std::mem::take(&mut self.folded) {
             let Some(slot) = self.slots.get_mut(&mailbox) else { continue };
             let index = MailboxIndex::of_changes(&slot.delta);
-            let seen = index.with_flag(0).map_or(0, RoaringBitmap::len) as u32;
-            slot.meta.exists = index.messages.len() as u32;
-            slot.meta.unseen = slot.meta.exists - seen;
-            slot.meta.size = index.messages.uids_and_sizes_from(0).map(|(_, size)| size).sum();
+            slot.recount(&index);
         }
     }
 

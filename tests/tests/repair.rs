@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use posthaste_engine::check::check_shard;
 use posthaste_engine::error::EngineError;
-use posthaste_engine::ids::ShardId;
+use posthaste_engine::ids::{MailboxId, ShardId};
 use posthaste_engine::io::sim::Sim;
 use posthaste_engine::node::open_superblock;
+use posthaste_engine::repair::Repair;
 use posthaste_engine::shard::{Shard, ShardConfig};
 use posthaste_engine::storage::local::Local;
 use posthaste_tests::damage::{dump, files_with_everything};
@@ -40,6 +41,17 @@ fn mend(sim: &Sim, is_rebuild: bool) -> Option<Result<Vec<String>, EngineError>>
         let check = check_shard(&storage, SHARD, store, |_, _| ()).await?;
         Ok(Shard::repair(storage, SHARD, store, config, &check, false).await?.kept)
     })
+}
+
+fn repaired(sim: &Sim) -> Repair {
+    let io = sim.io();
+    let repaired = sim.run(async move {
+        let storage = Local::new(io);
+        let store = open_superblock(&storage, 1).await?.store;
+        let check = check_shard(&storage, SHARD, store, |_, _| ()).await?;
+        Shard::repair(storage, SHARD, store, ShardConfig::default(), &check, false).await
+    });
+    repaired.unwrap().unwrap()
 }
 
 fn findings(sim: &Sim) -> Vec<String> {
@@ -119,4 +131,42 @@ fn an_index_whose_files_are_gone_is_rebuilt() {
     mend(&sim, true).unwrap().unwrap();
     assert_eq!(findings(&sim), Vec::<String>::new());
     assert_eq!(dump(&files_of(&sim)).unwrap(), before);
+}
+
+#[test]
+fn a_message_that_is_lost_together_with_its_page_is_named() {
+    let files = files_with_everything(14, true);
+    let segment = files.keys().find(|path| path.contains("/seg/")).unwrap().clone();
+    let damaged_at = |offset: usize| {
+        let mut damaged = files.clone();
+        damaged.get_mut(&segment).unwrap()[offset] ^= 1;
+        damaged
+    };
+    // A record that damage takes, of messages that their mailboxes still have.
+    let mut offsets = (4096..files[&segment].len()).step_by(61).map(|offset| (damaged_at(offset), offset));
+    let (mut damaged, lost, offset) = offsets
+        .find_map(|(damaged, offset)| {
+            let sim = disk_with(&damaged, 1);
+            let is_record = findings(&sim).iter().any(|found| found.contains("checksum of the record"));
+            let lost = if is_record { repaired(&sim).lost } else { Vec::new() };
+            let lost: Vec<(MailboxId, u32)> = lost.iter().map(|lost| (lost.mailbox, lost.uid.0)).collect();
+            (!lost.is_empty()).then_some((damaged, lost, offset))
+        })
+        .unwrap();
+    for (_, bytes) in damaged.iter_mut().filter(|(path, _)| path.contains("/idx/")) {
+        // Pages and delta pages of mailboxes have kinds 1 and 2.
+        let is_page = |at: &usize| bytes[*at..].starts_with(b"PHPG") && matches!(bytes[*at + 10], 1 | 2);
+        let pages: Vec<usize> = (0..bytes.len().saturating_sub(60)).filter(is_page).collect();
+        pages.into_iter().for_each(|at| bytes[at + 50] ^= 1);
+    }
+    let sim = disk_with(&damaged, 1);
+    let repair = repaired(&sim);
+    for message in &lost {
+        assert!(repair.gone.contains(message), "{message:?} of {:?}, byte {offset}", repair.gone);
+        let is_lost = repair.lost.iter().any(|lost| (lost.mailbox, lost.uid.0) == *message);
+        assert!(!is_lost, "{message:?} is in no mailbox, byte {offset}");
+    }
+    // What is left is the record alone: mailboxes count what they have.
+    let left = findings(&sim);
+    assert!(left.iter().all(|found| !found.contains("/idx")), "{left:?}");
 }

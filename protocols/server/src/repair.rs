@@ -79,6 +79,7 @@ pub fn repair(data: &Path, config: &Config, expunge_lost: bool) -> Result<(), Bo
         return Ok(writeln!(out, "no damage found: there is nothing to mend")?);
     }
     let mut lost: Vec<LostMessage> = Vec::new();
+    let mut gone = 0;
     for (shard, check) in checked.shards.iter().filter(|(_, check)| !check.findings.is_empty()) {
         if check.has_no_manifest {
             writeln!(out, "{}", no_manifest(*shard))?;
@@ -92,6 +93,7 @@ pub fn repair(data: &Path, config: &Config, expunge_lost: bool) -> Result<(), Bo
         })??;
         spinner.finish_and_clear();
         print_repair(&mut out, *shard, &repaired, &checked, check)?;
+        gone += repaired.gone.len();
         lost.extend(repaired.lost);
     }
     for message in &lost {
@@ -102,11 +104,14 @@ pub fn repair(data: &Path, config: &Config, expunge_lost: bool) -> Result<(), Bo
     if left == 0 {
         return Ok(writeln!(out, "all of it is mended")?);
     }
-    let messages = match (lost.len(), expunge_lost) {
+    let mut messages = match (lost.len(), expunge_lost) {
         (0, _) => "no message is lost".to_owned(),
         (lost, true) => format!("{lost} messages are lost, and have been expunged"),
         (lost, false) => format!("{lost} messages are lost, and have been left in place; --expunge-lost removes them"),
     };
+    if gone > 0 {
+        messages.push_str(&format!(", but {gone} are gone with the index that knew of them"));
+    }
     Err(format!("{left} pieces of damage are left, which nothing can mend: {messages}").into())
 }
 
@@ -146,6 +151,10 @@ fn print_repair(
     }
     if repaired.is_index_rebuilt {
         writeln!(out, "mended: the whole index of shard {shard} is put together from the log")?;
+    }
+    for (mailbox, uid) in &repaired.gone {
+        let whose = name_of(checked, check, *mailbox);
+        writeln!(out, "gone: {whose}, UID {uid}: its record is damaged, and so was the index that knew of it")?;
     }
     repaired.kept.iter().try_for_each(|kept| writeln!(out, "kept what it was before: {kept}"))
 }

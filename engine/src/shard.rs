@@ -1100,7 +1100,17 @@ impl<S: Storage> Shard<S> {
         }
         self.checkpoint().await?;
         self.seal_active().await?;
-        self.commit_manifest(|_| {}).await?;
+        let (durable, end, sequence) = {
+            let log = inner.log.borrow();
+            (log.durable, log.position, log.next_sequence)
+        };
+        let passes_over_marks = |manifest: &mut Manifest| {
+            // Behind what is durable there were marks of an idle log alone, and the seal has made these durable as well.
+            if manifest.replay_from == durable {
+                (manifest.replay_from, manifest.replay_sequence) = (end, sequence);
+            }
+        };
+        self.commit_manifest(passes_over_marks).await?;
         Ok(())
     }
 

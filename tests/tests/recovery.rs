@@ -203,7 +203,7 @@ fn half_a_move_never_counts_and_stops_no_checkpoint() {
                 node.worker.stop().await.unwrap();
             });
             again(&sim, async move |node: Node| {
-                assert_eq!((node.report.records, node.status("INBOX").exists), (0, 7), "kind {lost}");
+                assert_eq!((node.report.batches, node.status("INBOX").exists), (0, 7), "kind {lost}");
                 assert_eq!(node.status("Target").uid_next, 6);
             });
         }

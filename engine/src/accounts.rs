@@ -2,11 +2,10 @@
 //! changes them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Deref;
 
 use crate::format::page::{AccountEntry, ArchivedAccountEntry};
 use crate::ids::{AccountId, Lsn, MailboxId};
-use crate::packed::{Merged, Packed, Reader, put_distance, put_number, put_text};
+use crate::packed::{Look, Merged, Packed, Reader, put_distance, put_number, put_text};
 use crate::slots::{put_name, take_name};
 
 /// What an account has in its shard.
@@ -121,21 +120,7 @@ fn unpack(id: AccountId, bytes: &[u8]) -> AccountState {
 }
 
 /// An account to look at.
-pub enum AccountRef<'a> {
-    InUse(&'a AccountState),
-    Unpacked(Box<AccountState>),
-}
-
-impl Deref for AccountRef<'_> {
-    type Target = AccountState;
-
-    fn deref(&self) -> &AccountState {
-        match self {
-            Self::InUse(account) => account,
-            Self::Unpacked(account) => account,
-        }
-    }
-}
+pub type AccountRef<'a> = Look<'a, AccountState>;
 
 /// All accounts of a shard.
 #[derive(Debug, Default)]
@@ -149,10 +134,10 @@ pub struct Accounts {
 impl Accounts {
     pub fn get(&self, account: &AccountId) -> Option<AccountRef<'_>> {
         if let Some(account) = self.in_use.get(account) {
-            return Some(AccountRef::InUse(account));
+            return Some(Look::InUse(account));
         }
         let bytes = self.at_rest.get(account.0)?;
-        Some(AccountRef::Unpacked(Box::new(unpack(*account, bytes))))
+        Some(Look::Unpacked(Box::new(unpack(*account, bytes))))
     }
 
     /// The mailbox of a name, as it is spelt.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::iter::Peekable;
+use std::ops::Deref;
 
 /// A chunk that would grow past this is divided.
 const CHUNK_BYTES_MAX: usize = 1024;
@@ -258,6 +259,23 @@ impl Packed {
     /// The memory that it takes.
     pub fn memory_bytes(&self) -> usize {
         self.chunks.values().map(|chunk| chunk.capacity() + 48).sum()
+    }
+}
+
+/// Something to look at: as it is in memory, or unpacked for the purpose.
+pub enum Look<'a, T> {
+    InUse(&'a T),
+    Unpacked(Box<T>),
+}
+
+impl<T> Deref for Look<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match self {
+            Self::InUse(value) => value,
+            Self::Unpacked(value) => value,
+        }
     }
 }
 

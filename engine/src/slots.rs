@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Deref;
 use std::rc::Weak;
 
 use roaring::RoaringBitmap;
@@ -12,7 +11,7 @@ use crate::flags::{Flags, UidSet};
 use crate::format::page::{ArchivedDirectoryEntry, DirectoryEntry, PageLocation};
 use crate::ids::{AccountId, Lsn, MailboxId, ModSeq, Uid};
 use crate::index::{Change, MailboxIndex};
-use crate::packed::{Merged, Packed, Reader, put_distance, put_number};
+use crate::packed::{Look, Merged, Packed, Reader, put_distance, put_number};
 use crate::planted::{self, Bug};
 
 /// What stays in memory of every mailbox: published state that needs no index.
@@ -394,21 +393,7 @@ fn unpack(mailbox: MailboxId, bytes: &[u8]) -> Box<Slot> {
 }
 
 /// A slot to look at.
-pub enum SlotRef<'a> {
-    InUse(&'a Slot),
-    Unpacked(Box<Slot>),
-}
-
-impl Deref for SlotRef<'_> {
-    type Target = Slot;
-
-    fn deref(&self) -> &Slot {
-        match self {
-            Self::InUse(slot) => slot,
-            Self::Unpacked(slot) => slot,
-        }
-    }
-}
+pub type SlotRef<'a> = Look<'a, Slot>;
 
 /// Slots that are looked through before others have their turn: some 100 us.
 pub(crate) const SLOTS_AT_ONCE: usize = 1024;
@@ -432,9 +417,9 @@ pub struct Slots {
 impl Slots {
     pub fn get(&self, mailbox: &MailboxId) -> Option<SlotRef<'_>> {
         if let Some(slot) = self.in_use.get(mailbox) {
-            return Some(SlotRef::InUse(slot));
+            return Some(Look::InUse(slot));
         }
-        self.at_rest.get(mailbox.0).map(|bytes| SlotRef::Unpacked(unpack(*mailbox, bytes)))
+        self.at_rest.get(mailbox.0).map(|bytes| Look::Unpacked(unpack(*mailbox, bytes)))
     }
 
     /// A slot that is in use from now on, until it is told to rest.
@@ -528,8 +513,8 @@ impl Slots {
     /// The slots from a mailbox on, ascending.
     pub fn iter_from(&self, from: MailboxId) -> impl Iterator<Item = (MailboxId, SlotRef<'_>)> {
         self.merged_from(from).map(|(mailbox, found)| match found {
-            Found::InUse(slot) => (mailbox, SlotRef::InUse(slot)),
-            Found::AtRest(bytes) => (mailbox, SlotRef::Unpacked(unpack(mailbox, bytes))),
+            Found::InUse(slot) => (mailbox, Look::InUse(slot)),
+            Found::AtRest(bytes) => (mailbox, Look::Unpacked(unpack(mailbox, bytes))),
         })
     }
 

@@ -34,17 +34,6 @@ impl AccountState {
             attributes: attributes.map(|((mailbox, name), value)| (mailbox.0, name.clone(), value.clone())).collect(),
         }
     }
-
-    /// Takes in what a checkpoint says of the account. Its mailboxes stand elsewhere.
-    pub fn restore(&mut self, entry: &ArchivedAccountEntry) {
-        self.as_of = Lsn(entry.as_of.to_native());
-        self.uid_validity_next = self.uid_validity_next.max(entry.uid_validity_next.to_native());
-        self.subscriptions = entry.subscriptions.iter().map(|name| name.as_str().to_owned()).collect();
-        let attributes = entry.attributes.iter();
-        self.attributes = attributes
-            .map(|it| ((MailboxId(it.0.to_native()), it.1.as_str().to_owned()), it.2.as_slice().to_vec()))
-            .collect();
-    }
 }
 
 fn pack(id: AccountId, account: &AccountState, out: &mut Vec<u8>) {
@@ -66,6 +55,21 @@ fn pack(id: AccountId, account: &AccountState, out: &mut Vec<u8>) {
         put_text(name, out);
         put_number(value.len() as u64, out);
         out.extend_from_slice(value);
+    }
+}
+
+/// Packs what a checkpoint says of an account, as [`pack`] does one without mailboxes.
+pub(crate) fn pack_entry(entry: &ArchivedAccountEntry, out: &mut Vec<u8>) {
+    put_number(0, out);
+    put_distance(entry.as_of.to_native(), entry.account.to_native(), out);
+    put_number(u64::from(entry.uid_validity_next.to_native()) << 1, out);
+    put_number(entry.subscriptions.len() as u64, out);
+    entry.subscriptions.iter().for_each(|name| put_name(name, out));
+    for attribute in entry.attributes.iter() {
+        put_number(attribute.0.to_native(), out);
+        put_text(&attribute.1, out);
+        put_number(attribute.2.len() as u64, out);
+        out.extend_from_slice(&attribute.2);
     }
 }
 
@@ -227,6 +231,48 @@ impl Accounts {
     pub fn rest_all(&mut self) {
         let in_use: Vec<AccountId> = self.in_use.keys().copied().collect();
         in_use.into_iter().for_each(|account| self.rest(account));
+    }
+
+    /// Puts an account together at a start: from what directories say of it, the newest first, each as [`pack_entry`] packs it, and
+    /// from its mailboxes by name. Its next UIDVALIDITY is at least `uid_validity_next`. Those that ascend are soonest put.
+    pub(crate) fn put_restored<'a>(
+        &mut self,
+        id: AccountId,
+        said: impl Iterator<Item = &'a [u8]>,
+        mailboxes: &[(&str, Lsn, MailboxId)],
+        mut uid_validity_next: u32,
+    ) {
+        let mut newest: Option<(Lsn, Reader<'_>)> = None;
+        for bytes in said {
+            let mut reader = Mailboxes::of(id, bytes).rest;
+            let as_of = Lsn(reader.distance(id.0));
+            uid_validity_next = uid_validity_next.max((reader.number() >> 1) as u32);
+            newest.get_or_insert((as_of, reader));
+        }
+        let (as_of, mut rest) = newest.unwrap_or((Lsn::default(), Reader(&[0])));
+        let mut subscriptions: Vec<&str> = (0..rest.number()).map(|_| take_name(&mut rest)).collect();
+        subscriptions.sort_unstable();
+        let out = &mut self.scratch;
+        out.clear();
+        put_number(mailboxes.len() as u64, out);
+        let mut before = id.0;
+        for &(name, _, mailbox) in mailboxes {
+            put_name(name, out);
+            put_distance(mailbox.0, before, out);
+            let subscribed = subscriptions.binary_search(&name);
+            out.push(subscribed.is_ok().into());
+            if let Ok(place) = subscribed {
+                subscriptions.remove(place);
+            }
+            before = mailbox.0;
+        }
+        put_distance(as_of.0, id.0, out);
+        put_number(u64::from(uid_validity_next) << 1, out);
+        put_number(subscriptions.len() as u64, out);
+        subscriptions.iter().for_each(|name| put_name(name, out));
+        // Attributes are packed alike.
+        out.extend_from_slice(rest.0);
+        self.at_rest.put(id.0, out);
     }
 
     /// The memory that those at rest take.

@@ -16,9 +16,10 @@ use crate::ids::{AccountId, Epoch, Location, MailboxId, MessageId, Position, Seg
 use crate::index::{Change, MailboxIndex, Moved};
 use crate::read::open_block;
 use crate::recovery::{
-    FoundBatch, FoundSegment, dropped_transactions, footer_entry, judge, judge_compacted, replay, restore_index,
-    scan_compacted, scan_log,
+    FoundBatch, FoundSegment, dropped_transactions, footer_entry, judge, judge_compacted, replay, scan_compacted,
+    scan_log,
 };
+use crate::restore::restore_index;
 use crate::slots::Meta;
 use crate::state::State;
 use crate::storage::local::{index_file, segment_file, shard_directory};

@@ -11,14 +11,15 @@ use crate::error::{Damage, EngineError};
 use crate::format::codec::Wire;
 use crate::format::manifest::IndexEntry;
 use crate::format::page::{
-    DeltaChange, DeltaPage, DirectoryEntry, DirectoryPage, PageKind, PageLocation, archive, put_page,
+    DeltaChange, DeltaPage, DirectoryEntry, DirectoryPage, PageKind, PageLocation, RecordsPage, archive, put_page,
 };
+use crate::format::segment::FooterEntry;
 use crate::format::{BLOCK_BYTES, FormatError, round_up_to_block};
-use crate::ids::{AccountId, Lsn, MailboxId};
+use crate::ids::{AccountId, Lsn, MailboxId, Position};
 use crate::index::Change;
 use crate::indexes::is_damage;
 use crate::planted::{self, Bug};
-use crate::shard::Shard;
+use crate::shard::{Log, Shard};
 use crate::slots::{SLOTS_AT_ONCE, Slot, SlotRef};
 use crate::state::State;
 use crate::storage::{BlobName, BlobStore, Storage, StorageError};
@@ -37,6 +38,8 @@ const MAILBOXES_MOVED_MAX: usize = 1 << 16;
 const SLOTS_TAKEN_OVER: usize = 256;
 /// Entries of one directory page.
 const ENTRIES_PER_PAGE: usize = 512;
+/// Records of one page.
+const RECORDS_PER_PAGE: usize = 8192;
 /// A directory page of accounts is closed at this size.
 const ACCOUNTS_PAGE_BYTES: usize = 256 << 10;
 /// A checkpoint lets other tasks run after so many mailboxes, at least and at most.
@@ -113,6 +116,24 @@ struct Directory {
     changed: Vec<AccountId>,
 }
 
+/// Records of the segment in which replay is to begin, before where it does.
+struct NewRecords {
+    first: usize,
+    entries: Vec<FooterEntry>,
+}
+
+impl NewRecords {
+    /// Those that the checkpoint does not list yet, or all.
+    fn before(from: Position, all: bool, log: &Log) -> Self {
+        let active = log.active.as_ref().filter(|active| active.name.segment == from.segment);
+        let entries = active.map(|active| &active.entries[..]).unwrap_or_default();
+        let end = entries.partition_point(|entry| u64::from(entry.offset_units) * 8 < from.offset);
+        let (segment, listed) = log.checkpointed_records;
+        let first = if all || segment != from.segment { 0 } else { listed.min(end) };
+        Self { first, entries: entries[first..end].to_vec() }
+    }
+}
+
 impl<S: Storage> Shard<S> {
     /// Writes what has changed since the last checkpoint and commits it, after one that is under way. On return a
     /// restart replays only what is committed after the call began.
@@ -134,7 +155,8 @@ impl<S: Storage> Shard<S> {
 
     async fn checkpoint_now(&self) -> Result<(), EngineError> {
         let inner = &self.0;
-        let (replay_from, replay_sequence, as_of, blob, log_bytes) = {
+        let full = wants_full_directory(&inner.log.borrow().manifest.indexes) || inner.full_directory.get();
+        let (replay_from, replay_sequence, as_of, blob, log_bytes, records) = {
             let mut log = inner.log.borrow_mut();
             let state = inner.state.borrow();
             if state.has_open_transaction() {
@@ -148,7 +170,8 @@ impl<S: Storage> Shard<S> {
             } else {
                 (log.position, log.next_sequence)
             };
-            (from, sequence, state.as_of, blob, log.bytes_since_checkpoint)
+            let records = NewRecords::before(from, full, &log);
+            (from, sequence, state.as_of, blob, log.bytes_since_checkpoint, records)
         };
         if self.has_receipts() {
             if inner.log.borrow().stopping {
@@ -157,7 +180,6 @@ impl<S: Storage> Shard<S> {
             }
             self.carry_receipts_over().await?;
         }
-        let full = wants_full_directory(&inner.log.borrow().manifest.indexes) || inner.full_directory.get();
         self.move_some_pages().await;
         let dirty: Vec<MailboxId> = {
             let state = inner.state.borrow();
@@ -177,6 +199,7 @@ impl<S: Storage> Shard<S> {
         }
         let directory_offset = pages.offset;
         let directory = self.write_directory(&mut pages, as_of, full, &written).await?;
+        self.write_records(&mut pages, as_of, replay_from, &records).await?;
         let directory_len = pages.offset - directory_offset;
         let epoch = inner.epoch;
         let name = BlobName::Index { blob, epoch };
@@ -223,6 +246,7 @@ impl<S: Storage> Shard<S> {
         {
             let mut log = inner.log.borrow_mut();
             log.bytes_since_checkpoint = log.bytes_since_checkpoint.saturating_sub(log_bytes);
+            log.checkpointed_records = (replay_from.segment, records.first + records.entries.len());
         }
         self.count(|stats| stats.checkpoints += 1);
         for name in unused {
@@ -459,6 +483,35 @@ impl<S: Storage> Shard<S> {
         pages.append(&bytes);
         inner.storage.yield_now().await;
         Ok(())
+    }
+
+    /// Appends the records of the segment in which replay begins to the directory, so that a start need not read what is before
+    /// that for the segment's footer.
+    async fn write_records(
+        &self,
+        pages: &mut Pages,
+        as_of: Lsn,
+        replay_from: Position,
+        records: &NewRecords,
+    ) -> Result<(), EngineError> {
+        let inner = &self.0;
+        let mut first = records.first as u32;
+        let mut chunks = records.entries.chunks(RECORDS_PER_PAGE).peekable();
+        loop {
+            let entries = chunks.next().unwrap_or_default().to_vec();
+            let end = chunks.peek().map_or(replay_from.offset, |next| u64::from(next[0].offset_units) * 8);
+            let count = entries.len() as u32;
+            let page = RecordsPage { segment: replay_from.segment, epoch: inner.epoch, first, end, entries };
+            let mut bytes = Vec::new();
+            put_page(PageKind::Records, as_of, 0, &page.encode(), &mut inner.packer.borrow_mut(), &mut bytes)
+                .map_err(|error| self.unwritable(MailboxId(0), error))?;
+            pages.append(&bytes);
+            inner.storage.yield_now().await;
+            first += count;
+            if chunks.peek().is_none() {
+                return Ok(());
+            }
+        }
     }
 
     fn unwritable(&self, mailbox: MailboxId, error: FormatError) -> EngineError {

@@ -99,6 +99,8 @@ pub struct RecoveryReport {
     pub batches: u64,
     pub records: u64,
     pub bytes: u64,
+    /// Records before those that were read for the footer of their segment, which the checkpoint does not list.
+    pub unlisted_records: u64,
     /// Where an unacknowledged tail was dropped, and how many bytes it had at least.
     pub torn_tail: Option<(Position, String)>,
     pub damage: Vec<Finding>,

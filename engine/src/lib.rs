@@ -31,6 +31,7 @@ pub mod receipts;
 mod recent_blocks;
 pub mod recovery;
 pub mod repair;
+mod restore;
 pub mod scrub;
 pub mod shard;
 pub mod slots;

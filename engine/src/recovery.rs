@@ -12,14 +12,13 @@ use crate::format::batch::{
     BATCH_HEADER_BYTES, BatchHeader, TOUCH_ENTRY_BYTES, Touch, decode_touches, end_of, records, touch_table_is_at,
     touches_len,
 };
-use crate::format::frame::Unpacker;
 use crate::format::manifest::{IndexEntry, Manifest, Quarantine, SegmentEntry};
-use crate::format::page::{DirectoryPage, PageKind, open_page_at, view};
 use crate::format::record::{FOLDED, MailboxChange, Record, RecordHeader};
 use crate::format::segment::{Footer, FooterEntry, SegmentHeader};
 use crate::format::{BLOCK_BYTES, FormatError};
 use crate::ids::{Epoch, Location, Lsn, MailboxId, Position, SegmentId, ShardId};
 use crate::planted::{self, Bug};
+use crate::restore::{ListedRecords, restore_index};
 use crate::shard::{BATCH_BYTES_GATHERED, Recovered, Shard, ShardConfig, ShardEvent};
 use crate::state::{Relocated, State};
 use crate::storage::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, StorageError, Wal};
@@ -733,54 +732,6 @@ async fn sealed_data_end<S: Storage>(blobs: &S::Blobs, name: SegmentName) -> Res
     Ok(crate::format::segment::Trailer::decode(&suffix, len).map_or(len, |trailer| trailer.data_end))
 }
 
-/// Accounts that are put together from a directory before they are packed. Most have all their mailboxes close together.
-const ACCOUNTS_IN_USE_MAX: usize = 4096;
-
-/// Takes in the directories of a shard's index blobs.
-pub(crate) async fn restore_index<S: Storage>(
-    blobs: &S::Blobs,
-    indexes: &[IndexEntry],
-    state: &mut State,
-) -> Result<Result<(), (IndexEntry, FormatError)>, StorageError> {
-    let mut unpacker = Unpacker::default();
-    let first = indexes.iter().rposition(|entry| entry.full).unwrap_or(0);
-    for entry in &indexes[first..] {
-        let name = BlobName::Index { blob: entry.blob, epoch: entry.epoch };
-        let bytes = match blobs.get(name, entry.directory_offset, entry.directory_len as usize).await {
-            Ok(bytes) => bytes,
-            Err(StorageError::NotFound(_)) => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        if bytes.len() as u64 != entry.directory_len {
-            let (needed, available) = (entry.directory_len, bytes.len() as u64);
-            return Ok(Err((entry.clone(), FormatError::Short { what: "index directory", needed, available })));
-        }
-        let mut rest = &bytes[..];
-        while !rest.is_empty() {
-            let opened = open_page_at(rest, &mut unpacker).and_then(|(header, archive, len)| {
-                if header.kind != PageKind::Directory {
-                    let detail = format!("{:?} in the directory", header.kind);
-                    return Err(FormatError::Misplaced { what: "index page", detail });
-                }
-                let page = view::<DirectoryPage>(&archive)?;
-                page.mailboxes.iter().for_each(|mailbox| state.restore_mailbox(mailbox));
-                page.accounts.iter().for_each(|account| state.restore_account(account));
-                page.directory.iter().for_each(|account| state.restore_directory(account));
-                Ok(len)
-            });
-            if state.accounts.in_use().len() > ACCOUNTS_IN_USE_MAX {
-                state.accounts.rest_all();
-            }
-            match opened {
-                Ok(len) => rest = &rest[len..],
-                Err(error) => return Ok(Err((entry.clone(), error))),
-            }
-        }
-    }
-    state.accounts.rest_all();
-    Ok(Ok(()))
-}
-
 /// Something that replay takes in.
 enum Replayed {
     Record(RecordHeader, Record, Location),
@@ -927,26 +878,30 @@ async fn recover<S: Storage>(
     let mut manifest = old.unwrap_or(Manifest { store, shard: id, replay_sequence: 1, ..Manifest::default() });
     let old_index = (manifest.indexes.clone(), manifest.replay_from, manifest.replay_sequence);
     let mut remembered = State { shard: id, ..State::default() };
+    let mut listed = ListedRecords::default();
     if index == Index::Anew {
         if restore_index::<S>(&blobs, &manifest.indexes, &mut remembered).await?.is_err() {
             remembered = State::default();
         }
         forget_index(&mut manifest);
-    } else if let Err((entry, error)) = restore_index::<S>(&blobs, &manifest.indexes, &mut state).await? {
-        // The index is a cache of the log: begin again from the log alone.
-        report.damage.push(Finding {
-            shard: id,
-            file: format!(
-                "{}/idx/{}",
-                crate::storage::local::shard_directory(id),
-                crate::storage::local::index_file(entry.blob, entry.epoch)
-            ),
-            offset: entry.directory_offset,
-            what: format!("{error}; the index is rebuilt from the log"),
-            touches: Vec::new(),
-        });
-        state = State { shard: id, ..State::default() };
-        forget_index(&mut manifest);
+    } else {
+        match restore_index::<S>(&blobs, &manifest.indexes, &mut state).await? {
+            Ok(known) => listed = known,
+            Err((entry, error)) => {
+                // The index is a cache of the log: begin again from the log alone.
+                let directory = crate::storage::local::shard_directory(id);
+                let file = crate::storage::local::index_file(entry.blob, entry.epoch);
+                report.damage.push(Finding {
+                    shard: id,
+                    file: format!("{directory}/idx/{file}"),
+                    offset: entry.directory_offset,
+                    what: format!("{error}; the index is rebuilt from the log"),
+                    touches: Vec::new(),
+                });
+                state = State { shard: id, ..State::default() };
+                forget_index(&mut manifest);
+            }
+        }
     }
     let mut from = manifest.replay_from;
     if planted::is_on(Bug::ReplayTooLate) && from.segment.0 > 0 {
@@ -998,14 +953,23 @@ async fn recover<S: Storage>(
         && let Some(segment) = known.into_iter().find(|segment| segment.name.segment == begun.segment)
         && (segment.state == SegmentState::Unsealed || footers.contains_key(&begun.segment))
     {
-        let source = SegmentSource::<S>::new(&wal, &blobs, segment.name, segment.state == SegmentState::Sealed);
-        let head = match scan_segment(&source, 0, begun.offset).await {
-            Err(StorageError::NotFound(_)) => gone_segment(segment.name, 0, 0),
-            head => head?,
+        let entries = match listed.before(segment.name, begun.offset) {
+            Some(entries) => entries,
+            None => {
+                let is_sealed = segment.state == SegmentState::Sealed;
+                let source = SegmentSource::<S>::new(&wal, &blobs, segment.name, is_sealed);
+                let head = match scan_segment(&source, 0, begun.offset).await {
+                    Err(StorageError::NotFound(_)) => gone_segment(segment.name, 0, 0),
+                    head => head?,
+                };
+                let entries: Vec<FooterEntry> =
+                    head.batches.iter().flat_map(|batch| &batch.records).map(footer_entry).collect();
+                report.unlisted_records = entries.len() as u64;
+                entries
+            }
         };
         let footer = footers.entry(begun.segment).or_default();
         footer.data_end = footer.data_end.max(begun.offset);
-        let entries = head.batches.iter().flat_map(|batch| &batch.records).map(footer_entry);
         footer.entries.splice(0..0, entries);
     }
     let ordinals: BTreeMap<SegmentId, Vec<u64>> = footers

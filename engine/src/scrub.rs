@@ -21,7 +21,9 @@ use crate::format::batch::BatchHeader;
 use crate::format::frame::{FrameInfo, Unpacker};
 use crate::format::manifest::{IndexEntry, Manifest, SegmentEntry};
 use crate::format::message::MessageHead;
-use crate::format::page::{PAGE_HEADER_BYTES, PageKind, PageLocation, claimed_page_len, open_page};
+use crate::format::page::{
+    PAGE_HEADER_BYTES, PageKind, PageLocation, claimed_page_len, open_directory_page, open_page,
+};
 use crate::format::record::kind;
 use crate::format::segment::{FOOTER_ENTRY_BYTES, SegmentHeader, TRAILER_BYTES, Trailer};
 use crate::format::{BLOCK_BYTES, FormatError, PiecewiseChecksum};
@@ -455,16 +457,20 @@ impl<S: Storage> Pass<S> {
         self.fill(stream, len).await?;
         let page = stream.bytes.get(..len).unwrap_or(&stream.bytes).to_vec();
         self.report.pages += 1;
-        Ok(self.open_page(PageKind::Directory, 0, page).await.map(|()| len))
+        let open = |page: &[u8], unpacker: &mut Unpacker| open_directory_page(page, unpacker).map(|_| ());
+        Ok(self.open_page(page, open).await.map(|()| len))
     }
 
     /// Verifies a page, off the worker if it is large.
-    async fn open_page(&self, kind: PageKind, owner: u64, page: Vec<u8>) -> Result<(), FormatError> {
+    async fn open_page(
+        &self,
+        page: Vec<u8>,
+        open: impl FnOnce(&[u8], &mut Unpacker) -> Result<(), FormatError> + Send + 'static,
+    ) -> Result<(), FormatError> {
         if page.len() <= PAGE_BYTES_HERE {
-            return open_page(kind, owner, &page, &mut self.shard.0.unpacker.borrow_mut()).map(|_| ());
+            return open(&page, &mut self.shard.0.unpacker.borrow_mut());
         }
-        let job = move || open_page(kind, owner, &page, &mut Unpacker::default()).map(|_| ());
-        self.shard.0.storage.background(job).await
+        self.shard.0.storage.background(move || open(&page, &mut Unpacker::default())).await
     }
 
     async fn look_at_pages(&mut self) -> Result<(), EngineError> {
@@ -527,7 +533,8 @@ impl<S: Storage> Pass<S> {
             Err(error) => return Err(error),
         }
         self.report.pages += 1;
-        let opened = self.open_page(kind, mailbox.0, stream.bytes).await;
+        let open = move |page: &[u8], unpacker: &mut Unpacker| open_page(kind, mailbox.0, page, unpacker).map(|_| ());
+        let opened = self.open_page(stream.bytes, open).await;
         Ok(opened.err().map(|error| (error.to_string(), true)))
     }
 

@@ -263,6 +263,8 @@ pub(crate) struct Log {
     /// The last durable batch is not yet recorded as such by a later one.
     unmarked: bool,
     pub bytes_since_checkpoint: u64,
+    /// How many records of a segment the checkpoint's pages list.
+    pub checkpointed_records: (SegmentId, usize),
     /// The reserve is in use: no new messages until there is space again.
     low_space: bool,
     /// When there was last a look for space.
@@ -460,6 +462,7 @@ impl<S: Storage> Shard<S> {
             stopping: false,
             unmarked: false,
             bytes_since_checkpoint: from.tail_bytes,
+            checkpointed_records: (SegmentId(0), 0),
             low_space: from.low_space,
             looked_for_space: Duration::ZERO,
             next_compacted: from

@@ -186,25 +186,6 @@ impl Slot {
         }
     }
 
-    pub fn from_entry(entry: &ArchivedDirectoryEntry) -> Self {
-        let meta = Meta {
-            mailbox: MailboxId(entry.mailbox.to_native()),
-            account: AccountId(entry.account.to_native()),
-            as_of: Lsn(entry.as_of.to_native()),
-            special_use: entry.special_use.to_native(),
-            name: entry.name.as_str().to_owned(),
-            uid_validity: entry.uid_validity.to_native(),
-            uid_next: entry.uid_next.to_native(),
-            exists: entry.exists.to_native(),
-            unseen: entry.unseen.to_native(),
-            recent_below: entry.recent_below.to_native(),
-            highest_modseq: entry.highest_modseq.to_native(),
-            size: entry.size.to_native(),
-        };
-        let (page, delta_page) = ((&entry.page).into(), (&entry.delta).into());
-        Self { meta, page, delta_page, page_as_of: Lsn(entry.page_as_of.to_native()), ..Self::default() }
-    }
-
     /// Counts the messages of the index: what was counted one by one may include some that damage has taken.
     pub fn recount(&mut self, index: &MailboxIndex) {
         let seen = index.with_flag(0).map_or(0, RoaringBitmap::len) as u32;
@@ -320,41 +301,95 @@ fn take_page(reader: &mut Reader<'_>) -> PageLocation {
     PageLocation { blob: reader.small(), epoch: reader.small(), offset: reader.number(), len: reader.small() }
 }
 
+/// What is packed of a slot.
+struct Fields<'a> {
+    mailbox: u64,
+    account: u64,
+    as_of: u64,
+    page_as_of: u64,
+    special_use: u16,
+    recent_claimed: u32,
+    name: &'a str,
+    /// UIDVALIDITY, next UID, messages, unseen messages, and the UID from which on messages are recent.
+    numbers: [u32; 5],
+    highest_modseq: u64,
+    size: u64,
+    page: PageLocation,
+    delta_page: PageLocation,
+}
+
 fn pack(slot: &Slot, out: &mut Vec<u8>) {
     let meta = &slot.meta;
-    let id = meta.mailbox.0;
-    let parts = [
-        (part::PAGE, !slot.page.is_none()),
-        (part::DELTA_PAGE, !slot.delta_page.is_none()),
-        (part::PAGE_IS_OLDER, slot.page_as_of != meta.as_of),
-        (part::SPECIAL_USE, meta.special_use != 0),
-        (part::RECENT_CLAIMED, slot.recent_claimed != 0),
-    ];
-    let present = parts.iter().filter(|(_, is_there)| *is_there).fold(0, |parts, (part, _)| parts | part);
-    out.push(present);
-    if present & part::PAGE != 0 {
-        put_page(slot.page, out);
+    let fields = Fields {
+        mailbox: meta.mailbox.0,
+        account: meta.account.0,
+        as_of: meta.as_of.0,
+        page_as_of: slot.page_as_of.0,
+        special_use: meta.special_use,
+        recent_claimed: slot.recent_claimed,
+        name: &meta.name,
+        numbers: [meta.uid_validity, meta.uid_next, meta.exists, meta.unseen, meta.recent_below],
+        highest_modseq: meta.highest_modseq,
+        size: meta.size,
+        page: slot.page,
+        delta_page: slot.delta_page,
+    };
+    fields.pack(out);
+}
+
+/// Packs a mailbox as a checkpoint has it.
+pub(crate) fn pack_entry(entry: &ArchivedDirectoryEntry, out: &mut Vec<u8>) {
+    let numbers = [&entry.uid_validity, &entry.uid_next, &entry.exists, &entry.unseen, &entry.recent_below];
+    let fields = Fields {
+        mailbox: entry.mailbox.to_native(),
+        account: entry.account.to_native(),
+        as_of: entry.as_of.to_native(),
+        page_as_of: entry.page_as_of.to_native(),
+        special_use: entry.special_use.to_native(),
+        recent_claimed: 0,
+        name: &entry.name,
+        numbers: numbers.map(|number| number.to_native()),
+        highest_modseq: entry.highest_modseq.to_native(),
+        size: entry.size.to_native(),
+        page: (&entry.page).into(),
+        delta_page: (&entry.delta).into(),
+    };
+    fields.pack(out);
+}
+
+impl Fields<'_> {
+    fn pack(&self, out: &mut Vec<u8>) {
+        let parts = [
+            (part::PAGE, !self.page.is_none()),
+            (part::DELTA_PAGE, !self.delta_page.is_none()),
+            (part::PAGE_IS_OLDER, self.page_as_of != self.as_of),
+            (part::SPECIAL_USE, self.special_use != 0),
+            (part::RECENT_CLAIMED, self.recent_claimed != 0),
+        ];
+        let present = parts.iter().filter(|(_, is_there)| *is_there).fold(0, |parts, (part, _)| parts | part);
+        out.push(present);
+        if present & part::PAGE != 0 {
+            put_page(self.page, out);
+        }
+        if present & part::DELTA_PAGE != 0 {
+            put_page(self.delta_page, out);
+        }
+        put_distance(self.account, self.mailbox, out);
+        put_distance(self.as_of, self.mailbox, out);
+        if present & part::PAGE_IS_OLDER != 0 {
+            put_distance(self.page_as_of, self.as_of, out);
+        }
+        if present & part::SPECIAL_USE != 0 {
+            put_number(self.special_use.into(), out);
+        }
+        if present & part::RECENT_CLAIMED != 0 {
+            put_number(self.recent_claimed.into(), out);
+        }
+        put_name(self.name, out);
+        self.numbers.iter().for_each(|&number| put_number(number.into(), out));
+        put_number(self.highest_modseq, out);
+        put_number(self.size, out);
     }
-    if present & part::DELTA_PAGE != 0 {
-        put_page(slot.delta_page, out);
-    }
-    put_distance(meta.account.0, id, out);
-    put_distance(meta.as_of.0, id, out);
-    if present & part::PAGE_IS_OLDER != 0 {
-        put_distance(slot.page_as_of.0, meta.as_of.0, out);
-    }
-    if present & part::SPECIAL_USE != 0 {
-        put_number(meta.special_use.into(), out);
-    }
-    if present & part::RECENT_CLAIMED != 0 {
-        put_number(slot.recent_claimed.into(), out);
-    }
-    put_name(&meta.name, out);
-    for number in [meta.uid_validity, meta.uid_next, meta.exists, meta.unseen, meta.recent_below] {
-        put_number(number.into(), out);
-    }
-    put_number(meta.highest_modseq, out);
-    put_number(meta.size, out);
 }
 
 /// The pages of a packed slot.
@@ -437,24 +472,20 @@ impl Slots {
 
     /// Puts a slot in place of the one there may be.
     pub fn insert(&mut self, mailbox: MailboxId, slot: Slot) {
-        self.insert_counted(mailbox, &slot);
-        self.in_use.insert(mailbox, Box::new(slot));
-    }
-
-    fn insert_counted(&mut self, mailbox: MailboxId, slot: &Slot) {
         let old = self.in_use.get(&mailbox).map(|old| old.pages());
         match old.or_else(|| self.at_rest.get(mailbox.0).map(pages_of)) {
             Some(pages) => self.count_pages(pages, false),
             None => self.len += 1,
         }
         self.count_pages(slot.pages(), true);
+        self.in_use.insert(mailbox, Box::new(slot));
     }
 
-    /// Puts a slot that nobody uses in place of the one there may be.
-    pub fn insert_at_rest(&mut self, mailbox: MailboxId, slot: Slot) {
-        self.insert_counted(mailbox, &slot);
-        self.in_use.remove(&mailbox);
-        self.pack(mailbox, &slot);
+    /// Puts a slot that nobody uses where there is none, packed by [`pack_entry`]. Those that ascend are soonest put.
+    pub(crate) fn put_packed(&mut self, mailbox: MailboxId, packed: &[u8], pages: (PageLocation, PageLocation)) {
+        self.at_rest.put(mailbox.0, packed);
+        self.len += 1;
+        self.count_pages(pages, true);
     }
 
     fn pack(&mut self, mailbox: MailboxId, slot: &Slot) {
@@ -662,7 +693,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Insert(u64, Slot),
-        InsertAtRest(u64, Slot),
+        PutPacked(u64, Slot),
         Remove(u64),
         Change(u64, u32),
         SetPages(u64, PageLocation, PageLocation),
@@ -675,7 +706,7 @@ mod tests {
         let id = || 1..30_u64;
         prop_oneof![
             (id(), slot()).prop_map(|(id, slot)| Step::Insert(id, slot)),
-            (id(), slot()).prop_map(|(id, slot)| Step::InsertAtRest(id, slot)),
+            (id(), slot()).prop_map(|(id, slot)| Step::PutPacked(id, slot)),
             id().prop_map(Step::Remove),
             (id(), any::<u32>()).prop_map(|(id, exists)| Step::Change(id, exists)),
             (id(), page(), page()).prop_map(|(id, page, delta)| Step::SetPages(id, page, delta)),
@@ -691,6 +722,12 @@ mod tests {
                 (self.meta.clone(), self.page, self.delta_page, self.page_as_of, self.recent_claimed);
             Self { meta, page, delta_page, page_as_of, recent_claimed, ..Self::default() }
         }
+    }
+
+    fn put_packed(slots: &mut Slots, id: MailboxId, slot: &Slot) {
+        let mut packed = Vec::new();
+        pack(slot, &mut packed);
+        slots.put_packed(id, &packed, slot.pages());
     }
 
     fn with_id(mut slot: Slot, id: u64) -> Slot {
@@ -710,9 +747,10 @@ mod tests {
                         slots.insert(id, slot.clone());
                         model.insert(id, slot);
                     }
-                    Step::InsertAtRest(id, slot) => {
+                    Step::PutPacked(id, slot) => {
                         let (id, slot) = (MailboxId(id), with_id(slot, id));
-                        slots.insert_at_rest(id, slot.clone());
+                        slots.remove(&id);
+                        put_packed(&mut slots, id, &slot);
                         prop_assert!(slots.in_use().all(|(other, _)| other != id));
                         model.insert(id, slot);
                     }
@@ -781,7 +819,8 @@ mod tests {
             change(slots.get_mut(&id).expect("there"));
             slots.rest(id);
             assert!(is_in_use(&slots));
-            slots.insert_at_rest(id, with_id(Slot::default(), 5));
+            slots.remove(&id);
+            put_packed(&mut slots, id, &with_id(Slot::default(), 5));
             assert!(!is_in_use(&slots));
         }
         let watcher = std::rc::Rc::new(Watcher::default());

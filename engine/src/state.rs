@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::accounts::Accounts;
 use crate::format::batch::Touch;
 use crate::format::message::MessageHead;
-use crate::format::page::{ArchivedAccountEntry, ArchivedDirectoryAccount, ArchivedDirectoryEntry, DirectoryAccount};
+use crate::format::page::DirectoryAccount;
 use crate::format::record::{AccountBase, AccountRecord, Base, MailboxChange, PlacedMessage, Record, kind};
 use crate::ids::{AccountId, Location, Lsn, MailboxId, MessageId, ModSeq, SegmentId, ShardId};
 use crate::index::{Change, MailboxIndex, Message};
@@ -553,32 +553,6 @@ impl State {
         }
     }
 
-    /// Takes in a directory entry of a checkpoint; entries come in the order they were written.
-    pub fn restore_mailbox(&mut self, entry: &ArchivedDirectoryEntry) {
-        let mailbox = MailboxId(entry.mailbox.to_native());
-        if let Some(old) = self.slots.get(&mailbox)
-            && let Some(account) = self.accounts.get_mut(&old.meta.account)
-            && account.mailboxes.get(&old.meta.name) == Some(&mailbox)
-        {
-            // Another mailbox may have taken the name in the same checkpoint.
-            account.mailboxes.remove(&old.meta.name);
-        }
-        if entry.deleted {
-            self.slots.remove(&mailbox);
-            self.deleted.insert(mailbox, Lsn(entry.as_of.to_native()));
-            return;
-        }
-        let slot = Slot::from_entry(entry);
-        let account = self.accounts.get_or_default(slot.meta.account);
-        account.mailboxes.insert(slot.meta.name.clone(), mailbox);
-        account.uid_validity_next = account.uid_validity_next.max(slot.meta.uid_validity.saturating_add(1));
-        self.slots.insert_at_rest(mailbox, slot);
-    }
-
-    pub fn restore_account(&mut self, entry: &ArchivedAccountEntry) {
-        self.accounts.get_or_default(AccountId(entry.account.to_native())).restore(entry);
-    }
-
     /// What a checkpoint says of an account record.
     pub fn directory_entry(&self, account: AccountId) -> Option<DirectoryAccount> {
         let (as_of, record) = self.directory.get(&account)?;
@@ -591,18 +565,6 @@ impl State {
             deleted: record.deleted,
             uid_validity_floor: record.uid_validity_floor,
         })
-    }
-
-    pub fn restore_directory(&mut self, entry: &ArchivedDirectoryAccount) {
-        let record = AccountRecord {
-            account: AccountId(entry.account.to_native()),
-            name: entry.name.as_str().to_owned(),
-            shard: ShardId(entry.shard.to_native()),
-            password: entry.password.as_str().to_owned(),
-            deleted: entry.deleted,
-            uid_validity_floor: entry.uid_validity_floor.to_native(),
-        };
-        self.directory.insert(record.account, (Lsn(entry.as_of.to_native()), Arc::new(record)));
     }
 
     /// Forgets everything that was promised: the log failed before it became durable.

@@ -18,7 +18,7 @@ use posthaste_engine::format::codec::Wire;
 use posthaste_engine::format::frame::{Packer, Unpacker};
 use posthaste_engine::format::manifest::Manifest;
 use posthaste_engine::format::message::{Extent, MessageHead};
-use posthaste_engine::format::page::{DirectoryPage, PageLocation, open_page_at, restore};
+use posthaste_engine::format::page::{DirectoryPage, DirectoryPart, PageLocation, open_directory_page, restore};
 use posthaste_engine::format::record::{RECORD_HEADER_BYTES, Record, kind};
 use posthaste_engine::format::segment::{SegmentHeader, TRAILER_BYTES, Trailer};
 use posthaste_engine::ids::{AccountId, Epoch, MailboxId, Position, SegmentId, ShardId, Uid};
@@ -519,10 +519,12 @@ impl DamagedStore {
             self.uses(&file, at, end);
             while at < end {
                 let bytes = self.files[&file][at as usize..].to_vec();
-                let (_, archive, len) = open_page_at(&bytes, &mut unpacker).expect("nothing is damaged yet");
+                let (part, len) = open_directory_page(&bytes, &mut unpacker).expect("nothing is damaged yet");
                 self.note(Structure::PageHeader, &file, at);
-                for mailbox in restore::<DirectoryPage>(&archive).expect("nothing is damaged yet").mailboxes {
-                    pages.insert(mailbox.mailbox, (mailbox.page, mailbox.delta));
+                if let DirectoryPart::Entries(archive) = part {
+                    for mailbox in restore::<DirectoryPage>(&archive).expect("nothing is damaged yet").mailboxes {
+                        pages.insert(mailbox.mailbox, (mailbox.page, mailbox.delta));
+                    }
                 }
                 at += len as u64;
             }

@@ -506,6 +506,29 @@ fn one_client_without_pause_leaves_no_idle_marks() {
 }
 
 #[test]
+fn a_start_reads_no_more_of_the_log_than_it_replays() {
+    near_and_far(|| {
+        let sim = machine(11, async |node: Node| {
+            for round in 0..12 {
+                for number in 0..=round {
+                    node.deliver(round * 100 + number).await;
+                }
+                node.shard.checkpoint().await.unwrap();
+            }
+            for number in 0..5 {
+                node.deliver(9000 + number).await;
+            }
+        });
+        again(&sim, async |node: Node| {
+            assert_eq!((node.report.unlisted_records, node.report.records), (0, 5));
+            assert_eq!(node.bodies(node.shard.mailbox(node.account, "INBOX").unwrap()).await.len(), 78 + 5);
+            node.worker.stop().await.unwrap();
+        });
+        check_everything(&sim).unwrap_or_else(|found| panic!("{}", found.0));
+    });
+}
+
+#[test]
 fn a_poisoned_log_acknowledges_nothing() {
     near_and_far(|| {
         for seed in 0..60 {

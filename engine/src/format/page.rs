@@ -4,10 +4,11 @@
 use rkyv::rancor;
 use rkyv::util::AlignedVec;
 
-use super::codec::{Input, Wire};
+use super::codec::{Input, Wire, wire_struct};
 use super::frame::{FrameInfo, Packer, Unpacker};
+use super::segment::FooterEntry;
 use super::{FORMAT_VERSION, FormatError, checksum, verify_checksum};
-use crate::ids::Lsn;
+use crate::ids::{Epoch, Lsn, SegmentId};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"PHPG");
 /// Magic, checksum, version and kind, codec, lengths, as-of LSN, owner.
@@ -24,13 +25,13 @@ pub enum PageKind {
     MailboxDelta = 2,
     Accounts = 3,
     Directory = 4,
+    Records = 5,
 }
 
 impl PageKind {
     fn from_number(number: u16) -> Option<Self> {
-        [Self::Mailbox, Self::MailboxDelta, Self::Accounts, Self::Directory]
-            .into_iter()
-            .find(|&kind| kind as u16 == number)
+        let all = [Self::Mailbox, Self::MailboxDelta, Self::Accounts, Self::Directory, Self::Records];
+        all.into_iter().find(|&kind| kind as u16 == number)
     }
 }
 
@@ -164,6 +165,27 @@ pub struct DirectoryAccount {
     pub uid_validity_floor: u32,
 }
 
+/// Records of the segment in which replay begins, before where it does: its footer lists them once it is sealed. Stands in a
+/// directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordsPage {
+    pub segment: SegmentId,
+    pub epoch: Epoch,
+    /// The ordinal of the first; those before it stand in earlier pages.
+    pub first: u32,
+    /// Every record before this offset is in this page or in those before it.
+    pub end: u64,
+    pub entries: Vec<FooterEntry>,
+}
+wire_struct!(RecordsPage { segment: SegmentId, epoch: Epoch, first: u32, end: u64, entries: Vec<FooterEntry> });
+
+/// What a page of a directory holds.
+pub enum DirectoryPart {
+    /// The archive of a [`DirectoryPage`].
+    Entries(AlignedVec),
+    Records(RecordsPage),
+}
+
 /// A page's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageHeader {
@@ -225,6 +247,21 @@ pub fn open_page(
         return Err(FormatError::Misplaced { what: "index page", detail });
     }
     Ok((header, archive))
+}
+
+/// Verifies the page of a directory that starts with `bytes`; gives what it holds and its length. The archive is not validated.
+pub fn open_directory_page(bytes: &[u8], unpacker: &mut Unpacker) -> Result<(DirectoryPart, usize), FormatError> {
+    const WHAT: &str = "index page";
+    let (header, archive, len) = open_page_at(bytes, unpacker)?;
+    let part = match header.kind {
+        PageKind::Directory => DirectoryPart::Entries(archive),
+        PageKind::Records => {
+            let page = RecordsPage::decode(&archive).map_err(|source| FormatError::Decode { what: WHAT, source })?;
+            DirectoryPart::Records(page)
+        }
+        kind => return Err(FormatError::Misplaced { what: WHAT, detail: format!("{kind:?} in the directory") }),
+    };
+    Ok((part, len))
 }
 
 /// The length that a page claims to have, verified or not.

@@ -10,7 +10,7 @@ use posthaste_engine::format::checksum;
 use posthaste_engine::format::dictionary::{Dictionary, DictionaryKind};
 use posthaste_engine::format::frame::{FrameInfo, Unpacker, codec_id};
 use posthaste_engine::format::manifest::Manifest;
-use posthaste_engine::format::page::open_page_at;
+use posthaste_engine::format::page::open_directory_page;
 use posthaste_engine::format::record::{Record, RecordHeader};
 use posthaste_engine::format::segment::{SegmentHeader, Trailer};
 use posthaste_engine::ids::{Epoch, Position};
@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
         20 => drop(BatchHeader::decode(data, Position::default(), Epoch::default())),
         21 => drop(decode_touches(data)),
         22 => drop(Manifest::from_bytes(data)),
-        23 => drop(open_page_at(data, &mut Unpacker::default())),
+        23 => drop(open_directory_page(data, &mut Unpacker::default())),
         24 => drop(RecordHeader::decode(data)),
         25 => drop(SegmentHeader::decode_some(data)),
         26 => drop(Trailer::decode(data, data.len() as u64)),

@@ -3,21 +3,24 @@
 //! A checkpoint is fuzzy: each mailbox's page is its published state at the moment it was written, with the LSN of that
 //! moment, and replay ignores what a page already has. The log is replayed from where it stood when the checkpoint began.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::accounts::AccountState;
-use crate::error::{Damage, EngineError};
+use crate::error::{Damage, EngineError, Refusal};
 use crate::format::codec::Wire;
+use crate::format::frame::Packer;
 use crate::format::manifest::IndexEntry;
 use crate::format::page::{
-    DeltaChange, DeltaPage, DirectoryEntry, DirectoryPage, PageKind, PageLocation, RecordsPage, archive, put_page,
+    DeltaChange, DeltaPage, DirectoryEntry, DirectoryPage, MailboxPage, PageKind, PageLocation, RecordsPage, archive,
+    put_page,
 };
 use crate::format::segment::FooterEntry;
 use crate::format::{BLOCK_BYTES, FormatError, round_up_to_block};
 use crate::ids::{AccountId, Lsn, MailboxId, Position};
-use crate::index::Change;
+use crate::index::{Change, MailboxIndex};
 use crate::indexes::is_damage;
+use crate::join::join_all;
 use crate::planted::{self, Bug};
 use crate::shard::{Log, Shard};
 use crate::slots::{SLOTS_AT_ONCE, Slot, SlotRef};
@@ -34,7 +37,7 @@ const DIRECTORIES_MAX: usize = 32;
 /// checkpoint, about.
 const BLOBS_MAX: usize = 32;
 const MAILBOXES_MOVED_MAX: usize = 1 << 16;
-/// Slots and accounts that take over new pages in one turn.
+/// Slots and accounts that take over new pages at once.
 const SLOTS_TAKEN_OVER: usize = 256;
 /// Entries of one directory page.
 const ENTRIES_PER_PAGE: usize = 512;
@@ -42,9 +45,20 @@ const ENTRIES_PER_PAGE: usize = 512;
 const RECORDS_PER_PAGE: usize = 8192;
 /// A directory page of accounts is closed at this size.
 const ACCOUNTS_PAGE_BYTES: usize = 256 << 10;
-/// A checkpoint lets other tasks run after so many mailboxes, at least and at most.
-const MAILBOXES_MIN: usize = 16;
-const MAILBOXES_MAX: usize = 1024;
+/// A checkpoint lets other tasks run after so many steps, at least and at most. A step is what the page of a small mailbox takes,
+/// some 15 us.
+const STEPS_MIN: usize = 16;
+const STEPS_MAX: usize = 1024;
+/// What larger pieces of work take: 512 entries of a directory, 256 slots that take over their pages, 1,024 that are looked at.
+const PIECE_STEPS: usize = 16;
+/// The pages of mailboxes that have more messages are compressed on another thread.
+const MESSAGES_PACKED_HERE: usize = 4096;
+/// Mailboxes whose pages are read at the same time, at most, and the bytes of these pages, unless one alone has more.
+const READS_MAX: usize = 128;
+const READ_BYTES_MAX: usize = 1 << 20;
+/// The least and the most that a checkpoint takes of the worker while others want it, in eighths of what they get.
+const EIGHTHS_MIN: u64 = 1;
+const EIGHTHS_MAX: u64 = 8;
 
 /// Pages being put together in parts.
 struct Pages {
@@ -83,22 +97,89 @@ impl Pages {
 }
 
 /// How far a checkpoint goes before it lets other tasks run.
-struct Turn {
+struct Pace {
+    /// Steps that are left of this turn.
     left: usize,
-    mailboxes: usize,
+    steps: usize,
     begun: Duration,
+}
+
+/// A checkpoint being written.
+struct Writing {
+    blob: u32,
+    as_of: Lsn,
+    pages: Pages,
+    pace: Pace,
+    written: Vec<Written>,
+    /// How the pages that are written change the number of those in use, by blob.
+    in_use: BTreeMap<u32, i32>,
+}
+
+/// What is to be written of a mailbox.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// What stands in the directory.
+    Entry,
+    Delta,
+    Page,
+}
+
+/// What was read of a mailbox for that.
+struct Basis {
+    pages: (PageLocation, PageLocation),
+    read: Read,
+}
+
+enum Read {
+    Nothing,
+    Delta(Vec<DeltaChange>),
+    Index(Box<MailboxIndex>),
+}
+
+/// A mailbox has changed so that something else must be read first.
+struct Changed;
+
+/// What a page is to hold.
+enum Contents {
+    /// Only what stands in the directory has changed.
+    Nothing,
+    Page(MailboxPage),
+    Delta(DeltaPage),
 }
 
 /// A mailbox's page in the new blob, to be taken over once the manifest is committed.
 struct Written {
     mailbox: MailboxId,
     as_of: Lsn,
+    /// The pages that these replace.
+    replaced: [PageLocation; 2],
     /// Changes of the delta that are in the page.
     changes: usize,
     page: PageLocation,
     delta: PageLocation,
     /// The page has been written, and has everything.
     whole: bool,
+}
+
+impl Default for Basis {
+    fn default() -> Self {
+        Self { pages: Default::default(), read: Read::Nothing }
+    }
+}
+
+impl Wanted {
+    fn of(slot: &Slot) -> Self {
+        if slot.rewrite || slot.moves {
+            return Self::Page;
+        }
+        if slot.delta.is_empty() {
+            return Self::Entry;
+        }
+        let (page, delta_page) = slot.pages();
+        let new_bytes: usize = slot.delta.iter().map(|(_, change)| delta_bytes(change)).sum();
+        let outgrown = new_bytes + delta_page.len as usize > DELTA_BYTES_MAX.max(page.len as usize / 8);
+        if page.is_none() || outgrown { Self::Page } else { Self::Delta }
+    }
 }
 
 impl Written {
@@ -180,34 +261,27 @@ impl<S: Storage> Shard<S> {
             }
             self.carry_receipts_over().await?;
         }
-        self.move_some_pages().await;
-        let dirty: Vec<MailboxId> = {
-            let state = inner.state.borrow();
-            state.slots.in_use().filter(|(_, slot)| slot.dirty).map(|(mailbox, _)| mailbox).collect()
+        let mut writing = Writing {
+            blob,
+            as_of,
+            pages: Pages::new(),
+            pace: Pace { left: 0, steps: STEPS_MIN, begun: inner.storage.now() },
+            written: Vec::new(),
+            in_use: BTreeMap::new(),
         };
-        let mut pages = Pages::new();
-        let mut written: Vec<Written> = Vec::new();
-        let mut turn = Turn { left: 0, mailboxes: MAILBOXES_MIN, begun: inner.storage.now() };
-        for mailbox in dirty {
-            if turn.left == 0 {
-                self.next_turn(&mut turn).await;
-            }
-            turn.left -= 1;
-            if let Some(page) = self.write_mailbox(mailbox, blob, &mut pages).await? {
-                written.push(page);
-            }
-        }
-        let directory_offset = pages.offset;
-        let directory = self.write_directory(&mut pages, as_of, full, &written).await?;
-        self.write_records(&mut pages, as_of, replay_from, &records).await?;
-        let directory_len = pages.offset - directory_offset;
+        self.move_some_pages(&mut writing.pace).await;
+        self.write_mailboxes(&mut writing).await?;
+        let directory_offset = writing.pages.offset;
+        let directory = self.write_directory(&mut writing, full).await?;
+        self.write_records(&mut writing, replay_from, &records).await?;
+        let directory_len = writing.pages.offset - directory_offset;
         let epoch = inner.epoch;
         let name = BlobName::Index { blob, epoch };
-        inner.blobs.put(name, std::mem::take(&mut pages.parts)).await?;
+        inner.blobs.put(name, std::mem::take(&mut writing.pages.parts)).await?;
 
         let entry = IndexEntry { blob, epoch, directory_offset, directory_len, full };
         let mut unused = Vec::new();
-        let used = self.blobs_in_use(&written, blob);
+        let used = self.blobs_in_use(&writing);
         // Pages may already say where compaction has moved records.
         let compacted = inner.compaction.to_commit();
         let committed = self.commit_manifest(|manifest| {
@@ -239,8 +313,8 @@ impl<S: Storage> Shard<S> {
         if compacted.is_some() {
             inner.compaction.committed();
         }
-        self.take_over(written, full, directory).await;
-        // Indexes have grown since they were loaded, some of them for the checkpoint alone.
+        self.take_over(&mut writing, full, directory).await;
+        // Indexes have grown since they were loaded.
         self.count_indexes();
         self.evict_indexes();
         {
@@ -262,102 +336,184 @@ impl<S: Storage> Shard<S> {
         Ok(())
     }
 
-    /// Lets other tasks run, and takes an eighth of their time for the next mailboxes: less, and a busy shard's checkpoint
-    /// would never end.
-    async fn next_turn(&self, turn: &mut Turn) {
+    /// Waits for `event` and lets other tasks run, and decides how much is to be done before that happens again: for an eighth of
+    /// the time that the others took, or a busy shard's checkpoint would never end; for as much as they took when the log has
+    /// outgrown `checkpoint_bytes` by far, since a start replays it.
+    async fn next_turn<T>(&self, pace: &mut Pace, event: impl Future<Output = T>) -> T {
         let storage = &self.0.storage;
         let ended = storage.now();
         storage.yield_now().await;
+        let result = event.await;
         let begun = storage.now();
-        let (took, away) = ((ended - turn.begun).as_micros().max(1), (begun - ended).as_micros());
-        let share = turn.mailboxes as u128 * away / (8 * took);
-        turn.mailboxes = (share as usize).clamp(MAILBOXES_MIN, MAILBOXES_MAX);
-        (turn.left, turn.begun) = (turn.mailboxes, begun);
+        let (took, away) = ((ended - pace.begun).as_micros().max(1), (begun - ended).as_micros());
+        let eighths = eighths(self.0.log.borrow().bytes_since_checkpoint, self.0.config.checkpoint_bytes);
+        let done = pace.steps.saturating_sub(pace.left).max(1);
+        let share = done as u128 * away * u128::from(eighths) / (8 * took);
+        pace.steps = (share as usize).clamp(STEPS_MIN, STEPS_MAX);
+        (pace.left, pace.begun) = (pace.steps, begun);
+        result
+    }
+
+    /// Notes steps that have been made, and lets other tasks run if it is time to.
+    async fn made(&self, steps: usize, pace: &mut Pace) {
+        pace.left = pace.left.saturating_sub(steps);
+        if pace.left == 0 {
+            self.next_turn(pace, std::future::ready(())).await;
+        }
+    }
+
+    /// Writes the pages of all mailboxes that have changed.
+    async fn write_mailboxes(&self, writing: &mut Writing) -> Result<(), EngineError> {
+        let mut dirty: Vec<MailboxId> = Vec::new();
+        let mut next = Some(MailboxId(0));
+        while let Some(from) = next {
+            {
+                let state = self.0.state.borrow();
+                let mut slots = state.slots.in_use_from(from);
+                let some = slots.by_ref().take(SLOTS_AT_ONCE).filter(|(_, slot)| slot.dirty);
+                dirty.extend(some.map(|(mailbox, _)| mailbox));
+                next = slots.next().map(|(mailbox, _)| mailbox);
+            }
+            self.made(PIECE_STEPS, &mut writing.pace).await;
+        }
+        let mut dirty = &dirty[..];
+        while !dirty.is_empty() {
+            let (some, rest) = dirty.split_at(self.readable_at_once(dirty, writing.pace.steps.min(READS_MAX)));
+            dirty = rest;
+            let reads = join_all(some.iter().map(|mailbox| self.read_basis(*mailbox)));
+            let bases = self.next_turn(&mut writing.pace, reads).await;
+            for (mailbox, basis) in some.iter().zip(bases) {
+                self.write_mailbox(*mailbox, basis?, writing).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many of the next mailboxes may be read at the same time.
+    fn readable_at_once(&self, mailboxes: &[MailboxId], most: usize) -> usize {
+        let state = self.0.state.borrow();
+        let mut bytes = 0;
+        let fits = mailboxes.iter().take(most).take_while(|mailbox| {
+            let pages = state.slots.get(mailbox).filter(|slot| slot.index.is_none()).map(|slot| slot.pages());
+            bytes += pages.map_or(0, |(page, delta_page)| page.len as usize + delta_page.len as usize);
+            bytes <= READ_BYTES_MAX
+        });
+        fits.count().max(1)
+    }
+
+    /// Reads what the page or delta page of a mailbox needs that is not in memory.
+    async fn read_basis(&self, mailbox: MailboxId) -> Result<Basis, EngineError> {
+        loop {
+            let (wanted, pages, has_index) = {
+                let state = self.0.state.borrow();
+                let Some(slot) = state.slots.get(&mailbox) else { return Ok(Basis::default()) };
+                (Wanted::of(&slot), slot.pages(), slot.index.is_some())
+            };
+            let read = match wanted {
+                Wanted::Page if !has_index => match self.assemble_index(mailbox, pages).await {
+                    Err(error) if is_damage(&error) => {
+                        match self.load_index(mailbox).await {
+                            Err(EngineError::Refused(Refusal::NoSuchMailbox)) => {}
+                            loaded => loaded?,
+                        }
+                        Read::Nothing
+                    }
+                    index => Read::Index(Box::new(index?)),
+                },
+                Wanted::Delta => match self.read_delta(mailbox, pages.1).await {
+                    Err(error) if is_damage(&error) => {
+                        if let Some(slot) = self.0.state.borrow_mut().slots.get_mut(&mailbox) {
+                            slot.rewrite = true;
+                        }
+                        continue;
+                    }
+                    older => Read::Delta(older?),
+                },
+                Wanted::Page | Wanted::Entry => Read::Nothing,
+            };
+            return Ok(Basis { pages, read });
+        }
     }
 
     /// Writes the page or delta page of one mailbox, if it still exists.
     async fn write_mailbox(
         &self,
         mailbox: MailboxId,
-        blob: u32,
-        pages: &mut Pages,
-    ) -> Result<Option<Written>, EngineError> {
-        let inner = &self.0;
-        loop {
-            let (page, delta_page, unchanged, rewrite, delta_bytes) = {
-                let state = inner.state.borrow();
-                let Some(slot) = state.slots.get(&mailbox) else { return Ok(None) };
-                let new_bytes: usize = slot.delta.iter().map(|(_, change)| delta_bytes(change)).sum();
-                let (page, delta_page) = slot.pages();
-                let delta_bytes = new_bytes + delta_page.len as usize;
-                let rewrite = slot.rewrite || slot.moves;
-                (page, delta_page, slot.delta.is_empty() && !rewrite, rewrite, delta_bytes)
-            };
-            let outgrown = page.is_none() || delta_bytes > DELTA_BYTES_MAX.max(page.len as usize / 8);
-            let wants_page = rewrite || (!unchanged && outgrown);
-            let mut older = Vec::new();
-            if wants_page {
-                self.load_index(mailbox).await?;
-            } else if !unchanged {
-                older = match self.read_delta(mailbox, delta_page).await {
-                    Err(error) if is_damage(&error) => {
-                        if let Some(slot) = inner.state.borrow_mut().slots.get_mut(&mailbox) {
-                            slot.rewrite = true;
-                        }
-                        continue;
-                    }
-                    older => older?,
-                };
+        mut basis: Basis,
+        writing: &mut Writing,
+    ) -> Result<(), EngineError> {
+        let (mut written, contents) = loop {
+            match self.look_at_mailbox(mailbox, basis) {
+                Ok(Some(found)) => break found,
+                Ok(None) => return Ok(()),
+                Err(Changed) => basis = self.read_basis(mailbox).await?,
             }
-            // From here to the end of the turn nothing awaits: page, LSN and number of changes belong together.
-            let state = inner.state.borrow();
-            let Some(slot) = state.slots.get(&mailbox) else { return Ok(None) };
-            if unchanged && slot.delta.is_empty() && !slot.rewrite && !slot.moves {
-                // Only what stands in the directory has changed.
-                let (page, delta) = slot.pages();
-                return Ok(Some(Written { mailbox, as_of: slot.meta.as_of, changes: 0, page, delta, whole: false }));
+        };
+        let as_of = written.as_of;
+        let packed = match contents {
+            Contents::Nothing => None,
+            Contents::Page(page) if page.messages.len() > MESSAGES_PACKED_HERE => {
+                let pack = move || pack_page(mailbox, as_of, &Contents::Page(page), &mut Packer::default());
+                Some(self.0.storage.background(pack).await)
             }
-            if unchanged || (wants_page && slot.index.is_none()) {
-                continue;
-            }
-            let mut as_of = slot.meta.as_of;
-            if planted::is_on(Bug::CheckpointPendingTip) && slot.tip.is_some() {
-                as_of = Lsn(as_of.0 + 64);
-            }
-            let mut bytes = Vec::new();
-            let mut packer = inner.packer.borrow_mut();
-            let kind = if let Some(index) = slot.index.as_ref().filter(|_| wants_page) {
-                let page = archive(&index.to_page());
-                put_page(PageKind::Mailbox, as_of, mailbox.0, &page, &mut packer, &mut bytes)
-                    .map_err(|error| self.unwritable(mailbox, error))?;
-                PageKind::Mailbox
-            } else {
-                let newer = slot.delta.iter();
-                older.extend(newer.map(|(lsn, change)| DeltaChange { lsn: lsn.0, payload: change.encode() }));
-                let delta = archive(&DeltaPage { changes: older });
-                put_page(PageKind::MailboxDelta, as_of, mailbox.0, &delta, &mut packer, &mut bytes)
-                    .map_err(|error| self.unwritable(mailbox, error))?;
-                PageKind::MailboxDelta
-            };
-            let offset = pages.push(&bytes);
-            let place = PageLocation { blob, epoch: inner.epoch.0, offset, len: bytes.len() as u32 };
-            let (page, delta) =
-                if kind == PageKind::Mailbox { (place, PageLocation::default()) } else { (page, place) };
-            let whole = kind == PageKind::Mailbox;
-            return Ok(Some(Written { mailbox, as_of, changes: slot.delta.len(), page, delta, whole }));
+            contents => Some(pack_page(mailbox, as_of, &contents, &mut self.0.packer.borrow_mut())),
+        };
+        if let Some(packed) = packed {
+            let bytes = packed.map_err(|error| self.unwritable(mailbox, error))?;
+            let offset = writing.pages.push(&bytes);
+            let place = PageLocation { blob: writing.blob, epoch: self.0.epoch.0, offset, len: bytes.len() as u32 };
+            let [page, _] = written.replaced;
+            (written.page, written.delta) =
+                if written.whole { (place, PageLocation::default()) } else { (page, place) };
         }
+        let replaced = written.replaced.into_iter().map(|page| (page, -1));
+        let new = [written.page, written.delta].into_iter().map(|page| (page, 1));
+        for (page, by) in replaced.chain(new).filter(|(page, _)| !page.is_none()) {
+            *writing.in_use.entry(page.blob).or_default() += by;
+        }
+        writing.written.push(written);
+        writing.pace.left = writing.pace.left.saturating_sub(1);
+        Ok(())
+    }
+
+    /// What is to be written of a mailbox, if it still exists. Contents, LSN and number of changes belong together.
+    fn look_at_mailbox(&self, mailbox: MailboxId, basis: Basis) -> Result<Option<(Written, Contents)>, Changed> {
+        let state = self.0.state.borrow();
+        let Some(slot) = state.slots.get(&mailbox) else { return Ok(None) };
+        let (page, delta) = slot.pages();
+        let is_current = basis.pages == slot.pages();
+        let contents = match (Wanted::of(&slot), basis.read) {
+            (Wanted::Entry, _) => Contents::Nothing,
+            (Wanted::Page, read) => match (&slot.index, read) {
+                (Some(index), _) => Contents::Page(index.to_page()),
+                (None, Read::Index(mut index)) if is_current => {
+                    slot.delta.iter().for_each(|(_, change)| index.apply(change));
+                    Contents::Page(index.to_page())
+                }
+                _ => return Err(Changed),
+            },
+            (Wanted::Delta, Read::Delta(mut changes)) if is_current => {
+                let newer = slot.delta.iter();
+                changes.extend(newer.map(|(lsn, change)| DeltaChange { lsn: lsn.0, payload: change.encode() }));
+                Contents::Delta(DeltaPage { changes })
+            }
+            (Wanted::Delta, _) => return Err(Changed),
+        };
+        let mut as_of = slot.meta.as_of;
+        if planted::is_on(Bug::CheckpointPendingTip) && slot.tip.is_some() && !matches!(contents, Contents::Nothing) {
+            as_of = Lsn(as_of.0 + 64);
+        }
+        let whole = matches!(contents, Contents::Page(_));
+        let changes = slot.delta.len();
+        let written = Written { mailbox, as_of, replaced: [page, delta], changes, page, delta, whole };
+        Ok(Some((written, contents)))
     }
 
     /// Appends the directory: of all mailboxes and accounts, or of those that have changed. Other tasks run between its pages,
     /// each of which is as of when it was written, like all pages.
-    async fn write_directory(
-        &self,
-        pages: &mut Pages,
-        as_of: Lsn,
-        full: bool,
-        written: &[Written],
-    ) -> Result<Directory, EngineError> {
+    async fn write_directory(&self, writing: &mut Writing, full: bool) -> Result<Directory, EngineError> {
         let inner = &self.0;
+        let written = std::mem::take(&mut writing.written);
         let known = inner.state.borrow().as_of;
         let mut next = Some(MailboxId(0)).filter(|_| full);
         let mut with_mailboxes: BTreeSet<AccountId> = BTreeSet::new();
@@ -375,7 +531,7 @@ impl<S: Storage> Shard<S> {
                 next = slots.next().map(|(mailbox, _)| mailbox);
                 add_accounts(&mut page, &state, &mut with_mailboxes, full);
             }
-            self.put_directory(pages, as_of, page).await?;
+            self.put_directory(writing, page).await?;
         }
         for chunk in written.chunks(ENTRIES_PER_PAGE).take_while(|_| !full) {
             let mut page = DirectoryPage::default();
@@ -385,7 +541,7 @@ impl<S: Storage> Shard<S> {
                 page.mailboxes = chunk.iter().filter_map(entry_of).collect();
                 add_accounts(&mut page, &state, &mut with_mailboxes, full);
             }
-            self.put_directory(pages, as_of, page).await?;
+            self.put_directory(writing, page).await?;
         }
         // Deletions come after whatever was said of the mailboxes before.
         let deleted: Vec<(MailboxId, Lsn)> =
@@ -398,7 +554,7 @@ impl<S: Storage> Shard<S> {
                 ..DirectoryEntry::default()
             };
             let mailboxes = chunk.iter().map(entry_of).collect();
-            self.put_directory(pages, as_of, DirectoryPage { mailboxes, ..DirectoryPage::default() }).await?;
+            self.put_directory(writing, DirectoryPage { mailboxes, ..DirectoryPage::default() }).await?;
         }
         let mut next = Some(AccountId(0)).filter(|_| full);
         while let Some(from) = next {
@@ -409,8 +565,8 @@ impl<S: Storage> Shard<S> {
                 next = accounts.next();
                 some.into_iter().filter(|account| !with_mailboxes.contains(account)).collect()
             };
-            self.write_accounts(pages, as_of, &others).await?;
-            inner.storage.yield_now().await;
+            self.write_accounts(writing, &others).await?;
+            self.made(PIECE_STEPS, &mut writing.pace).await;
         }
         if !full {
             let others: Vec<AccountId> = {
@@ -418,7 +574,7 @@ impl<S: Storage> Shard<S> {
                 let dirty = state.accounts.in_use().filter(|(_, account)| account.dirty).map(|(account, _)| account);
                 dirty.filter(|account| !with_mailboxes.contains(account)).collect()
             };
-            self.write_accounts(pages, as_of, &others).await?;
+            self.write_accounts(writing, &others).await?;
         }
         let changed: Vec<AccountId> = inner.state.borrow().directory_changed.iter().copied().collect();
         if full {
@@ -431,15 +587,16 @@ impl<S: Storage> Shard<S> {
                     next = records.next();
                     some
                 };
-                self.write_account_records(pages, as_of, &some).await?;
+                self.write_account_records(writing, &some).await?;
             }
         } else {
-            self.write_account_records(pages, as_of, &changed).await?;
+            self.write_account_records(writing, &changed).await?;
         }
+        writing.written = written;
         Ok(Directory { known, changed })
     }
 
-    async fn write_accounts(&self, pages: &mut Pages, as_of: Lsn, accounts: &[AccountId]) -> Result<(), EngineError> {
+    async fn write_accounts(&self, writing: &mut Writing, accounts: &[AccountId]) -> Result<(), EngineError> {
         let mut accounts = accounts.iter().peekable();
         while accounts.peek().is_some() {
             let mut page = DirectoryPage::default();
@@ -453,35 +610,33 @@ impl<S: Storage> Shard<S> {
                 bytes += bytes_of(&account);
                 page.accounts.push(account.to_entry(*id));
             }
-            self.put_directory(pages, as_of, page).await?;
+            self.put_directory(writing, page).await?;
         }
         Ok(())
     }
 
-    async fn write_account_records(
-        &self,
-        pages: &mut Pages,
-        as_of: Lsn,
-        records: &[AccountId],
-    ) -> Result<(), EngineError> {
+    async fn write_account_records(&self, writing: &mut Writing, records: &[AccountId]) -> Result<(), EngineError> {
         for chunk in records.chunks(ENTRIES_PER_PAGE) {
             let directory = {
                 let state = self.0.state.borrow();
                 chunk.iter().filter_map(|id| state.directory_entry(*id)).collect()
             };
-            self.put_directory(pages, as_of, DirectoryPage { directory, ..DirectoryPage::default() }).await?;
+            self.put_directory(writing, DirectoryPage { directory, ..DirectoryPage::default() }).await?;
         }
         Ok(())
     }
 
     /// Appends a page of the directory, and lets other tasks run.
-    async fn put_directory(&self, pages: &mut Pages, as_of: Lsn, page: DirectoryPage) -> Result<(), EngineError> {
-        let inner = &self.0;
+    async fn put_directory(&self, writing: &mut Writing, page: DirectoryPage) -> Result<(), EngineError> {
+        self.append_page(writing, PageKind::Directory, &archive(&page)).await
+    }
+
+    async fn append_page(&self, writing: &mut Writing, kind: PageKind, archive: &[u8]) -> Result<(), EngineError> {
         let mut bytes = Vec::new();
-        put_page(PageKind::Directory, as_of, 0, &archive(&page), &mut inner.packer.borrow_mut(), &mut bytes)
+        put_page(kind, writing.as_of, 0, archive, &mut self.0.packer.borrow_mut(), &mut bytes)
             .map_err(|error| self.unwritable(MailboxId(0), error))?;
-        pages.append(&bytes);
-        inner.storage.yield_now().await;
+        writing.pages.append(&bytes);
+        self.made(PIECE_STEPS, &mut writing.pace).await;
         Ok(())
     }
 
@@ -489,8 +644,7 @@ impl<S: Storage> Shard<S> {
     /// that for the segment's footer.
     async fn write_records(
         &self,
-        pages: &mut Pages,
-        as_of: Lsn,
+        writing: &mut Writing,
         replay_from: Position,
         records: &NewRecords,
     ) -> Result<(), EngineError> {
@@ -502,11 +656,7 @@ impl<S: Storage> Shard<S> {
             let end = chunks.peek().map_or(replay_from.offset, |next| u64::from(next[0].offset_units) * 8);
             let count = entries.len() as u32;
             let page = RecordsPage { segment: replay_from.segment, epoch: inner.epoch, first, end, entries };
-            let mut bytes = Vec::new();
-            put_page(PageKind::Records, as_of, 0, &page.encode(), &mut inner.packer.borrow_mut(), &mut bytes)
-                .map_err(|error| self.unwritable(MailboxId(0), error))?;
-            pages.append(&bytes);
-            inner.storage.yield_now().await;
+            self.append_page(writing, PageKind::Records, &page.encode()).await?;
             first += count;
             if chunks.peek().is_none() {
                 return Ok(());
@@ -519,29 +669,29 @@ impl<S: Storage> Shard<S> {
         Damage { place, error }.into()
     }
 
-    /// The blobs whose pages are in use once `written` is taken over.
-    fn blobs_in_use(&self, written: &[Written], blob: u32) -> BTreeSet<u32> {
+    /// The blobs whose pages are in use once what was written is taken over.
+    fn blobs_in_use(&self, writing: &Writing) -> BTreeSet<u32> {
         let state = self.0.state.borrow();
         let mut counts = state.slots.pages_by_blob().clone();
-        let mut count = |page: PageLocation, by: i32| {
-            if !page.is_none() {
-                let count = counts.entry(page.blob).or_default();
-                *count = count.wrapping_add_signed(by);
-            }
+        let mut count = |blob: u32, by: i32| {
+            let count = counts.entry(blob).or_default();
+            *count = count.wrapping_add_signed(by);
         };
-        for written in written {
-            let Some(slot) = state.slots.get(&written.mailbox) else { continue };
-            let (page, delta_page) = slot.pages();
-            [page, delta_page].into_iter().for_each(|page| count(page, -1));
-            [written.page, written.delta].into_iter().for_each(|page| count(page, 1));
+        writing.in_use.iter().for_each(|(&blob, &by)| count(blob, by));
+        // Mailboxes that have been deleted meanwhile replace nothing, and have no pages.
+        for mailbox in state.deleted.keys() {
+            let Ok(place) = writing.written.binary_search_by_key(mailbox, |written| written.mailbox) else { continue };
+            let written = &writing.written[place];
+            written.replaced.iter().filter(|page| !page.is_none()).for_each(|page| count(page.blob, 1));
+            [written.page, written.delta].iter().filter(|page| !page.is_none()).for_each(|page| count(page.blob, -1));
         }
         counts.retain(|_, count| *count > 0);
-        counts.into_keys().chain([blob]).collect()
+        counts.into_keys().chain([writing.blob]).collect()
     }
 
     /// Where pages are spread over too many blobs, lets the checkpoint write those of the emptiest anew, or some of them: what it
     /// writes takes memory meanwhile.
-    async fn move_some_pages(&self) {
+    async fn move_some_pages(&self, pace: &mut Pace) {
         let inner = &self.0;
         let emptiest = {
             let state = inner.state.borrow();
@@ -555,23 +705,23 @@ impl<S: Storage> Shard<S> {
             let (more, after) = inner.state.borrow_mut().slots.move_pages_of(emptiest, from, SLOTS_AT_ONCE);
             marked += more;
             next = after.filter(|_| marked < MAILBOXES_MOVED_MAX);
-            inner.storage.yield_now().await;
+            self.made(PIECE_STEPS, pace).await;
         }
     }
 
     /// Lets the slots refer to the pages that are committed now, and drops the changes that these contain. Other tasks run
     /// meanwhile: until its turn comes a slot refers to what it did, which is still there.
-    async fn take_over(&self, written: Vec<Written>, full: bool, directory: Directory) {
+    async fn take_over(&self, writing: &mut Writing, full: bool, directory: Directory) {
         let inner = &self.0;
-        for chunk in written.chunks(SLOTS_TAKEN_OVER) {
+        for chunk in writing.written.chunks(SLOTS_TAKEN_OVER) {
             self.take_over_some(chunk);
-            inner.storage.yield_now().await;
+            self.made(PIECE_STEPS, &mut writing.pace).await;
         }
         let known = directory.known;
         let accounts: Vec<AccountId> = inner.state.borrow().accounts.in_use().map(|(account, _)| account).collect();
         for chunk in accounts.chunks(SLOTS_TAKEN_OVER) {
             inner.state.borrow_mut().accounts.rest_after(chunk, known);
-            inner.storage.yield_now().await;
+            self.made(PIECE_STEPS, &mut writing.pace).await;
         }
         let state = &mut *inner.state.borrow_mut();
         for account in &directory.changed {
@@ -626,6 +776,18 @@ fn add_accounts(page: &mut DirectoryPage, state: &State, added: &mut BTreeSet<Ac
     }
 }
 
+fn pack_page(mailbox: MailboxId, as_of: Lsn, contents: &Contents, packer: &mut Packer) -> Result<Vec<u8>, FormatError> {
+    let mut bytes = Vec::new();
+    match contents {
+        Contents::Nothing => {}
+        Contents::Page(page) => _ = put_page(PageKind::Mailbox, as_of, mailbox.0, &archive(page), packer, &mut bytes)?,
+        Contents::Delta(delta) => {
+            put_page(PageKind::MailboxDelta, as_of, mailbox.0, &archive(delta), packer, &mut bytes)?;
+        }
+    }
+    Ok(bytes)
+}
+
 /// What an account takes in a directory, roughly.
 fn bytes_of(account: &AccountState) -> usize {
     let names = account.subscriptions.iter().map(String::len).sum::<usize>();
@@ -642,6 +804,13 @@ fn wants_full_directory(indexes: &[IndexEntry]) -> bool {
     parts.len() >= DIRECTORIES_MIN && (parts.len() >= DIRECTORIES_MAX || parts_len >= indexes[last].directory_len)
 }
 
+/// How many eighths of the time that other tasks get a checkpoint takes: more with each quarter by which the log since the last
+/// one has outgrown what lets it begin.
+fn eighths(log_bytes: u64, checkpoint_bytes: u64) -> u64 {
+    let quarter = (checkpoint_bytes / 4).max(1);
+    (EIGHTHS_MIN + log_bytes.saturating_sub(checkpoint_bytes) / quarter).min(EIGHTHS_MAX)
+}
+
 /// What a change takes in a delta page, roughly.
 fn delta_bytes(change: &Change) -> usize {
     match change {
@@ -652,5 +821,17 @@ fn delta_bytes(change: &Change) -> usize {
         Change::Relocate(moved) => 24 + 32 * moved.len(),
         Change::Fold { .. } => 96,
         Change::Base(base) => 128 + 96 * (base.placed.len() + base.states.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_of_a_checkpoint_grows_with_the_tail() {
+        let shares = [0, 64, 79, 80, 96, 128, 175, 176, 1000, u64::MAX].map(|log_bytes| eighths(log_bytes, 64));
+        assert_eq!(shares, [1, 1, 1, 2, 3, 5, 7, 8, 8, 8]);
+        assert_eq!(eighths(5, 0), 6);
     }
 }

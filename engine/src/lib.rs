@@ -18,6 +18,7 @@ pub mod ids;
 pub mod index;
 mod indexes;
 pub mod io;
+pub mod join;
 pub mod mailboxes;
 mod message_cache;
 pub mod messages;

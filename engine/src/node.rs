@@ -143,6 +143,20 @@ impl Default for Directory {
 pub(crate) type SharedDirectory = Arc<ArcSwap<Directory>>;
 
 impl Directory {
+    /// Bucket after bucket, each at its size from the beginning.
+    fn of<'a>(records: impl Iterator<Item = &'a Arc<AccountRecord>>) -> Self {
+        let mut by_bucket: Vec<Vec<&Arc<AccountRecord>>> = vec![Vec::new(); BUCKETS];
+        for record in records {
+            by_bucket[Self::bucket_of(&record.name)].push(record);
+        }
+        let mut directory = Self::default();
+        for (bucket, records) in directory.buckets.iter_mut().zip(&by_bucket) {
+            Arc::make_mut(bucket).reserve(records.len());
+        }
+        by_bucket.into_iter().flatten().for_each(|record| directory.put(Arc::clone(record)));
+        directory
+    }
+
     fn bucket_of(name: &str) -> usize {
         crc32fast::hash(name.as_bytes()) as usize % BUCKETS
     }
@@ -322,10 +336,7 @@ impl<S: Storage> Worker<S> {
             worker.0.shards.borrow_mut().insert(shard, opened);
         }
         if let Some(system) = worker.local(SYSTEM_SHARD) {
-            let mut directory = Directory::default();
-            for (_, record) in system.0.state.borrow().directory.values() {
-                directory.put(Arc::clone(record));
-            }
+            let directory = Directory::of(system.0.state.borrow().directory.values().map(|(_, record)| record));
             cluster.directory.store(Arc::new(directory));
             worker.empty_deleted_accounts(&system);
         }

@@ -7,11 +7,8 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::future::Future;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify, oneshot};
@@ -27,6 +24,7 @@ use crate::format::manifest::{Manifest, SegmentEntry};
 use crate::format::record::{Commit, Record, RecordHeader};
 use crate::format::segment::{DICTIONARIES_MAX, Footer, FooterEntry, SegmentHeader};
 use crate::ids::{AccountId, Epoch, Location, Lsn, MailboxId, MessageId, Position, SegmentId, ShardId};
+use crate::join::first_of;
 use crate::message_cache::MessageCache;
 use crate::node::SharedDirectory;
 use crate::planted::{self, Bug};
@@ -427,18 +425,6 @@ impl Log {
     }
 }
 
-/// Waits for the first of two; both may be dropped without loss. Whether it was the second.
-async fn second_of(first: impl Future<Output = ()>, second: impl Future<Output = ()>) -> bool {
-    let (mut first, mut second) = (pin!(first), pin!(second));
-    std::future::poll_fn(|context| {
-        if first.as_mut().poll(context).is_ready() {
-            return Poll::Ready(false);
-        }
-        second.as_mut().poll(context).map(|()| true)
-    })
-    .await
-}
-
 impl<S: Storage> Shard<S> {
     /// Starts the committer on what recovery found.
     pub(crate) fn start(
@@ -679,7 +665,7 @@ impl<S: Storage> Shard<S> {
                 if unmarked {
                     let sleep = self.0.storage.sleep(IDLE_MARK_AFTER);
                     // A wake-up may be left over from a batch that is long committed.
-                    let is_idle = second_of(self.0.work.notified(), sleep).await;
+                    let is_idle = !first_of(self.0.work.notified(), sleep).await;
                     if is_idle && !self.0.log.borrow().building.wanted && !self.0.log.borrow().stopping {
                         self.mark_durable().await;
                     }

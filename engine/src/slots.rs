@@ -585,6 +585,11 @@ impl Slots {
         self.in_use.iter().map(|(mailbox, slot)| (*mailbox, &**slot))
     }
 
+    /// Those in use from a mailbox on, ascending.
+    pub fn in_use_from(&self, from: MailboxId) -> impl Iterator<Item = (MailboxId, &Slot)> {
+        self.in_use.range(from..).map(|(mailbox, slot)| (*mailbox, &**slot))
+    }
+
     pub fn in_use_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
         self.in_use.values_mut().map(Box::as_mut)
     }

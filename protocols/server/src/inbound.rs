@@ -21,13 +21,14 @@ use posthaste_engine::format::frame::{FRAME_RAW_BYTES_MAX, Packer};
 use posthaste_engine::format::record::AccountRecord;
 use posthaste_engine::ids::{AccountId, ShardId};
 use posthaste_engine::io::Runtime;
+use posthaste_engine::join::join_all;
 use posthaste_engine::receipts::ReceiptKey;
 use posthaste_engine::shard::ExpectedDelivery;
 use posthaste_mime::Digest;
 use posthaste_smtp::{Event, Mailbox, Message, Received, Reply, Session, With, write_received, write_return_path};
 
 use crate::config::FullMailbox;
-use crate::connection::{Connection, End, join_all};
+use crate::connection::{Connection, End};
 use crate::listen::Protocol;
 use crate::node::{Context, Counters, Reservation, Shard, Storage};
 use crate::usage::metered;

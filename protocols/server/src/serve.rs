@@ -388,7 +388,7 @@ async fn wait_for_end(context: &Rc<Context>, at_most: Duration) {
         }
         let ended = context.ended.notified();
         // A connection may have come to rest without ending, just before the interruption.
-        crate::connection::first_of(ended, context.io.sleep(left.min(Duration::from_millis(100)))).await;
+        posthaste_engine::join::first_of(ended, context.io.sleep(left.min(Duration::from_millis(100)))).await;
         context.connections().iter().for_each(|connection| connection.interrupt());
     }
 }

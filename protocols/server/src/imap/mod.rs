@@ -25,6 +25,7 @@ use posthaste_engine::format::record::AccountRecord;
 use posthaste_engine::ids::{ModSeq, Uid};
 use posthaste_engine::index::MailboxIndex;
 use posthaste_engine::io::Runtime;
+use posthaste_engine::join::first_of;
 use posthaste_imap::command::{self, Command, ParseOptions, Tagged};
 use posthaste_imap::frame::{Event, Expect, Frame, Framer, Limits};
 use posthaste_imap::response::{Code, FetchWriter, Status, write_numbered, write_tagged, write_untagged};
@@ -32,7 +33,7 @@ use posthaste_imap::session::State;
 use posthaste_imap::types::SequenceSet;
 use roaring::RoaringBitmap;
 
-use crate::connection::{Connection, End, Moving, first_of};
+use crate::connection::{Connection, End, Moving};
 use crate::limits;
 use crate::node::{Context, Reservation, Shard};
 use crate::usage::metered;

@@ -22,10 +22,11 @@ use posthaste_engine::flags::UidSet;
 use posthaste_engine::format::record::AccountRecord;
 use posthaste_engine::ids::{AccountId, MailboxId};
 use posthaste_engine::io::Runtime;
+use posthaste_engine::join::join_all;
 use posthaste_imap::{decode_base64, decode_sasl_plain};
 use posthaste_pop3::{Code, Credentials, Event, Maildrop, Message, Refusal, Security, Session, Update};
 
-use crate::connection::{Connection, End, Moving, join_all};
+use crate::connection::{Connection, End, Moving};
 use crate::limits;
 use crate::listen::Protocol;
 use crate::login::{LogIn, log_in};

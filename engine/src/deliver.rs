@@ -25,7 +25,7 @@ use crate::storage::Storage;
 const DIGEST_BYTES_MAX: usize = 64 << 10;
 
 /// Blocks that are put into the log, or found there, before others have their turn.
-const BLOCKS_PER_TURN: usize = 64;
+const BLOCKS_PER_TURN: usize = 16;
 
 /// A message parsed and compressed once, ready for any number of recipients in any shards.
 pub struct Prepared {
@@ -433,7 +433,7 @@ impl<S: Storage> Shard<S> {
             if number % BLOCKS_PER_TURN == BLOCKS_PER_TURN - 1 {
                 self.0.storage.yield_now().await;
             }
-            self.admit().await?;
+            self.admit_bulk().await?;
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;
             // Of known ones alone the last is written again: the answer takes as many commits as if none were known, and
@@ -474,6 +474,7 @@ impl<S: Storage> Shard<S> {
         log.need(message.dictionaries.as_ref());
         let in_batch = log.push(lsn, 0, Record::Block(block.info), &[&block.stored]);
         let place = RecordPlace::default();
+        log.note_bulk(in_batch);
         log.tell_place(in_batch, &place);
         if block.is_content {
             self.0.recent_blocks.borrow_mut().keep(block.info, &block.stored, lsn, &place);

@@ -87,6 +87,8 @@ impl Default for ShardConfig {
 
 /// Submitters wait while the batch being built is larger than this.
 const BUILDING_BYTES_MAX: usize = 8 << 20;
+/// What one batch has of large bodies, about. Everybody whose changes are in it or wait for it waits for these, too.
+const BULK_BYTES_MAX: usize = 512 << 10;
 /// A batch stops gathering at this size: larger ones add latency and no rate.
 pub(crate) const BATCH_BYTES_GATHERED: usize = 1 << 20;
 /// How often a shard that has used its reserve looks whether there is space again.
@@ -221,6 +223,8 @@ struct Building {
     placed: Vec<(RecordPlace, PlaceInBatch)>,
     /// What frames of the records name, in sets: almost always one.
     dictionaries: Vec<Arc<DictionarySet>>,
+    /// Bytes of large bodies.
+    bulk_bytes: usize,
     /// Somebody waits, or the records must not stay in memory: commit now.
     wanted: bool,
 }
@@ -408,6 +412,11 @@ impl Log {
         PlaceInBatch { offset, len, index }
     }
 
+    /// Notes that a record of the batch is part of a large body.
+    pub(crate) fn note_bulk(&mut self, record: PlaceInBatch) {
+        self.building.bulk_bytes += record.len as usize;
+    }
+
     /// Lets `known` say where a record of the batch lies as soon as that is committed, before any ticket says so.
     pub(crate) fn tell_place(&mut self, place: PlaceInBatch, known: &RecordPlace) {
         self.building.placed.push((Rc::clone(known), place));
@@ -575,12 +584,24 @@ impl<S: Storage> Shard<S> {
     /// Waits until the batch being built has room, and checks that changes are taken. To be called right before the turn
     /// that appends: whoever waits for anything else in between finds the room taken by others.
     pub(crate) async fn admit(&self) -> Result<(), EngineError> {
+        self.admit_with(|building| building.batch.record_bytes() < BUILDING_BYTES_MAX).await
+    }
+
+    /// As [`Shard::admit`], for a part of a large body.
+    pub(crate) async fn admit_bulk(&self) -> Result<(), EngineError> {
+        let has_room = |building: &Building| {
+            building.batch.record_bytes() < BUILDING_BYTES_MAX && building.bulk_bytes < BULK_BYTES_MAX
+        };
+        self.admit_with(has_room).await
+    }
+
+    async fn admit_with(&self, has_room: impl Fn(&Building) -> bool) -> Result<(), EngineError> {
         loop {
             let room = self.0.room.notified();
             {
                 let log = self.0.log.borrow();
                 log.check_open(self.0.id)?;
-                if log.building.batch.record_bytes() < BUILDING_BYTES_MAX {
+                if has_room(&log.building) {
                     return Ok(());
                 }
             }

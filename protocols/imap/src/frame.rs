@@ -63,10 +63,72 @@ impl Limits {
     }
 }
 
+/// Octets in pieces: what comes in slowly and may be large is never moved for want of room.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Octets {
+    pieces: Vec<Vec<u8>>,
+    len: usize,
+}
+
+impl Octets {
+    /// A literal's size is the client's claim. It is believed as far as a modest first piece; what is larger comes in more of these.
+    const FIRST_BYTES_MAX: usize = 64 * 1024;
+    const PIECE_BYTES: usize = 256 * 1024;
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The octets one after another. Those of more than one piece are copied.
+    pub fn into_vec(mut self) -> Vec<u8> {
+        if self.pieces.len() <= 1 {
+            return self.pieces.pop().unwrap_or_default();
+        }
+        let mut all = Vec::with_capacity(self.len);
+        // Each goes as soon as it has been copied.
+        self.pieces.into_iter().for_each(|piece| all.extend_from_slice(&piece));
+        all
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.pieces.iter().map(Vec::capacity).sum()
+    }
+
+    /// Appends octets, after which so many more are expected at most.
+    fn extend(&mut self, mut octets: &[u8], mut expected: u64) {
+        expected += octets.len() as u64;
+        while !octets.is_empty() {
+            let room = self.pieces.last().map_or(0, |piece| piece.capacity() - piece.len());
+            if room == 0 {
+                let most = if self.pieces.is_empty() { Self::FIRST_BYTES_MAX } else { Self::PIECE_BYTES };
+                self.pieces.push(Vec::with_capacity(usize::try_from(expected).unwrap_or(usize::MAX).min(most)));
+                continue;
+            }
+            let (now, rest) = octets.split_at(room.min(octets.len()));
+            if let Some(piece) = self.pieces.last_mut() {
+                piece.extend_from_slice(now);
+            }
+            self.len += now.len();
+            expected -= now.len() as u64;
+            octets = rest;
+        }
+    }
+}
+
+impl From<Vec<u8>> for Octets {
+    fn from(octets: Vec<u8>) -> Self {
+        Self { len: octets.len(), pieces: vec![octets] }
+    }
+}
+
 /// A literal: its octets, apart from the line that announced it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Literal {
-    pub bytes: Vec<u8>,
+    pub bytes: Octets,
     /// `~{n}`: NUL is allowed in it (RFC 3516, 4.3).
     pub is_literal8: bool,
     /// There is a NUL in it, which is looked for as the octets come.
@@ -165,7 +227,7 @@ impl Framer {
 
     /// Octets of the client's held in memory.
     pub fn held_bytes(&self) -> usize {
-        self.frame.text.capacity() + self.frame.literals.iter().map(|l| l.bytes.capacity()).sum::<usize>()
+        self.frame.text.capacity() + self.frame.literals.iter().map(|l| l.bytes.held_bytes()).sum::<usize>()
     }
 
     /// The lines of the command so far: what a caller that is asked about a literal may look at.
@@ -190,8 +252,7 @@ impl Framer {
                 State::Literal { missing } => {
                     let taken = rest.len().min(usize::try_from(missing).unwrap_or(usize::MAX));
                     if let Some(literal) = self.frame.literals.last_mut() {
-                        make_room(&mut literal.bytes, taken, missing);
-                        literal.bytes.extend_from_slice(&rest[..taken]);
+                        literal.bytes.extend(&rest[..taken], missing - taken as u64);
                         literal.has_nul |= memchr(0, &rest[..taken]).is_some();
                     }
                     at += taken;
@@ -234,9 +295,7 @@ impl Framer {
     /// The answer yes to [`Event::Literal`].
     pub fn accept_literal(&mut self, output: &mut Vec<u8>) {
         let State::Asked(announced) = self.state else { return };
-        // The size is the client's claim. It is believed as far as a modest first allocation.
-        const FIRST_ALLOCATION_BYTES_MAX: u64 = 64 * 1024;
-        let bytes = Vec::with_capacity(announced.bytes.min(FIRST_ALLOCATION_BYTES_MAX) as usize);
+        let bytes = Octets::default();
         self.frame.literals.push(Literal { bytes, is_literal8: announced.is_literal8, has_nul: false });
         self.literal_bytes += announced.bytes;
         self.state = State::Literal { missing: announced.bytes };
@@ -380,16 +439,6 @@ impl Framer {
     fn is_append(&self) -> bool {
         let mut words = self.frame.text.split(|&b| b == b' ');
         words.nth(1).is_some_and(|word| word.eq_ignore_ascii_case(b"APPEND"))
-    }
-}
-
-/// Grows by an eighth, not to the double: what is held counts, and must fit where the literal does.
-fn make_room(bytes: &mut Vec<u8>, more: usize, missing: u64) {
-    const STEP_BYTES: usize = 64 * 1024;
-    let (len, capacity) = (bytes.len(), bytes.capacity());
-    if capacity - len < more {
-        let missing = usize::try_from(missing).unwrap_or(usize::MAX);
-        bytes.reserve_exact(more.max(len / 8).max(STEP_BYTES).min(missing).max(more));
     }
 }
 

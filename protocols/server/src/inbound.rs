@@ -306,7 +306,7 @@ impl Inbound {
             [Group { targets, .. }] if targets.len() == 1 => std::mem::take(&mut targets[0].prefix),
             _ => Vec::new(),
         };
-        let prepared = prepare(&context, prefix, body, received_ms).await;
+        let prepared = prepare(&context, prefix, body.len(), move || body, received_ms).await;
         self.expected.clear();
         let receipts: Vec<(ShardId, Vec<ReceiptKey>)> = match content {
             Some(_) => groups.iter().map(|group| (group.shard, group.receipts.clone())).collect(),
@@ -462,13 +462,19 @@ fn hops(message: &[u8]) -> usize {
 }
 
 /// Parses and compresses a message, with the prefix of all that it is for: here, or elsewhere if it is large.
-pub async fn prepare(context: &Context, prefix: Vec<u8>, message: Vec<u8>, received_ms: u64) -> Arc<Prepared> {
+pub async fn prepare(
+    context: &Context,
+    prefix: Vec<u8>,
+    octets: usize,
+    message: impl FnOnce() -> Vec<u8> + Send + 'static,
+    received_ms: u64,
+) -> Arc<Prepared> {
     let dictionaries = context.worker.cluster().dictionaries().current();
-    if message.len() > limits::OFFLOAD_BYTES {
+    if octets > limits::OFFLOAD_BYTES {
         let prepare = move || {
             let mut packer = Context::packer();
             packer.use_dictionaries(dictionaries);
-            prepare_here(&mut packer, &prefix, &message, received_ms)
+            prepare_here(&mut packer, &prefix, &message(), received_ms)
         };
         return Arc::new(context.io.offload(prepare).await);
     }
@@ -476,7 +482,7 @@ pub async fn prepare(context: &Context, prefix: Vec<u8>, message: Vec<u8>, recei
     context.io.submit_sends();
     let mut packer = context.packer.borrow_mut();
     packer.use_dictionaries(dictionaries);
-    Arc::new(prepare_here(&mut packer, &prefix, &message, received_ms))
+    Arc::new(prepare_here(&mut packer, &prefix, &message(), received_ms))
 }
 
 fn prepare_here(packer: &mut Packer, prefix: &[u8], message: &[u8], received_ms: u64) -> Prepared {

@@ -1,6 +1,7 @@
 //! APPEND (RFC 9051, 6.3.12), with several messages (RFC 3502) and with NUL (RFC 3516, 4.4).
 
 use super::cursor::{Cursor, Fault, Parse};
+use crate::frame::Octets;
 use crate::types::{Date, DateTime, Flag, MONTHS, MailboxName};
 
 #[derive(Debug, PartialEq)]
@@ -16,7 +17,7 @@ pub struct AppendMessage {
     /// The internal date; the time of arrival if not given.
     pub date: Option<DateTime>,
     /// The octets as sent, moved out of the frame.
-    pub bytes: Vec<u8>,
+    pub bytes: Octets,
     /// Sent as literal8.
     pub is_binary: bool,
     /// There is a NUL in it, which only literal8 may have.
@@ -130,7 +131,7 @@ mod tests {
         let message = AppendMessage {
             flags: vec![Flag::Seen],
             date: Some(date),
-            bytes: b"abc\r\n".to_vec(),
+            bytes: b"abc\r\n".to_vec().into(),
             is_binary: false,
             has_nul: false,
         };
@@ -142,8 +143,9 @@ mod tests {
         let Ok(Command::Append(append)) = parse_line("APPEND x {1+}\r\na () ~{2+}\r\n\0b (\\Draft) {0+}\r\n") else {
             panic!("well formed")
         };
-        let found: Vec<_> = append.messages.iter().map(|m| (&m.bytes[..], m.is_binary, m.has_nul)).collect();
-        assert_eq!(found, [(&b"a"[..], false, false), (b"\0b", true, true), (b"", false, false)]);
+        let found: Vec<_> =
+            append.messages.iter().map(|m| (m.bytes.clone().into_vec(), m.is_binary, m.has_nul)).collect();
+        assert_eq!(found, [(b"a".to_vec(), false, false), (b"\0b".to_vec(), true, true), (Vec::new(), false, false)]);
     }
 
     #[test]

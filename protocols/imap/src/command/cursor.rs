@@ -204,7 +204,7 @@ impl<'a> Cursor<'a> {
                 if literal.has_nul {
                     return Err(Fault::bad("NUL in literal"));
                 }
-                Ok(Cow::Owned(literal.bytes))
+                Ok(Cow::Owned(literal.bytes.into_vec()))
             }
             _ => Err(Fault::bad(what)),
         }
@@ -331,7 +331,7 @@ mod tests {
     #[test]
     fn trap_17_nul_in_strings() {
         assert_eq!(with("\"a\0b\"", |c| c.string("no").map(|_| ())), Err(Fault::bad("NUL in quoted string")));
-        let mut literals = [Literal { bytes: b"a\0".to_vec(), is_literal8: false, has_nul: true }];
+        let mut literals = [Literal { bytes: b"a\0".to_vec().into(), is_literal8: false, has_nul: true }];
         let mut cursor = Cursor::new(b"{2}\r\n", &mut literals, ParseOptions::default());
         assert_eq!(cursor.string("no"), Err(Fault::bad("NUL in literal")));
     }

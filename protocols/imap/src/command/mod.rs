@@ -422,7 +422,7 @@ pub(crate) mod tests {
                     text.push(b' ');
                 }
             }
-            let literals = vec![crate::frame::Literal { bytes: b"abc".to_vec(), is_literal8: false, has_nul: false }];
+            let literals = vec![crate::frame::Literal { bytes: b"abc".to_vec().into(), is_literal8: false, has_nul: false }];
             let _ = parse(Frame { text, literals }, ParseOptions::default());
         }
     }

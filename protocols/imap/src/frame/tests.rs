@@ -17,7 +17,10 @@ fn limits() -> Limits {
 fn text(event: &Event) -> String {
     match event {
         Event::Command(frame) => {
-            let literals = frame.literals.iter().map(|l| format!("<{}>", String::from_utf8_lossy(&l.bytes)));
+            let literals = frame
+                .literals
+                .iter()
+                .map(|l| format!("<{}>", String::from_utf8_lossy(&l.bytes.clone().into_vec()).into_owned()));
             format!("{}{}", String::from_utf8_lossy(&frame.text).replace("\r\n", "~"), literals.collect::<String>())
         }
         Event::Refused(refusal) | Event::Fatal(refusal) => {
@@ -155,4 +158,24 @@ proptest! {
     fn random_bytes_never_panic(input in prop::collection::vec(any::<u8>(), 0..400)) {
         drive(limits(), &[&input]);
     }
+}
+
+#[test]
+fn large_octets_are_held_in_pieces_and_come_back_in_order() {
+    for (claimed, chunk) in
+        [(0, 1), (1, 1), (65_536, 65_536), (65_537, 40_000), (1_000_000, 65_536), (1_000_000, 999_999)]
+    {
+        let input: Vec<u8> = (0..claimed).map(|number| (number % 251) as u8).collect();
+        let mut octets = Octets::default();
+        for piece in input.chunks(chunk) {
+            let missing = claimed - octets.len() - piece.len();
+            octets.extend(piece, missing as u64);
+            // What is claimed and has not come takes one piece at most.
+            assert!(octets.held_bytes() <= claimed.min(octets.len() + Octets::PIECE_BYTES), "{}", octets.held_bytes());
+        }
+        assert_eq!((octets.len(), octets.is_empty()), (claimed, claimed == 0));
+        assert!(octets.pieces.iter().all(|piece| piece.capacity() <= Octets::PIECE_BYTES));
+        assert_eq!(octets.into_vec(), input);
+    }
+    assert_eq!(Octets::from(b"abc".to_vec()).into_vec(), b"abc");
 }

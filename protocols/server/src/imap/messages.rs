@@ -158,7 +158,8 @@ impl Session {
             flags: message.flags.iter().map(flag_name).collect(),
             internal_date: message.date.map(|date| (date.unix_seconds, date.offset_minutes)),
         };
-        let prepared = prepare(&self.context, Vec::new(), message.bytes, received_ms).await;
+        let octets = message.bytes.len();
+        let prepared = prepare(&self.context, Vec::new(), octets, || message.bytes.into_vec(), received_ms).await;
         let Some(result) = shard.deliver(prepared, vec![target]).await.pop() else {
             return Ok(Answer::no(Some(Code::ServerBug), "Nothing was appended"));
         };

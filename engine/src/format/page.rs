@@ -25,7 +25,7 @@ pub enum PageKind {
     MailboxDelta = 2,
     Accounts = 3,
     Directory = 4,
-    Records = 5,
+    Records = 6,
 }
 
 impl PageKind {

@@ -37,7 +37,10 @@ use crate::{accounts, limits};
 /// Starts the session of a new connection.
 pub fn start(context: &Rc<Context>, protocol: Protocol, connection: Rc<Connection>) {
     let of_task = Rc::clone(context);
-    context.io.spawn(metered(context, async move { Inbound::new(of_task, protocol, connection).run().await }));
+    context.io.spawn(metered(context, async move {
+        of_task.usages.enter_deliveries();
+        Inbound::new(of_task, protocol, connection).run().await;
+    }));
 }
 
 struct Inbound {

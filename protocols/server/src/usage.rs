@@ -4,7 +4,7 @@
 //! user's. Work that takes long waits for its [`Usages::turn`] between steps. There a user who has had more than an equal share of
 //! the worker lately waits until nobody else has anything to do, or the next period begins.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use posthaste_engine::format::record::AccountRecord;
-use posthaste_engine::ids::AccountId;
+use posthaste_engine::ids::{AccountId, ShardId};
 use posthaste_engine::io::Runtime;
 use posthaste_engine::io::real::RealIo;
 use posthaste_engine::read::octets_read_by_thread;
@@ -105,6 +105,8 @@ pub fn count_sent(octets: usize) {
 /// The users of one worker.
 #[derive(Debug, Default)]
 pub struct Usages {
+    /// What comes in by LMTP and SMTP has a turn like a user.
+    deliveries: OnceCell<Rc<Usage>>,
     by_account: RefCell<HashMap<AccountId, Rc<Usage>>>,
     /// How many were left when the last were forgotten.
     kept: Cell<usize>,
@@ -130,10 +132,21 @@ impl Usages {
         CURRENT.set(Some(Rc::clone(usage)));
     }
 
+    /// Lets the task that is being polled count for deliveries from now on.
+    pub fn enter_deliveries(&self) {
+        let usage = self.deliveries.get_or_init(|| {
+            let name = "(deliveries)".to_owned();
+            let (account, shard, password) = (AccountId(0), ShardId(0), String::new());
+            let record = AccountRecord { account, name, shard, password, deleted: false, uid_validity_floor: 1 };
+            Rc::new(Usage::new(Arc::new(record)))
+        });
+        CURRENT.set(Some(Rc::clone(usage)));
+    }
+
     /// The users who have taken most time, at most so many.
     pub fn top(&self, count: usize) -> Vec<UserStats> {
         let by_account = self.by_account.borrow();
-        let mut all: Vec<&Rc<Usage>> = by_account.values().collect();
+        let mut all: Vec<&Rc<Usage>> = by_account.values().chain(self.deliveries.get()).collect();
         all.sort_unstable_by_key(|usage| std::cmp::Reverse(usage.cpu_ns.get()));
         all.into_iter().take(count).map(|usage| usage.to_shown()).collect()
     }
@@ -252,7 +265,7 @@ mod tests {
 
     fn account(number: u64) -> Arc<AccountRecord> {
         let name = format!("user{number}");
-        let (account, shard) = (AccountId(number), posthaste_engine::ids::ShardId(0));
+        let (account, shard) = (AccountId(number), ShardId(0));
         let (password, deleted, uid_validity_floor) = (String::new(), false, 1);
         Arc::new(AccountRecord { account, name, shard, password, deleted, uid_validity_floor })
     }
@@ -281,6 +294,20 @@ mod tests {
         usages.count(&heavy, of_period(20), half, 0);
         assert!(!usages.has_had_its_share(&heavy, of_period(20)));
         assert_eq!(usages.top(9)[1].cpu_us, step.as_micros() as u64);
+    }
+
+    #[test]
+    fn deliveries_have_a_share() {
+        let usages = Usages::default();
+        let heavy = usage_of(&usages, 1);
+        usages.enter_deliveries();
+        let deliveries = CURRENT.take().expect("entered");
+        let (now, half) = (limits::FAIR_PERIOD * 7, limits::FAIR_PERIOD / 2);
+        usages.count(&heavy, now, half, 0);
+        assert!(!usages.has_had_its_share(&heavy, now));
+        usages.count(&deliveries, now, half * 2, 0);
+        assert!(usages.has_had_its_share(&heavy, now));
+        assert_eq!(usages.top(1)[0].name, "(deliveries)");
     }
 
     #[test]

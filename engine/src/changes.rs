@@ -17,6 +17,9 @@ use crate::storage::Storage;
 /// step, so it is part of one batch, where a message takes up to 81 bytes.
 const TRANSFER_MESSAGES_MAX: u64 = 500_000;
 
+/// The bit of [`Flags::DELETED`].
+const DELETED_BIT: u8 = 3;
+
 /// # Errors
 /// There are too many to be copied or moved in one transaction.
 pub(crate) fn check_transfer(messages: u64) -> Result<(), Refusal> {
@@ -64,10 +67,7 @@ fn having(index: &MailboxIndex, tip: &Tip, bit: u8, uids: &RoaringBitmap) -> Roa
 
 /// The UIDs of `uids` that exist at the tip.
 fn existing(index: &MailboxIndex, tip: &Tip, uids: &UidSet) -> RoaringBitmap {
-    let mut existing = RoaringBitmap::new();
-    for (first, last) in uids.runs() {
-        index.messages.visit_runs(first, last, |first, last| _ = existing.insert_range(first..=last));
-    }
+    let mut existing = index.existing(uids);
     existing -= &tip.expunged;
     existing
 }
@@ -205,9 +205,13 @@ impl<S: Storage> Shard<S> {
         self.expunge_chosen(mailbox, |index, tip| {
             let candidates = match &among {
                 Some(among) => existing(index, tip, among),
-                None => index.uids().0 - &tip.expunged,
+                None => {
+                    let marked = index.with_flag(DELETED_BIT).cloned().unwrap_or_default();
+                    let also = tip.flags.get(&DELETED_BIT).map(|(on, _)| on | &marked);
+                    existing(index, tip, &UidSet(also.unwrap_or(marked)))
+                }
             };
-            having(index, tip, 3, &candidates)
+            having(index, tip, DELETED_BIT, &candidates)
         })
         .await
     }
@@ -247,7 +251,7 @@ impl<S: Storage> Shard<S> {
         let (mut unseen, mut size) = (0, 0);
         if let (Some(index), Some(tip)) = (&slot.index, &slot.tip) {
             unseen = (gone.len() - having(index, tip, 0, &gone.0).len()) as u32;
-            size = gone.iter().filter_map(|uid| index.message(uid)).map(|message| message.size).sum();
+            size = index.messages.size_of(&gone.0);
         }
         let tip = slot.tip();
         tip.highest_modseq += 1;

@@ -146,16 +146,28 @@ impl UidSet {
 
     /// The set as ascending runs, first and last included.
     pub fn runs(&self) -> Vec<(u32, u32)> {
+        self.runs_up_to(usize::MAX).unwrap_or_default()
+    }
+
+    /// The same, if there are no more than `limit`.
+    pub(crate) fn runs_up_to(&self, limit: usize) -> Option<Vec<(u32, u32)>> {
         let mut runs: Vec<(u32, u32)> = Vec::new();
         let mut iterator = self.0.iter();
         // Ranges end at the bitmap's inner borders: join those that touch.
         while let Some(range) = iterator.next_range() {
-            match runs.last_mut() {
-                Some((_, last)) if last.checked_add(1) == Some(*range.start()) => *last = *range.end(),
-                _ => runs.push((*range.start(), *range.end())),
+            let (first, last) = range.into_inner();
+            if let Some((_, end)) = runs.last_mut()
+                && end.checked_add(1) == Some(first)
+            {
+                *end = last;
+                continue;
             }
+            if runs.len() == limit {
+                return None;
+            }
+            runs.push((first, last));
         }
-        runs
+        Some(runs)
     }
 }
 
@@ -173,8 +185,7 @@ impl Wire for UidSet {
     const MIN_BYTES: usize = 5;
 
     fn put(&self, out: &mut Vec<u8>) {
-        let runs = self.runs();
-        if runs.len() * 8 <= self.0.serialized_size() {
+        if let Some(runs) = self.runs_up_to(self.0.serialized_size() / 8) {
             out.push(AS_RUNS);
             runs.put(out);
         } else {

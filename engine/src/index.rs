@@ -227,6 +227,20 @@ impl MailboxIndex {
         uids
     }
 
+    /// Those of the UIDs that there are.
+    pub fn existing(&self, uids: &UidSet) -> RoaringBitmap {
+        /// UIDs that are looked at in the time that it takes to find one.
+        const RUN_COST: usize = 16;
+        let (Some(first), Some(last)) = (uids.first(), uids.last()) else { return RoaringBitmap::new() };
+        let runs = uids.runs_up_to(self.messages.len() / RUN_COST);
+        let Some(runs) = runs else { return self.uids_between(first.0, last.0) & &uids.0 };
+        let mut existing = RoaringBitmap::new();
+        for (first, last) in runs {
+            self.messages.visit_runs(first, last, |first, last| _ = existing.insert_range(first..=last));
+        }
+        existing
+    }
+
     /// The number of a keyword; keywords are compared without regard to ASCII case (RFC 3501, 9: `flag-keyword`).
     pub fn keyword_number(&self, name: &str) -> Option<usize> {
         self.keywords.iter().position(|keyword| keyword.eq_ignore_ascii_case(name))
@@ -277,9 +291,7 @@ impl MailboxIndex {
                         }
                     }
                 }
-                for (first, last) in change.uids.runs() {
-                    self.messages.set_modseq(first, last, change.modseq);
-                }
+                self.messages.set_modseq(&change.uids.0, change.modseq);
             }
             Change::Expunge(expunge) => {
                 let gone = &expunge.uids.0;
@@ -324,7 +336,7 @@ impl MailboxIndex {
         for states in &base.states {
             let uids = UidSet(&states.uids.0 & self.uids().0);
             self.set_flags(&uids.0, states.flags);
-            uids.runs().into_iter().for_each(|(first, last)| self.messages.set_modseq(first, last, states.modseq));
+            self.messages.set_modseq(&uids.0, states.modseq);
         }
         self.flags.retain(|_, uids| {
             *uids &= &base.live.0;

@@ -4,6 +4,7 @@
 //! many bytes as the largest excess of the block needs. New messages wait unpacked until they fill a block.
 
 use roaring::RoaringBitmap;
+use roaring::bitmap::Iter;
 
 use crate::ids::{Location, Lsn, MessageId, ModSeq, SegmentId, ShardId, Uid};
 use crate::index::{Message, Moved};
@@ -80,7 +81,10 @@ fn message_of(row: Row) -> Message {
 
 #[derive(Clone, Debug)]
 struct Block {
-    rows: usize,
+    rows: u32,
+    /// The UIDs of its ends, so that who looks for one reads no more of other blocks.
+    first: u32,
+    last: u32,
     /// The headers of all columns, then their excesses, then padding.
     bytes: Box<[u8]>,
 }
@@ -95,7 +99,7 @@ impl Block {
                 most[column] = most[column].max(row[column]);
             }
         }
-        let width = |column: usize| (u64::BITS - (most[column] - least[column]).leading_zeros()).div_ceil(8) as usize;
+        let width = |column: usize| width_of(most[column] - least[column]);
         let excesses_bytes = (0..COLUMNS).map(width).sum::<usize>() * rows.len();
         let mut bytes = vec![0; HEADERS_BYTES + excesses_bytes + PADDING_BYTES];
         let mut at = HEADERS_BYTES;
@@ -112,7 +116,17 @@ impl Block {
                 }
             }
         }
-        Self { rows: rows.len(), bytes: bytes.into() }
+        let (first, last) = (rows[0][UID] as u32, rows[rows.len() - 1][UID] as u32);
+        Self { rows: rows.len() as u32, first, last, bytes: bytes.into() }
+    }
+
+    fn rows(&self) -> usize {
+        self.rows as usize
+    }
+
+    /// Whether there is no gap between its UIDs.
+    fn is_dense(&self) -> bool {
+        self.last - self.first == self.rows - 1
     }
 
     fn word(&self, at: usize) -> u64 {
@@ -132,16 +146,34 @@ impl Block {
         }
     }
 
-    fn modseqs_start(&self) -> usize {
-        self.bytes.len() - PADDING_BYTES - self.width(MODSEQ) * self.rows
+    /// Where the excesses of a column begin.
+    fn start(&self, column: usize) -> usize {
+        let before: usize = (0..column).map(|column| self.width(column)).sum();
+        HEADERS_BYTES + before * self.rows()
     }
 
-    fn first_uid(&self) -> u32 {
-        self.word(UID * COLUMN_HEADER_BYTES) as u32
+    /// All values of a column.
+    fn column(&self, column: usize) -> impl Iterator<Item = u64> + '_ {
+        let least = self.word(column * COLUMN_HEADER_BYTES);
+        let (start, width) = (self.start(column), self.width(column));
+        let mask = u64::MAX.checked_shr(64 - 8 * width as u32).unwrap_or(0);
+        let excesses = &self.bytes[start..start + width * self.rows() + PADDING_BYTES];
+        (0..self.rows()).map(move |number| {
+            let excess = &excesses[number * width..][..8];
+            least + (u64::from_le_bytes(excess.try_into().expect("eight bytes")) & mask)
+        })
+    }
+
+    fn modseqs_start(&self) -> usize {
+        self.bytes.len() - PADDING_BYTES - self.width(MODSEQ) * self.rows()
     }
 
     fn uid(&self, number: usize) -> u32 {
-        self.value(UID, HEADERS_BYTES, number) as u32
+        if self.is_dense() { self.first + number as u32 } else { self.value(UID, HEADERS_BYTES, number) as u32 }
+    }
+
+    fn uids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.column(UID).map(|uid| uid as u32)
     }
 
     fn modseq(&self, number: usize) -> ModSeq {
@@ -149,30 +181,23 @@ impl Block {
     }
 
     fn size(&self, number: usize) -> u64 {
-        let before: usize = (0..SIZE).map(|column| self.width(column)).sum();
-        self.value(SIZE, HEADERS_BYTES + before * self.rows, number)
+        self.value(SIZE, self.start(SIZE), number)
     }
 
     fn row(&self, number: usize) -> Row {
         let mut start = HEADERS_BYTES;
         std::array::from_fn(|column| {
             let value = self.value(column, start, number);
-            start += self.width(column) * self.rows;
+            start += self.width(column) * self.rows();
             value
         })
     }
 
     fn unpack(&self) -> Vec<Row> {
-        (0..self.rows).map(|number| self.row(number)).collect()
+        (0..self.rows()).map(|number| self.row(number)).collect()
     }
 
-    fn set_modseq(&mut self, numbers: std::ops::Range<usize>, modseq: ModSeq) {
-        if numbers.len() < self.rows {
-            let mut rows = self.unpack();
-            rows[numbers].iter_mut().for_each(|row| row[MODSEQ] = modseq.0);
-            *self = Self::pack(&rows);
-            return;
-        }
+    fn set_modseq(&mut self, modseq: ModSeq) {
         if self.width(MODSEQ) > 0 {
             let mut bytes = self.bytes[..self.modseqs_start() + PADDING_BYTES].to_vec();
             bytes[MODSEQ * COLUMN_HEADER_BYTES + 8] = 0;
@@ -180,6 +205,78 @@ impl Block {
         }
         self.bytes[MODSEQ * COLUMN_HEADER_BYTES..][..8].copy_from_slice(&modseq.0.to_le_bytes());
     }
+
+    /// Gives each row a mod-sequence of its own. The column is the last one, so that the others stay where they are.
+    fn set_modseqs(&mut self, modseqs: &[u64]) {
+        let (Some(&least), Some(&most)) = (modseqs.iter().min(), modseqs.iter().max()) else { return };
+        let (start, width) = (self.modseqs_start(), width_of(most - least));
+        let mut bytes = Vec::with_capacity(start + width * modseqs.len() + PADDING_BYTES);
+        bytes.extend_from_slice(&self.bytes[..start]);
+        let header = &mut bytes[MODSEQ * COLUMN_HEADER_BYTES..][..COLUMN_HEADER_BYTES];
+        header[..8].copy_from_slice(&least.to_le_bytes());
+        header[8] = width as u8;
+        modseqs.iter().for_each(|modseq| bytes.extend_from_slice(&(modseq - least).to_le_bytes()[..width]));
+        bytes.extend_from_slice(&[0; PADDING_BYTES]);
+        self.bytes = bytes.into();
+    }
+
+    /// The rows of these numbers alone, which ascend. Columns other than the UIDs' keep their least values and their widths.
+    fn only(&self, numbers: &[u8]) -> Self {
+        let (Some(&first), Some(&last)) = (numbers.first(), numbers.last()) else { panic!("a block of no messages") };
+        let (first, last) = (self.uid(first.into()), self.uid(last.into()));
+        let rows = numbers.len();
+        let uid_width = width_of((last - first).into());
+        let excesses_bytes = uid_width + (UID + 1..COLUMNS).map(|column| self.width(column)).sum::<usize>();
+        let mut bytes = vec![0; HEADERS_BYTES + excesses_bytes * rows + PADDING_BYTES];
+        bytes[..HEADERS_BYTES].copy_from_slice(&self.bytes[..HEADERS_BYTES]);
+        let header = &mut bytes[UID * COLUMN_HEADER_BYTES..][..COLUMN_HEADER_BYTES];
+        header[..8].copy_from_slice(&u64::from(first).to_le_bytes());
+        header[8] = uid_width as u8;
+        let (mut start, mut at) = (HEADERS_BYTES, HEADERS_BYTES);
+        for column in 0..COLUMNS {
+            let width = self.width(column);
+            if column == UID {
+                for &number in numbers.iter().take_while(|_| uid_width > 0) {
+                    let excess = u64::from(self.uid(number.into()) - first);
+                    bytes[at..at + 8].copy_from_slice(&excess.to_le_bytes());
+                    at += uid_width;
+                }
+            } else {
+                for &number in numbers.iter().take_while(|_| width > 0) {
+                    // The next value overwrites what is too much.
+                    let from = start + usize::from(number) * width;
+                    bytes[at..at + 8].copy_from_slice(&self.bytes[from..from + 8]);
+                    at += width;
+                }
+            }
+            start += width * self.rows();
+        }
+        bytes[at..].fill(0);
+        Self { rows: rows as u32, first, last, bytes: bytes.into() }
+    }
+
+    /// Takes away the UIDs from `next` on that there are. `next` is moved past the block. Whether anything is left.
+    fn remove(&mut self, next: &mut Option<u32>, ascending: &mut Iter<'_>) -> bool {
+        let (mut numbers, mut left) = ([0; BLOCK_ROWS], 0);
+        for (number, uid) in (0_u8..).zip(self.uids()) {
+            while next.is_some_and(|next| next < uid) {
+                *next = ascending.next();
+            }
+            if *next != Some(uid) {
+                numbers[left] = number;
+                left += 1;
+            }
+        }
+        if (1..self.rows()).contains(&left) {
+            *self = self.only(&numbers[..left]);
+        }
+        left > 0
+    }
+}
+
+/// How many bytes an excess takes.
+fn width_of(excess: u64) -> usize {
+    (u64::BITS - excess.leading_zeros()).div_ceil(8) as usize
 }
 
 /// Both ascend by UID.
@@ -217,7 +314,7 @@ impl Messages {
 
     /// Where the open ones begin.
     fn open_start(&self) -> usize {
-        self.blocks.last().zip(self.starts.last()).map_or(0, |(block, &start)| start as usize + block.rows)
+        self.blocks.last().zip(self.starts.last()).map_or(0, |(block, &start)| start as usize + block.rows())
     }
 
     /// The block that has a position before the open ones, and the number in it.
@@ -249,7 +346,7 @@ impl Messages {
         let (first, skipped) = if at < open_start { self.place(at) } else { (self.blocks.len(), 0) };
         let blocks = self.blocks[first..].iter().enumerate().flat_map(move |(later, block)| {
             let from = if later == 0 { skipped } else { 0 };
-            (from..block.rows).map(move |number| packed(block, number))
+            (from..block.rows()).map(move |number| packed(block, number))
         });
         let from = at.saturating_sub(open_start).min(self.open.len());
         blocks.chain(self.open[from..].iter().map(open))
@@ -291,7 +388,7 @@ impl Messages {
         // A change of all messages leaves blocks that need one look each.
         let blocks = blocks.filter(move |(block, _)| block.width(MODSEQ) > 0 || is_wanted(block.modseq(0)));
         let packed = blocks.flat_map(move |(block, &start)| {
-            let rows = block.rows.min(before - start as usize);
+            let rows = block.rows().min(before - start as usize);
             (0..rows).map(|number| (block.uid(number), block.modseq(number)))
         });
         let open = self.open.iter().take(before.saturating_sub(self.open_start()));
@@ -302,8 +399,6 @@ impl Messages {
 
     /// Calls `visit` with both ends of each run of UIDs without a gap from `first` to `last`, ascending, each as long as can be.
     pub fn visit_runs(&self, first: u32, last: u32, mut visit: impl FnMut(u32, u32)) {
-        let mut at = self.position(Uid(first)).unwrap_or_else(|at| at);
-        let open_start = self.open_start();
         let mut run: Option<(u32, u32)> = None;
         let mut add = |from: u32, to: u32| match &mut run {
             Some((_, end)) if end.checked_add(1) == Some(from) => *end = to,
@@ -313,28 +408,24 @@ impl Messages {
                 }
             }
         };
-        while at < open_start {
-            let (number, within) = self.place(at);
-            let block = &self.blocks[number];
-            let (from, to) = (block.uid(within), block.uid(block.rows - 1));
-            if from > last {
-                break;
-            }
-            if (to - from) as usize == block.rows - 1 - within {
-                add(from, to.min(last));
-            } else {
-                (within..block.rows)
-                    .map(|row| block.uid(row))
-                    .take_while(|&uid| uid <= last)
-                    .for_each(|uid| add(uid, uid));
-            }
-            at += block.rows - within;
-        }
-        let rows = self.open.get(at.saturating_sub(open_start)..).unwrap_or_default();
-        rows.iter().map(|row| row[UID] as u32).take_while(|&uid| uid <= last).for_each(|uid| add(uid, uid));
+        self.visit_parts(first, last, &mut add);
         if let Some((from, to)) = run {
             visit(from, to);
         }
+    }
+
+    /// As [`Messages::visit_runs`], but what is one run may come in several parts.
+    fn visit_parts(&self, first: u32, last: u32, mut visit: impl FnMut(u32, u32)) {
+        let start = self.blocks.partition_point(|block| block.last < first);
+        for block in self.blocks[start..].iter().take_while(|block| block.first <= last) {
+            if block.is_dense() {
+                visit(block.first.max(first), block.last.min(last));
+            } else {
+                block.uids().filter(|uid| (first..=last).contains(uid)).for_each(|uid| visit(uid, uid));
+            }
+        }
+        let open = self.open.iter().map(|row| row[UID] as u32);
+        open.filter(|uid| (first..=last).contains(uid)).for_each(|uid| visit(uid, uid));
     }
 
     /// The UIDs with the sizes of their messages from a position on.
@@ -344,7 +435,7 @@ impl Messages {
     }
 
     fn last_uid(&self) -> Option<u32> {
-        let packed = self.blocks.last().map(|block| block.uid(block.rows - 1));
+        let packed = self.blocks.last().map(|block| block.last);
         self.open.last().map(|row| row[UID] as u32).or(packed)
     }
 
@@ -355,15 +446,15 @@ impl Messages {
             let found = self.open.binary_search_by_key(&u64::from(uid.0), |row| row[UID]);
             return found.map(|at| open_start + at).map_err(|at| open_start + at);
         }
-        let after = self.blocks.partition_point(|block| block.first_uid() <= uid.0);
+        let after = self.blocks.partition_point(|block| block.first <= uid.0);
         let Some(number) = after.checked_sub(1) else { return Err(0) };
         let (block, start) = (&self.blocks[number], self.starts[number] as usize);
         // Dense mailboxes are the rule: the first guess is mostly right.
-        let guess = (uid.0 - block.first_uid()) as usize;
-        if guess < block.rows && block.uid(guess) == uid.0 {
+        let guess = (uid.0 - block.first) as usize;
+        if guess < block.rows() && block.uid(guess) == uid.0 {
             return Ok(start + guess);
         }
-        let (mut low, mut high) = (0, block.rows);
+        let (mut low, mut high) = (0, block.rows());
         while low < high {
             let middle = usize::midpoint(low, high);
             match block.uid(middle).cmp(&uid.0) {
@@ -394,13 +485,13 @@ impl Messages {
         // One too many makes two halves.
         let parts = rows.chunks(if rows.len() > BLOCK_ROWS { rows.len().div_ceil(2) } else { BLOCK_ROWS });
         self.blocks.splice(block..=block, parts.map(Block::pack));
-        self.count();
+        self.count_from(block);
     }
 
     /// Appends a message with a UID above all others.
     fn push(&mut self, row: Row) {
         if self.open.is_empty()
-            && let Some(last) = self.blocks.pop_if(|last| last.rows < BLOCK_ROWS)
+            && let Some(last) = self.blocks.pop_if(|last| last.rows() < BLOCK_ROWS)
         {
             self.starts.pop();
             self.open = last.unpack();
@@ -413,22 +504,37 @@ impl Messages {
         }
     }
 
-    /// Sets the mod-sequence of the UIDs from `first` to `last`.
-    pub fn set_modseq(&mut self, first: u32, last: u32, modseq: ModSeq) {
-        let start = self.position(Uid(first)).unwrap_or_else(|at| at);
-        let end = self.position(Uid(last)).map_or_else(|at| at, |at| at + 1);
-        let open_start = self.open_start();
-        let mut at = start;
-        while at < end.min(open_start) {
-            let (block, number) = self.place(at);
-            let block = &mut self.blocks[block];
-            let to = block.rows.min(number + end - at);
-            block.set_modseq(number..to, modseq);
-            at += to - number;
+    /// Sets the mod-sequence of those of the UIDs that there are.
+    pub fn set_modseq(&mut self, uids: &RoaringBitmap, modseq: ModSeq) {
+        let mut ascending = uids.iter();
+        let Some(mut range) = ascending.next_range() else { return };
+        let start = self.blocks.partition_point(|block| block.last < *range.start());
+        for block in &mut self.blocks[start..] {
+            while *range.end() < block.first {
+                let Some(next) = ascending.next_range() else { return };
+                range = next;
+            }
+            if range.contains(&block.first) && range.contains(&block.last) {
+                block.set_modseq(modseq);
+            } else if *range.start() <= block.last {
+                let (mut modseqs, mut changes) = ([0; BLOCK_ROWS], false);
+                for ((uid, old), new) in block.uids().zip(block.column(MODSEQ)).zip(&mut modseqs) {
+                    while *range.end() < uid
+                        && let Some(next) = ascending.next_range()
+                    {
+                        range = next;
+                    }
+                    let is_meant = range.contains(&uid);
+                    *new = if is_meant { modseq.0 } else { old };
+                    changes |= is_meant;
+                }
+                if changes {
+                    block.set_modseqs(&modseqs[..block.rows()]);
+                }
+            }
         }
-        if at < end {
-            self.open[at - open_start..end - open_start].iter_mut().for_each(|row| row[MODSEQ] = modseq.0);
-        }
+        let open = self.open.iter_mut().filter(|row| uids.contains(row[UID] as u32));
+        open.for_each(|row| row[MODSEQ] = modseq.0);
     }
 
     /// Lets messages that have been moved lie where they are now. `moved` ascends by UID; where a message lies elsewhere than it
@@ -436,8 +542,7 @@ impl Messages {
     pub fn relocate(&mut self, moved: &[Moved]) {
         let open_uid = self.open.first().map_or(u32::MAX, |row| row[UID] as u32);
         let (packed, open) = moved.split_at(moved.partition_point(|moved| moved.uid.0 < open_uid));
-        let block_of =
-            |moved: &Moved, blocks: &[Block]| blocks.partition_point(|block| block.first_uid() <= moved.uid.0);
+        let block_of = |moved: &Moved, blocks: &[Block]| blocks.partition_point(|block| block.first <= moved.uid.0);
         for of_block in
             packed.chunk_by(|a, b| block_of(a, &self.blocks) == block_of(b, &self.blocks)).collect::<Vec<_>>()
         {
@@ -452,32 +557,51 @@ impl Messages {
     /// Takes UIDs away.
     pub fn remove(&mut self, gone: &RoaringBitmap) {
         let (Some(first), Some(last)) = (gone.min(), gone.max()) else { return };
-        let from = self.blocks.partition_point(|block| block.first_uid() <= first).saturating_sub(1);
-        let to = self.blocks.partition_point(|block| block.first_uid() <= last);
-        let changed: Vec<Block> = self.blocks[from..to]
-            .iter()
-            .filter_map(|block| {
-                if (0..block.rows).all(|number| !gone.contains(block.uid(number))) {
-                    return Some(block.clone());
-                }
-                let mut rows = block.unpack();
-                rows.retain(|row| !gone.contains(row[UID] as u32));
-                (!rows.is_empty()).then(|| Block::pack(&rows))
-            })
-            .collect();
-        self.blocks.splice(from..to, changed);
+        let from = self.blocks.partition_point(|block| block.last < first);
+        let to = self.blocks.partition_point(|block| block.first <= last);
+        let mut ascending = gone.iter();
+        let mut next = ascending.next();
+        let mut left = from;
+        for at in from..to {
+            let block = &mut self.blocks[at];
+            if next.is_none_or(|next| next > block.last) || block.remove(&mut next, &mut ascending) {
+                self.blocks.swap(left, at);
+                left += 1;
+            }
+        }
+        self.blocks.drain(left..to.max(left));
         self.open.retain(|row| !gone.contains(row[UID] as u32));
-        self.count();
+        self.count_from(from);
     }
 
-    /// Finds the starts of the blocks anew.
-    fn count(&mut self) {
-        self.starts.clear();
-        let mut start = 0;
-        for block in &self.blocks {
+    /// Finds the starts of the blocks anew, from one on.
+    fn count_from(&mut self, block: usize) {
+        self.starts.truncate(block);
+        let mut start = self.starts.last().map_or(0, |start| start + self.blocks[block - 1].rows);
+        for block in &self.blocks[block..] {
             self.starts.push(start);
-            start += block.rows as u32;
+            start += block.rows;
         }
+    }
+
+    /// Octets of messages, of those that there are.
+    pub fn size_of(&self, uids: &RoaringBitmap) -> u64 {
+        let Some(first) = uids.min() else { return 0 };
+        let mut ascending = uids.iter();
+        let mut next = ascending.next();
+        let start = self.position(Uid(first)).unwrap_or_else(|at| at);
+        let mut size = 0_u64;
+        for (uid, octets) in self.uids_and_sizes_from(start) {
+            while next.is_some_and(|next| next < uid) {
+                next = ascending.next();
+            }
+            match next {
+                None => break,
+                Some(next) if next == uid => size = octets.saturating_add(size),
+                Some(_) => {}
+            }
+        }
+        size
     }
 
     /// Roughly the memory that they take.
@@ -506,7 +630,7 @@ impl FromIterator<Message> for Messages {
             built.blocks.push(Block::pack(&rows));
         }
         built.blocks.shrink_to_fit();
-        built.count();
+        built.count_from(0);
         built
     }
 }
@@ -590,6 +714,7 @@ mod tests {
     #[test]
     fn whatever_happens_they_are_those_of_a_map() {
         for seed in 0..20_u64 {
+            println!("seed {seed}");
             let mut random = seed;
             let mut below = |limit: u64| {
                 random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -621,15 +746,23 @@ mod tests {
                         expected.retain(|&uid, _| !gone.contains(uid));
                     }
                     4 => {
-                        let (first, modseq) = (below(2000) as u32, ModSeq(below(1 << 40)));
-                        let last = first + below(500) as u32;
-                        messages.set_modseq(first, last, modseq);
-                        expected.range_mut(first..=last).for_each(|(_, message)| message.modseq = modseq);
+                        let (first, every) = (below(2000) as u32, below(5) as usize + 1);
+                        let uids: RoaringBitmap = (first..first + below(500) as u32).step_by(every).collect();
+                        // Of all lengths, so that the column takes all widths.
+                        let modseq = ModSeq(below(1 << 31) << below(32) >> below(60));
+                        messages.set_modseq(&uids, modseq);
+                        let meant = expected.values_mut().filter(|message| uids.contains(message.uid.0));
+                        meant.for_each(|message| message.modseq = modseq);
                     }
                     _ => messages = messages.iter().collect(),
                 }
                 assert_eq!(messages.len(), expected.len(), "seed {seed}, step {step}");
                 assert_same(&messages, &expected);
+                let first = below(3000) as u32;
+                let some: RoaringBitmap = (first..3000).step_by(below(9) as usize + 1).collect();
+                let sizes =
+                    expected.values().filter(|message| some.contains(message.uid.0)).map(|message| message.size);
+                assert_eq!(messages.size_of(&some), sizes.fold(0, u64::saturating_add), "seed {seed}, step {step}");
             }
         }
     }

@@ -14,6 +14,7 @@ use crate::format::page::{MailboxPage, PageExpunges, PageMessage};
 use crate::format::record::{Base, Expunge, FlagChange, PlacedMessage};
 use crate::ids::{Location, Lsn, MessageId, ModSeq, SegmentId, ShardId, Uid};
 use crate::messages::Messages;
+use crate::numbering::append_run;
 
 /// Expunges that a mailbox remembers; older ones fall below the horizon.
 pub const EXPUNGE_HISTORY_MAX: usize = 1000;
@@ -223,7 +224,7 @@ impl MailboxIndex {
     /// Those from `first` to `last`.
     pub fn uids_between(&self, first: u32, last: u32) -> RoaringBitmap {
         let mut uids = RoaringBitmap::new();
-        self.messages.visit_runs(first, last, |first, last| _ = uids.insert_range(first..=last));
+        self.messages.visit_runs(first, last, |first, last| append_run(&mut uids, first, last));
         uids
     }
 
@@ -236,7 +237,7 @@ impl MailboxIndex {
         let Some(runs) = runs else { return self.uids_between(first.0, last.0) & &uids.0 };
         let mut existing = RoaringBitmap::new();
         for (first, last) in runs {
-            self.messages.visit_runs(first, last, |first, last| _ = existing.insert_range(first..=last));
+            self.messages.visit_runs(first, last, |first, last| append_run(&mut existing, first, last));
         }
         existing
     }
@@ -378,6 +379,12 @@ impl MailboxIndex {
             uids |= &gone.0;
         }
         Some(UidSet(uids))
+    }
+
+    /// How many expunges of the history come after a mod-sequence, up to another.
+    pub(crate) fn expunges_between(&self, after: ModSeq, up_to: ModSeq) -> usize {
+        let place = |modseq| self.expunged.partition_point(|(at, _)| *at <= modseq);
+        place(up_to) - place(after).min(place(up_to))
     }
 
     pub fn to_page(&self) -> MailboxPage {

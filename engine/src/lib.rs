@@ -23,6 +23,7 @@ pub mod mailboxes;
 mod message_cache;
 pub mod messages;
 pub mod node;
+mod numbering;
 mod packed;
 pub mod planted;
 pub mod read;

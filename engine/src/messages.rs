@@ -8,6 +8,7 @@ use roaring::bitmap::Iter;
 
 use crate::ids::{Location, Lsn, MessageId, ModSeq, SegmentId, ShardId, Uid};
 use crate::index::{Message, Moved};
+use crate::numbering::Numbering;
 
 const BLOCK_ROWS: usize = 128;
 const COLUMNS: usize = 14;
@@ -428,6 +429,14 @@ impl Messages {
         open.filter(|uid| (first..=last).contains(uid)).for_each(|uid| visit(uid, uid));
     }
 
+    /// The UIDs from one on, with sequence numbers of their own.
+    pub(crate) fn numbering_from(&self, first: u32) -> Numbering {
+        let mut numbering = Numbering::default();
+        self.visit_parts(first, u32::MAX, |first, last| numbering.push(first, last));
+        numbering.shrink_to_fit();
+        numbering
+    }
+
     /// The UIDs with the sizes of their messages from a position on.
     pub fn uids_and_sizes_from(&self, at: usize) -> impl Iterator<Item = (u32, u64)> + '_ {
         let packed = |block: &Block, number| (block.uid(number), block.size(number));
@@ -759,6 +768,9 @@ mod tests {
                 assert_eq!(messages.len(), expected.len(), "seed {seed}, step {step}");
                 assert_same(&messages, &expected);
                 let first = below(3000) as u32;
+                let numbering = messages.numbering_from(first);
+                let known = expected.keys().copied().filter(|&uid| uid >= first);
+                assert!(numbering.runs().flat_map(|(from, to)| from..=to).eq(known), "seed {seed}, step {step}");
                 let some: RoaringBitmap = (first..3000).step_by(below(9) as usize + 1).collect();
                 let sizes =
                     expected.values().filter(|message| some.contains(message.uid.0)).map(|message| message.size);

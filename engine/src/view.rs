@@ -1,11 +1,9 @@
 //! A session's view of a mailbox: what it has been shown, and how to bring that up to date.
 //!
-//! A view is small: the UIDs as runs, and the mod-sequences up to which it has been brought. The published state is
+//! A view is small: the UIDs as runs and patterns, and the mod-sequences up to which it has been brought. The published state is
 //! shared by all sessions; nothing in a view moves until [`View::sync`].
 
 use std::rc::Rc;
-
-use roaring::RoaringBitmap;
 
 use crate::changes::{FlagOp, Stored};
 use crate::deliver::FlagName;
@@ -13,82 +11,10 @@ use crate::error::{EngineError, Refusal};
 use crate::flags::{Flags, UidSet};
 use crate::format::record::{Recent, Record};
 use crate::ids::{MailboxId, ModSeq, Uid};
+use crate::numbering::Numbering;
 use crate::shard::Shard;
 use crate::slots::{Watcher, take_change};
 use crate::storage::Storage;
-
-/// UIDs one after another, and how many come before them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Run {
-    first: u32,
-    last: u32,
-    before: u32,
-}
-
-/// A set of UIDs with ranks, small where UIDs are dense.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Runs(Vec<Run>);
-
-impl Runs {
-    fn from_uids(uids: impl Iterator<Item = u32>) -> Self {
-        let mut runs = Self::default();
-        uids.for_each(|uid| runs.push(uid));
-        runs.0.shrink_to_fit();
-        runs
-    }
-
-    fn len(&self) -> u32 {
-        self.0.last().map_or(0, |run| run.before + (run.last - run.first) + 1)
-    }
-
-    /// Appends a UID above all others.
-    fn push(&mut self, uid: u32) {
-        let before = self.len();
-        match self.0.last_mut() {
-            Some(run) if run.last + 1 == uid => run.last = uid,
-            _ => self.0.push(Run { first: uid, last: uid, before }),
-        }
-    }
-
-    fn uid_of(&self, sequence: u32) -> Option<u32> {
-        let index = sequence.checked_sub(1)?;
-        let at = self.0.partition_point(|run| run.before <= index).checked_sub(1)?;
-        let run = self.0[at];
-        let uid = run.first + (index - run.before);
-        (uid <= run.last).then_some(uid)
-    }
-
-    fn sequence_of(&self, uid: u32) -> Option<u32> {
-        let at = self.0.partition_point(|run| run.first <= uid).checked_sub(1)?;
-        let run = self.0[at];
-        (uid <= run.last).then(|| run.before + (uid - run.first) + 1)
-    }
-
-    /// What there is from `first` to `last`, as first and last of each run.
-    fn between(&self, first: u32, last: u32) -> impl Iterator<Item = (u32, u32)> + '_ {
-        let start = self.0.partition_point(|run| run.last < first);
-        let runs = self.0[start..].iter().take_while(move |run| run.first <= last);
-        runs.map(move |run| (run.first.max(first), run.last.min(last)))
-    }
-
-    fn to_bitmap(&self) -> RoaringBitmap {
-        let mut bitmap = RoaringBitmap::new();
-        for run in &self.0 {
-            bitmap.insert_range(run.first..=run.last);
-        }
-        bitmap
-    }
-
-    fn last(&self) -> Option<u32> {
-        self.0.last().map(|run| run.last)
-    }
-
-    /// Removes UIDs that are in the set.
-    fn remove(&mut self, gone: &RoaringBitmap) {
-        let left = self.to_bitmap() - gone;
-        *self = Self::from_uids(left.iter());
-    }
-}
 
 /// What has changed since a view was last brought up to date.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -111,7 +37,7 @@ pub struct View<S: Storage> {
     shard: Shard<S>,
     mailbox: MailboxId,
     watcher: Rc<Watcher>,
-    uids: Runs,
+    uids: Numbering,
     uid_validity: u32,
     uid_next: u32,
     /// Flag changes up to here have been shown.
@@ -119,7 +45,7 @@ pub struct View<S: Storage> {
     /// Expunges up to here have been shown.
     expunge_modseq: ModSeq,
     /// UIDs that are `\Recent` in this session.
-    recent: Runs,
+    recent: Numbering,
     claims_recent: bool,
     first_unseen: Option<u32>,
     /// The session's last change that it knows of without being told, and the messages of which something else is new.
@@ -138,16 +64,16 @@ impl<S: Storage> Shard<S> {
             let mut state = self.0.state.borrow_mut();
             let slot = state.slots.get_mut(&mailbox).ok_or(Refusal::NoSuchMailbox)?;
             let Some(index) = &slot.index else { continue };
-            let uids = Runs::from_uids(index.messages.uids());
-            let unseen = match index.with_flag(0) {
-                Some(seen) => index.messages.uids().position(|uid| !seen.contains(uid)),
-                None => (!index.messages.is_empty()).then_some(0),
+            let uids = index.messages.numbering_from(0);
+            let first_unseen = match index.with_flag(0) {
+                Some(seen) => uids.first_not_in(seen),
+                None => (uids.len() > 0).then_some(1),
             };
             let watcher = Rc::new(Watcher::default());
             slot.watchers.retain(|watcher| watcher.strong_count() > 0);
             slot.watchers.push(Rc::downgrade(&watcher));
             let modseq = ModSeq(slot.meta.highest_modseq);
-            let mut view = View {
+            let view = View {
                 shard: self.clone(),
                 mailbox,
                 watcher,
@@ -156,13 +82,11 @@ impl<S: Storage> Shard<S> {
                 uid_next: slot.meta.uid_next,
                 modseq,
                 expunge_modseq: modseq,
-                recent: Runs::default(),
+                recent: index.messages.numbering_from(slot.meta.recent_below.max(slot.recent_claimed)),
                 claims_recent: claim_recent,
-                first_unseen: unseen.map(|at| at as u32 + 1),
+                first_unseen,
                 own: Default::default(),
             };
-            let from = slot.meta.recent_below.max(slot.recent_claimed);
-            view.recent = Runs::from_uids(index.messages.uids().filter(|&uid| uid >= from));
             if claim_recent {
                 self.claim_recent(slot);
             }
@@ -311,27 +235,20 @@ impl<S: Storage> View<S> {
             let old_modseq = self.modseq;
             let modseq = ModSeq(slot.meta.highest_modseq);
             if allow_expunge {
-                let mine = self.uids.to_bitmap();
-                let gone = match index.expunged_since(self.expunge_modseq) {
-                    Some(gone) => gone.0 & &mine,
-                    None => &mine - index.uids().0,
-                };
+                let gone = index.expunged_since(self.expunge_modseq);
+                let mut gone = gone.unwrap_or_else(|| UidSet(self.uids.to_bitmap() - index.uids().0));
+                changes.expunged = self.uids.remove(&mut gone.0);
                 if !gone.is_empty() {
-                    // Each response counts those sent before it.
-                    for (sent, uid) in gone.iter().enumerate() {
-                        let sequence = self.uids.sequence_of(uid).unwrap_or_default();
-                        changes.expunged.push(sequence - sent as u32);
-                    }
-                    self.uids.remove(&gone);
-                    self.recent.remove(&gone);
-                    changes.expunged_uids = UidSet(gone);
+                    self.recent.remove(&mut gone.0.clone());
                 }
+                changes.expunged_uids = gone;
                 self.expunge_modseq = modseq;
             }
             let known_below = self.uid_next;
             let start = index.position(Uid(known_below)).unwrap_or_else(|at| at);
             let arrived = || index.messages.uids_and_modseqs_from(start).map(|(_, modseq)| modseq);
-            if modseq > old_modseq && !all_from_arrivals(arrived(), old_modseq, modseq) {
+            let expunges = index.expunges_between(old_modseq, modseq);
+            if modseq > old_modseq && !is_all_known(arrived(), expunges, old_modseq, modseq) {
                 let (own_modseq, news) = std::mem::take(&mut self.own);
                 // Each change has a mod-sequence of its own: what has this one was changed by this session last.
                 let known = news.is_empty().then_some(own_modseq);
@@ -347,9 +264,9 @@ impl<S: Storage> View<S> {
             let recent_from = slot.meta.recent_below.max(slot.recent_claimed);
             let (old_exists, old_recent) = (self.uids.len(), self.recent.len());
             for uid in index.messages.uids_from(start) {
-                self.uids.push(uid);
+                self.uids.push(uid, uid);
                 if uid >= recent_from {
-                    self.recent.push(uid);
+                    self.recent.push(uid, uid);
                 }
             }
             self.uid_next = slot.meta.uid_next;
@@ -368,11 +285,11 @@ impl<S: Storage> View<S> {
     }
 }
 
-/// Whether the arrival of messages, now at `arrived`, alone accounts for every mod-sequence after `from`, up to `to`: then nothing else
-/// has changed, as each change has a mod-sequence of its own. False if in doubt.
-fn all_from_arrivals(arrived: impl Iterator<Item = ModSeq>, from: ModSeq, to: ModSeq) -> bool {
+/// Whether the arrival of messages, now at `arrived`, and so many expunges account for every mod-sequence after `from`, up to `to`:
+/// then nothing else has changed, as each change has a mod-sequence of its own. False if in doubt.
+fn is_all_known(arrived: impl Iterator<Item = ModSeq>, expunges: usize, from: ModSeq, to: ModSeq) -> bool {
     let mut last = from;
-    let mut different = 0;
+    let mut different = expunges as u64;
     for modseq in arrived {
         // Those that came together have one; those that were changed since may hide others.
         if modseq > last {
@@ -388,10 +305,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_arrivals_make_a_view_skip_the_messages_that_it_knows() {
-        let from_arrivals = |modseqs: &[u64], from, to| {
-            all_from_arrivals(modseqs.iter().copied().map(ModSeq), ModSeq(from), ModSeq(to))
+    fn only_arrivals_and_expunges_make_a_view_skip_the_messages_that_it_knows() {
+        let with_expunges = |modseqs: &[u64], expunges, from, to| {
+            is_all_known(modseqs.iter().copied().map(ModSeq), expunges, ModSeq(from), ModSeq(to))
         };
+        let from_arrivals = |modseqs: &[u64], from, to| with_expunges(modseqs, 0, from, to);
         assert!(from_arrivals(&[6, 7, 8], 5, 8));
         // A copy of several messages has one mod-sequence.
         assert!(from_arrivals(&[6, 6, 6, 7], 5, 7));
@@ -400,25 +318,9 @@ mod tests {
         assert!(!from_arrivals(&[6, 7], 5, 8));
         assert!(!from_arrivals(&[8, 7], 5, 8));
         assert!(!from_arrivals(&[], 5, 6));
-    }
-
-    #[test]
-    fn runs_rank_and_find() {
-        let mut runs = Runs::from_uids([1, 2, 3, 7, 8, 20].into_iter());
-        assert_eq!((runs.0.len(), runs.len()), (3, 6));
-        let by_sequence: Vec<_> = (0..=7).map(|sequence| runs.uid_of(sequence)).collect();
-        assert_eq!(by_sequence, [None, Some(1), Some(2), Some(3), Some(7), Some(8), Some(20), None]);
-        for sequence in 1..=6 {
-            assert_eq!(runs.sequence_of(runs.uid_of(sequence).unwrap()), Some(sequence));
-        }
-        assert_eq!((runs.sequence_of(4), runs.sequence_of(0), runs.sequence_of(21)), (None, None, None));
-        let between = |first, last| runs.between(first, last).collect::<Vec<_>>();
-        assert_eq!(between(0, u32::MAX), [(1, 3), (7, 8), (20, 20)]);
-        assert_eq!(between(2, 7), [(2, 3), (7, 7)]);
-        assert_eq!((between(4, 6), between(21, 30), between(8, 3)), (vec![], vec![], vec![]));
-        runs.remove(&RoaringBitmap::from_iter([2, 20]));
-        assert_eq!(runs.to_bitmap().iter().collect::<Vec<_>>(), [1, 3, 7, 8]);
-        runs.push(u32::MAX);
-        assert_eq!(runs.uid_of(5), Some(u32::MAX));
+        // Expunges that are known of, and one of what had arrived.
+        assert!(with_expunges(&[], 1, 5, 6));
+        assert!(with_expunges(&[6, 8], 2, 5, 9));
+        assert!(!with_expunges(&[7], 1, 5, 8));
     }
 }

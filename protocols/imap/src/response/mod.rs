@@ -231,7 +231,25 @@ pub fn write_untagged_text(out: &mut Vec<u8>, name: &str, text: &str) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// `* n EXISTS`, `* n RECENT`, `* n EXPUNGE`.
+/// `* n EXPUNGE`. There may be a million of them, so it is put together before it is appended.
+pub fn write_expunge(out: &mut Vec<u8>, n: u32) {
+    let mut response = *b"* xxxxxxxxxx EXPUNGE\r\n";
+    let mut at = b"* xxxxxxxxxx".len();
+    let mut left = n;
+    loop {
+        at -= 1;
+        response[at] = b'0' + (left % 10) as u8;
+        left /= 10;
+        if left == 0 {
+            break;
+        }
+    }
+    at -= 2;
+    response[at..at + 2].copy_from_slice(b"* ");
+    out.extend_from_slice(&response[at..]);
+}
+
+/// `* n EXISTS`, `* n RECENT`.
 pub fn write_numbered(out: &mut Vec<u8>, n: u32, name: &str) {
     out.extend_from_slice(b"* ");
     write_number(out, u64::from(n));
@@ -293,6 +311,14 @@ mod tests {
         );
         assert_eq!(tagged(Code::PermanentFlags("\\Seen \\*".into())), "a1 OK [PERMANENTFLAGS (\\Seen \\*)] done\r\n");
         assert_eq!(tagged(Code::Modified(Cow::Borrowed(&[(7, 7), (9, 9)]))), "a1 OK [MODIFIED 7,9] done\r\n");
+    }
+
+    #[test]
+    fn numbered() {
+        let mut out = Vec::new();
+        write_numbered(&mut out, 0, "EXISTS");
+        [1, 90, u32::MAX].into_iter().for_each(|n| write_expunge(&mut out, n));
+        assert_eq!(out, b"* 0 EXISTS\r\n* 1 EXPUNGE\r\n* 90 EXPUNGE\r\n* 4294967295 EXPUNGE\r\n");
     }
 
     #[test]

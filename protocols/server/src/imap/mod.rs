@@ -28,7 +28,9 @@ use posthaste_engine::io::Runtime;
 use posthaste_engine::join::first_of;
 use posthaste_imap::command::{self, Command, ParseOptions, Tagged};
 use posthaste_imap::frame::{Event, Expect, Frame, Framer, Limits};
-use posthaste_imap::response::{Code, FetchWriter, Status, write_numbered, write_tagged, write_untagged};
+use posthaste_imap::response::{
+    Code, FetchWriter, Status, write_expunge, write_numbered, write_tagged, write_untagged,
+};
 use posthaste_imap::session::State;
 use posthaste_imap::types::SequenceSet;
 use roaring::RoaringBitmap;
@@ -619,7 +621,7 @@ impl Session {
             return Err(Failure::Stop(Stop::Over(None)));
         }
         for sequence in changes.expunged {
-            write_numbered(&mut self.output, sequence, "EXPUNGE");
+            write_expunge(&mut self.output, sequence);
             self.flush_if_full().await?;
         }
         for (sequence, uid, flags, modseq) in changes.flags {

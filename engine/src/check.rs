@@ -8,7 +8,7 @@ use crate::flags::UidSet;
 use crate::format::codec::Wire;
 use crate::format::frame::{FrameInfo, Unpacker};
 use crate::format::manifest::{Manifest, SegmentEntry};
-use crate::format::page::{DeltaPage, MailboxPage, PageKind, PageLocation, open_page, restore};
+use crate::format::page::{DeltaPage, PageKind, PageLocation, open_page, restore};
 use crate::format::record::{Record, kind};
 use crate::format::segment::{Footer, SegmentHeader, TRAILER_BYTES, Trailer};
 use crate::format::{BLOCK_BYTES, FormatError};
@@ -546,9 +546,9 @@ impl<S: Storage> Check<S> {
                 Err(error) => return Err(error.into()),
             };
             let opened = open_page(page_kind, mailbox.0, &bytes, &mut self.unpacker);
-            let applied = opened.and_then(|(_, archive)| match page_kind {
+            let applied = opened.and_then(|(header, archive)| match page_kind {
                 PageKind::Mailbox => {
-                    index = MailboxIndex::from_page(&restore::<MailboxPage>(&archive)?)?;
+                    index = MailboxIndex::from_page(&header, &archive)?;
                     Ok(())
                 }
                 _ => {

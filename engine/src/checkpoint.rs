@@ -6,14 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use rkyv::util::AlignedVec;
+
 use crate::accounts::AccountState;
 use crate::error::{Damage, EngineError, Refusal};
 use crate::format::codec::Wire;
 use crate::format::frame::Packer;
 use crate::format::manifest::IndexEntry;
 use crate::format::page::{
-    DeltaChange, DeltaPage, DirectoryEntry, DirectoryPage, MailboxPage, PageKind, PageLocation, RecordsPage, archive,
-    put_page,
+    DeltaChange, DeltaPage, DirectoryEntry, DirectoryPage, PageKind, PageLocation, RecordsPage, archive, put_page,
 };
 use crate::format::segment::FooterEntry;
 use crate::format::{BLOCK_BYTES, FormatError, round_up_to_block};
@@ -51,8 +52,8 @@ const STEPS_MIN: usize = 16;
 const STEPS_MAX: usize = 1024;
 /// What larger pieces of work take: 512 entries of a directory, 256 slots that take over their pages, 1,024 that are looked at.
 const PIECE_STEPS: usize = 16;
-/// The pages of mailboxes that have more messages are compressed on another thread.
-const MESSAGES_PACKED_HERE: usize = 4096;
+/// Pages with more contents are compressed off the worker.
+const CONTENTS_PACKED_HERE: usize = 256 << 10;
 /// Mailboxes whose pages are read at the same time, at most, and the bytes of these pages, unless one alone has more.
 const READS_MAX: usize = 128;
 const READ_BYTES_MAX: usize = 1 << 20;
@@ -139,13 +140,8 @@ enum Read {
 /// A mailbox has changed so that something else must be read first.
 struct Changed;
 
-/// What a page is to hold.
-enum Contents {
-    /// Only what stands in the directory has changed.
-    Nothing,
-    Page(MailboxPage),
-    Delta(DeltaPage),
-}
+/// What a page is to hold; nothing if only what stands in the directory has changed.
+type Contents = Option<(PageKind, AlignedVec)>;
 
 /// A mailbox's page in the new blob, to be taken over once the manifest is committed.
 struct Written {
@@ -449,17 +445,8 @@ impl<S: Storage> Shard<S> {
                 Err(Changed) => basis = self.read_basis(mailbox).await?,
             }
         };
-        let as_of = written.as_of;
-        let packed = match contents {
-            Contents::Nothing => None,
-            Contents::Page(page) if page.messages.len() > MESSAGES_PACKED_HERE => {
-                let pack = move || pack_page(mailbox, as_of, &Contents::Page(page), &mut Packer::default());
-                Some(self.0.storage.background(pack).await)
-            }
-            contents => Some(pack_page(mailbox, as_of, &contents, &mut self.0.packer.borrow_mut())),
-        };
-        if let Some(packed) = packed {
-            let bytes = packed.map_err(|error| self.unwritable(mailbox, error))?;
+        if let Some((kind, contents)) = contents {
+            let bytes = self.pack_page(kind, written.as_of, mailbox, contents).await?;
             let offset = writing.pages.push(&bytes);
             let place = PageLocation { blob: writing.blob, epoch: self.0.epoch.0, offset, len: bytes.len() as u32 };
             let [page, _] = written.replaced;
@@ -483,30 +470,51 @@ impl<S: Storage> Shard<S> {
         let (page, delta) = slot.pages();
         let is_current = basis.pages == slot.pages();
         let contents = match (Wanted::of(&slot), basis.read) {
-            (Wanted::Entry, _) => Contents::Nothing,
+            (Wanted::Entry, _) => None,
             (Wanted::Page, read) => match (&slot.index, read) {
-                (Some(index), _) => Contents::Page(index.to_page()),
+                (Some(index), _) => Some((PageKind::Mailbox, index.to_page())),
                 (None, Read::Index(mut index)) if is_current => {
                     slot.delta.iter().for_each(|(_, change)| index.apply(change));
-                    Contents::Page(index.to_page())
+                    Some((PageKind::Mailbox, index.to_page()))
                 }
                 _ => return Err(Changed),
             },
             (Wanted::Delta, Read::Delta(mut changes)) if is_current => {
                 let newer = slot.delta.iter();
                 changes.extend(newer.map(|(lsn, change)| DeltaChange { lsn: lsn.0, payload: change.encode() }));
-                Contents::Delta(DeltaPage { changes })
+                Some((PageKind::MailboxDelta, archive(&DeltaPage { changes })))
             }
             (Wanted::Delta, _) => return Err(Changed),
         };
         let mut as_of = slot.meta.as_of;
-        if planted::is_on(Bug::CheckpointPendingTip) && slot.tip.is_some() && !matches!(contents, Contents::Nothing) {
+        if planted::is_on(Bug::CheckpointPendingTip) && slot.tip.is_some() && contents.is_some() {
             as_of = Lsn(as_of.0 + 64);
         }
-        let whole = matches!(contents, Contents::Page(_));
+        let whole = matches!(contents, Some((PageKind::Mailbox, _)));
         let changes = slot.delta.len();
         let written = Written { mailbox, as_of, replaced: [page, delta], changes, page, delta, whole };
         Ok(Some((written, contents)))
+    }
+
+    /// The bytes of a mailbox's page, compressed off the worker if there is much of it.
+    async fn pack_page(
+        &self,
+        kind: PageKind,
+        as_of: Lsn,
+        mailbox: MailboxId,
+        contents: AlignedVec,
+    ) -> Result<Vec<u8>, EngineError> {
+        let len = contents.len();
+        let pack = move |packer: &mut Packer| {
+            let mut bytes = Vec::new();
+            put_page(kind, as_of, mailbox.0, &contents, packer, &mut bytes).map(|_| bytes)
+        };
+        let packed = if len <= CONTENTS_PACKED_HERE {
+            pack(&mut self.0.packer.borrow_mut())
+        } else {
+            self.0.storage.offload(move || pack(&mut Packer::default())).await
+        };
+        packed.map_err(|error| self.unwritable(mailbox, error))
     }
 
     /// Appends the directory: of all mailboxes and accounts, or of those that have changed. Other tasks run between its pages,
@@ -774,18 +782,6 @@ fn add_accounts(page: &mut DirectoryPage, state: &State, added: &mut BTreeSet<Ac
             page.accounts.push(entry);
         }
     }
-}
-
-fn pack_page(mailbox: MailboxId, as_of: Lsn, contents: &Contents, packer: &mut Packer) -> Result<Vec<u8>, FormatError> {
-    let mut bytes = Vec::new();
-    match contents {
-        Contents::Nothing => {}
-        Contents::Page(page) => _ = put_page(PageKind::Mailbox, as_of, mailbox.0, &archive(page), packer, &mut bytes)?,
-        Contents::Delta(delta) => {
-            put_page(PageKind::MailboxDelta, as_of, mailbox.0, &archive(delta), packer, &mut bytes)?;
-        }
-    }
-    Ok(bytes)
 }
 
 /// What an account takes in a directory, roughly.

@@ -5,12 +5,15 @@
 
 use std::collections::BTreeMap;
 
+use rkyv::util::AlignedVec;
 use roaring::RoaringBitmap;
 
 use crate::flags::{Flags, UidSet};
 use crate::format::FormatError;
 use crate::format::codec::{DecodeError, Input, Wire, wire_struct};
-use crate::format::page::{MailboxPage, PageExpunges, PageMessage};
+use crate::format::page::{
+    MailboxPage, MailboxRowsPage, PageHeader, PageKind, PageMessage, join_mailbox, restore, split_mailbox,
+};
 use crate::format::record::{Base, Expunge, FlagChange, PlacedMessage};
 use crate::ids::{Location, Lsn, MessageId, ModSeq, SegmentId, ShardId, Uid};
 use crate::messages::Messages;
@@ -387,38 +390,54 @@ impl MailboxIndex {
         place(up_to) - place(after).min(place(up_to))
     }
 
-    pub fn to_page(&self) -> MailboxPage {
+    /// The contents of its page.
+    pub fn to_page(&self) -> AlignedVec {
         let flags = self.flags.iter().map(|(&bit, uids)| {
             let mut bytes = Vec::with_capacity(uids.serialized_size());
             uids.serialize_into(&mut bytes).expect("writing to memory");
             (bit, bytes)
         });
-        MailboxPage {
-            messages: self.messages.iter().map(|message| to_page_message(&message)).collect(),
+        let page = MailboxPage {
             flags: flags.collect(),
-            expunged: self
-                .expunged
-                .iter()
-                .map(|(modseq, uids)| PageExpunges { modseq: modseq.0, runs: uids.runs() })
-                .collect(),
+            expunged: self.expunged.iter().map(|(modseq, uids)| (modseq.0, uids.encode())).collect(),
             history_horizon: self.history_horizon.0,
             keywords: self.keywords.clone(),
-        }
+        };
+        join_mailbox(&page, &self.messages.encode())
     }
 
+    /// The index that a page has.
+    ///
     /// # Errors
-    /// If a bitmap or a run is not what the checksum says was written.
-    pub fn from_page(page: &MailboxPage) -> Result<Self, FormatError> {
-        const WHAT: &str = "index page";
+    /// If its archive, a bitmap or messages are not what the checksum says was written.
+    pub fn from_page(header: &PageHeader, contents: &AlignedVec) -> Result<Self, FormatError> {
+        if header.kind == PageKind::MailboxRows {
+            return Self::from_rows(&restore::<MailboxRowsPage>(contents)?);
+        }
+        let decode = |source| FormatError::Decode { what: WHAT, source };
+        let (page, messages) = split_mailbox(contents)?;
+        let mut index = Self { history_horizon: ModSeq(page.history_horizon.to_native()), ..Self::default() };
+        index.messages = Messages::decode(messages).map_err(decode)?;
+        for flag in page.flags.iter() {
+            index.flags.insert(flag.0, from_bitmap(&flag.1)?);
+        }
+        for expunge in page.expunged.iter() {
+            let uids = UidSet::decode(&expunge.1).map_err(decode)?;
+            index.expunged.push((ModSeq(expunge.0.to_native()), uids));
+        }
+        index.keywords = page.keywords.iter().map(|keyword| keyword.as_str().to_owned()).collect();
+        Ok(index)
+    }
+
+    /// The index that a page of older stores has.
+    fn from_rows(page: &MailboxRowsPage) -> Result<Self, FormatError> {
         let mut index = Self { history_horizon: ModSeq(page.history_horizon), ..Self::default() };
         if !page.messages.is_sorted_by(|a, b| a.uid < b.uid) {
             return Err(FormatError::Misplaced { what: WHAT, detail: "UIDs do not ascend".to_owned() });
         }
         index.messages = page.messages.iter().map(from_page_message).collect();
         for (bit, bytes) in &page.flags {
-            let uids = RoaringBitmap::deserialize_from(&bytes[..])
-                .map_err(|_| FormatError::Decode { what: WHAT, source: DecodeError::Bitmap })?;
-            index.flags.insert(*bit, uids);
+            index.flags.insert(*bit, from_bitmap(bytes)?);
         }
         for expunge in &page.expunged {
             let mut uids = RoaringBitmap::new();
@@ -432,23 +451,11 @@ impl MailboxIndex {
     }
 }
 
-fn to_page_message(message: &Message) -> PageMessage {
-    PageMessage {
-        uid: message.uid.0,
-        prefix_of: message.prefix_of,
-        zone_minutes: message.zone_minutes,
-        modseq: message.modseq.0,
-        origin: message.id.origin.0,
-        message: message.id.lsn.0,
-        segment: message.location.segment.0,
-        offset_units: message.location.offset_units,
-        len: message.location.len,
-        ordinal: message.location.ordinal,
-        head_bytes: message.head_bytes,
-        size: message.size,
-        internal_date: message.internal_date,
-        save_date: message.save_date,
-    }
+const WHAT: &str = "index page";
+
+fn from_bitmap(bytes: &[u8]) -> Result<RoaringBitmap, FormatError> {
+    let bitmap = RoaringBitmap::deserialize_from(bytes);
+    bitmap.map_err(|_| FormatError::Decode { what: WHAT, source: DecodeError::Bitmap })
 }
 
 fn from_page_message(message: &PageMessage) -> Message {
@@ -468,5 +475,93 @@ fn from_page_message(message: &PageMessage) -> Message {
         size: message.size,
         internal_date: message.internal_date,
         save_date: message.save_date,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::frame::{Packer, Unpacker};
+    use crate::format::page::{PageExpunges, archive, open_page, put_page};
+
+    fn read_back(kind: PageKind, contents: &[u8]) -> Result<MailboxIndex, FormatError> {
+        let mut bytes = Vec::new();
+        put_page(kind, Lsn(5), 77, contents, &mut Packer::default(), &mut bytes)?;
+        let (header, contents) = open_page(PageKind::Mailbox, 77, &bytes, &mut Unpacker::default())?;
+        MailboxIndex::from_page(&header, &contents)
+    }
+
+    fn index() -> MailboxIndex {
+        let mut index = MailboxIndex::default();
+        for uid in 1..=1000 {
+            let message =
+                Message { uid: Uid(uid), modseq: ModSeq(uid.into()), size: u64::from(uid) << 20, ..Message::default() };
+            index.apply(&Change::Place { message, flags: if uid % 3 == 0 { Flags::SEEN } else { Flags::NONE } });
+        }
+        let uids = UidSet((2..=1000).step_by(2).collect());
+        index.apply(&Change::Expunge(Expunge {
+            mailbox: Default::default(),
+            modseq: ModSeq(1001),
+            uids,
+            unseen: 0,
+            size: 0,
+        }));
+        index.apply(&Change::Keyword { number: 0, name: "$Junk".to_owned() });
+        index.history_horizon = ModSeq(9);
+        index
+    }
+
+    #[test]
+    fn an_index_comes_back_from_its_page() {
+        let index = index();
+        assert!(read_back(PageKind::Mailbox, &index.to_page()) == Ok(index));
+        let empty = MailboxIndex::default();
+        assert!(read_back(PageKind::Mailbox, &empty.to_page()) == Ok(empty));
+    }
+
+    #[test]
+    fn an_index_comes_back_from_the_page_of_an_older_store() {
+        let index = index();
+        let to_row = |message: Message| PageMessage {
+            uid: message.uid.0,
+            prefix_of: message.prefix_of,
+            zone_minutes: message.zone_minutes,
+            modseq: message.modseq.0,
+            origin: message.id.origin.0,
+            message: message.id.lsn.0,
+            segment: message.location.segment.0,
+            offset_units: message.location.offset_units,
+            len: message.location.len,
+            ordinal: message.location.ordinal,
+            head_bytes: message.head_bytes,
+            size: message.size,
+            internal_date: message.internal_date,
+            save_date: message.save_date,
+        };
+        let mut seen = Vec::new();
+        index.with_flag(0).expect("some are seen").serialize_into(&mut seen).expect("writing to memory");
+        let expunged = index.expunged.iter();
+        let mut page = MailboxRowsPage {
+            messages: index.messages.iter().map(to_row).collect(),
+            flags: vec![(0, seen)],
+            expunged: expunged.map(|(modseq, uids)| PageExpunges { modseq: modseq.0, runs: uids.runs() }).collect(),
+            history_horizon: 9,
+            keywords: index.keywords.clone(),
+        };
+        assert!(read_back(PageKind::MailboxRows, &archive(&page)) == Ok(index));
+        page.messages.swap(3, 4);
+        let refused = read_back(PageKind::MailboxRows, &archive(&page)).err();
+        assert!(matches!(refused, Some(FormatError::Misplaced { .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn those_that_exist_are_the_same_however_many_runs_are_asked_for() {
+        let index = index();
+        for step in [1, 2, 3, 499] {
+            let wanted = UidSet((1..1200).step_by(step).collect());
+            let expected: RoaringBitmap = wanted.0.iter().filter(|&uid| index.contains(Uid(uid))).collect();
+            assert_eq!(index.existing(&wanted), expected, "every {step}");
+        }
+        assert!(index.existing(&UidSet::default()).is_empty());
     }
 }

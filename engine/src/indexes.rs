@@ -3,7 +3,8 @@
 use crate::error::{Damage, EngineError};
 use crate::format::FormatError;
 use crate::format::codec::Wire;
-use crate::format::page::{DeltaChange, DeltaPage, MailboxPage, PageKind, PageLocation, open_page, restore};
+use crate::format::frame::Unpacker;
+use crate::format::page::{DeltaChange, DeltaPage, PageKind, PageLocation, claimed_contents_len, open_page, restore};
 use crate::ids::{Epoch, MailboxId};
 use crate::index::{Change, MailboxIndex};
 use crate::shard::{Shard, ShardEvent};
@@ -12,30 +13,19 @@ use crate::storage::{BlobName, BlobStore, Storage, StorageError};
 
 /// The most recently used indexes, which are never dropped: an operation on several mailboxes needs all of theirs at once.
 pub(crate) const INDEXES_KEPT: usize = 8;
+/// Pages with more contents are put together off the worker.
+const CONTENTS_READ_HERE: usize = 512 << 10;
 /// Whoever loads an index lets so many mailboxes rest that nobody uses any more.
 const SLOTS_RESTED: usize = 4;
 
 impl<S: Storage> Shard<S> {
-    async fn read_page(
-        &self,
-        kind: PageKind,
-        mailbox: MailboxId,
-        page: PageLocation,
-    ) -> Result<rkyv::util::AlignedVec, EngineError> {
-        let inner = &self.0;
-        let epoch = Epoch(page.epoch);
-        let name = BlobName::Index { blob: page.blob, epoch };
-        let bytes = inner.blobs.get(name, page.offset, page.len as usize).await?;
-        let opened = open_page(kind, mailbox.0, &bytes, &mut inner.unpacker.borrow_mut());
-        match opened {
-            Ok((_, archive)) => Ok(archive),
-            Err(error) => {
-                let file = crate::storage::local::index_file(page.blob, epoch);
-                let directory = crate::storage::local::shard_directory(inner.id);
-                let place = format!("{directory}/idx/{file} at offset {}", page.offset);
-                Err(Damage { place, error }.into())
-            }
+    /// The bytes of a page, if there is one.
+    async fn read_page(&self, page: PageLocation) -> Result<Option<Vec<u8>>, EngineError> {
+        if page.is_none() {
+            return Ok(None);
         }
+        let name = BlobName::Index { blob: page.blob, epoch: Epoch(page.epoch) };
+        Ok(Some(self.0.blobs.get(name, page.offset, page.len as usize).await?))
     }
 
     pub(crate) async fn read_delta(
@@ -43,17 +33,15 @@ impl<S: Storage> Shard<S> {
         mailbox: MailboxId,
         page: PageLocation,
     ) -> Result<Vec<DeltaChange>, EngineError> {
-        if page.is_none() {
-            return Ok(Vec::new());
-        }
-        let archive = self.read_page(PageKind::MailboxDelta, mailbox, page).await?;
-        let delta = restore::<DeltaPage>(&archive).map_err(|error| self.page_damage(page, error))?;
-        Ok(delta.changes)
+        let Some(bytes) = self.read_page(page).await? else { return Ok(Vec::new()) };
+        let changes = open_delta(mailbox, &bytes, &mut self.0.unpacker.borrow_mut());
+        changes.map_err(|error| self.page_damage(page, error))
     }
 
     fn page_damage(&self, page: PageLocation, error: FormatError) -> EngineError {
         let directory = crate::storage::local::shard_directory(self.0.id);
-        Damage { place: format!("{directory}/idx, blob {} at offset {}", page.blob, page.offset), error }.into()
+        let file = crate::storage::local::index_file(page.blob, Epoch(page.epoch));
+        Damage { place: format!("{directory}/idx/{file} at offset {}", page.offset), error }.into()
     }
 
     /// Makes a mailbox's index present in memory. It may be gone again after any await.
@@ -129,18 +117,16 @@ impl<S: Storage> Shard<S> {
         mailbox: MailboxId,
         (page, delta_page): (PageLocation, PageLocation),
     ) -> Result<MailboxIndex, EngineError> {
-        let mut index = MailboxIndex::default();
-        if !page.is_none() {
-            let archive = self.read_page(PageKind::Mailbox, mailbox, page).await?;
-            let restored = restore::<MailboxPage>(&archive).and_then(|page| MailboxIndex::from_page(&page));
-            index = restored.map_err(|error| self.page_damage(page, error))?;
-        }
-        for change in self.read_delta(mailbox, delta_page).await? {
-            let change = Change::decode(&change.payload)
-                .map_err(|source| self.page_damage(delta_page, FormatError::Decode { what: "delta page", source }))?;
-            index.apply(&change);
-        }
-        Ok(index)
+        let (bytes, delta_bytes) = (self.read_page(page).await?, self.read_page(delta_page).await?);
+        let contents: usize =
+            [&bytes, &delta_bytes].into_iter().flatten().filter_map(|page| claimed_contents_len(page)).sum();
+        let job = move |unpacker: &mut Unpacker| assemble(mailbox, bytes.as_deref(), delta_bytes.as_deref(), unpacker);
+        let assembled = if contents <= CONTENTS_READ_HERE {
+            job(&mut self.0.unpacker.borrow_mut())
+        } else {
+            self.0.storage.offload(move || job(&mut Unpacker::default())).await
+        };
+        assembled.map_err(|(of_delta, error)| self.page_damage(if of_delta { delta_page } else { page }, error))
     }
 
     /// Drops indexes, least recently used first, while there are more than the configured bytes of them.
@@ -179,6 +165,33 @@ impl<S: Storage> Shard<S> {
         let bytes = with_index.filter_map(|(_, slot)| slot.index.as_ref()).map(|index| index.memory_bytes()).sum();
         self.0.cached_index_bytes.set(bytes);
     }
+}
+
+/// Puts an index together from the bytes of its page and of its delta page. An error says whether it is of the latter.
+fn assemble(
+    mailbox: MailboxId,
+    page: Option<&[u8]>,
+    delta_page: Option<&[u8]>,
+    unpacker: &mut Unpacker,
+) -> Result<MailboxIndex, (bool, FormatError)> {
+    let mut index = MailboxIndex::default();
+    if let Some(page) = page {
+        let opened = open_page(PageKind::Mailbox, mailbox.0, page, unpacker);
+        let read = opened.and_then(|(header, archive)| MailboxIndex::from_page(&header, &archive));
+        index = read.map_err(|error| (false, error))?;
+    }
+    let changes = delta_page.map_or_else(|| Ok(Vec::new()), |page| open_delta(mailbox, page, unpacker));
+    for change in changes.map_err(|error| (true, error))? {
+        let change = Change::decode(&change.payload)
+            .map_err(|source| (true, FormatError::Decode { what: "delta page", source }))?;
+        index.apply(&change);
+    }
+    Ok(index)
+}
+
+fn open_delta(mailbox: MailboxId, page: &[u8], unpacker: &mut Unpacker) -> Result<Vec<DeltaChange>, FormatError> {
+    let (_, archive) = open_page(PageKind::MailboxDelta, mailbox.0, page, unpacker)?;
+    Ok(restore::<DeltaPage>(&archive)?.changes)
 }
 
 /// Whether pages cannot be read however often one tries.

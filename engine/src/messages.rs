@@ -1,16 +1,20 @@
 //! The messages of one mailbox in memory, ascending by UID, each in some 20 bytes.
 //!
 //! They lie in blocks of up to [`BLOCK_ROWS`], column by column, each column as its least value and what exceeds it, in as
-//! many bytes as the largest excess of the block needs. New messages wait unpacked until they fill a block.
+//! many bytes as the largest excess of the block needs. New messages wait unpacked until they fill a block. Index pages have the
+//! same blocks (`docs/format.md`), so that those of a large mailbox are there as soon as they are read.
 
 use roaring::RoaringBitmap;
 use roaring::bitmap::Iter;
 
+use crate::format::codec::{DecodeError, Input, Wire};
 use crate::ids::{Location, Lsn, MessageId, ModSeq, SegmentId, ShardId, Uid};
 use crate::index::{Message, Moved};
 use crate::numbering::Numbering;
 
 const BLOCK_ROWS: usize = 128;
+/// Blocks with fewer are put together where they are written to a page.
+const BLOCK_ROWS_KEPT: usize = 96;
 const COLUMNS: usize = 14;
 /// The first column, whose least value is that of the first row.
 const UID: usize = 0;
@@ -121,6 +125,47 @@ impl Block {
         Self { rows: rows.len() as u32, first, last, bytes: bytes.into() }
     }
 
+    /// Appends it as a page has it.
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(self.rows as u8);
+        out.extend_from_slice(&self.bytes[..self.bytes.len() - PADDING_BYTES]);
+    }
+
+    /// Takes one out of a page, whose UIDs are above `after`.
+    fn take(input: &mut Input<'_>, after: Option<u32>) -> Result<Self, DecodeError> {
+        let rows = u8::take(input)?;
+        if !(1..=BLOCK_ROWS as u8).contains(&rows) {
+            return Err(DecodeError::Value { field: "messages of a block", value: rows.into() });
+        }
+        let mut row_bytes = 0;
+        for column in Input(input.0).bytes(HEADERS_BYTES)?.chunks(COLUMN_HEADER_BYTES) {
+            let width = column[COLUMN_HEADER_BYTES - 1];
+            if width > 8 {
+                return Err(DecodeError::Value { field: "bytes of a column", value: width.into() });
+            }
+            row_bytes += usize::from(width);
+        }
+        let stored = input.bytes(HEADERS_BYTES + row_bytes * usize::from(rows))?;
+        let mut bytes = Vec::with_capacity(stored.len() + PADDING_BYTES);
+        bytes.extend_from_slice(stored);
+        bytes.extend_from_slice(&[0; PADDING_BYTES]);
+        let mut block = Self { rows: rows.into(), first: 0, last: 0, bytes: bytes.into() };
+        let mut highest = after.map(u64::from);
+        for uid in block.column(UID) {
+            if highest.is_some_and(|highest| uid <= highest) || uid > u32::MAX.into() {
+                return Err(DecodeError::Value { field: "UID", value: uid });
+            }
+            highest = Some(uid);
+        }
+        let least = block.word(UID * COLUMN_HEADER_BYTES);
+        block.first = block.value(UID, HEADERS_BYTES, 0) as u32;
+        block.last = highest.unwrap_or_default() as u32;
+        if least != u64::from(block.first) {
+            return Err(DecodeError::Value { field: "least UID", value: least });
+        }
+        Ok(block)
+    }
+
     fn rows(&self) -> usize {
         self.rows as usize
     }
@@ -143,7 +188,8 @@ impl Block {
         let least = self.word(column * COLUMN_HEADER_BYTES);
         match self.width(column) {
             0 => least,
-            width => least + (self.word(start + number * width) & (u64::MAX >> (64 - 8 * width))),
+            // A page may have been forged so that it exceeds the column.
+            width => least.wrapping_add(self.word(start + number * width) & (u64::MAX >> (64 - 8 * width))),
         }
     }
 
@@ -161,7 +207,7 @@ impl Block {
         let excesses = &self.bytes[start..start + width * self.rows() + PADDING_BYTES];
         (0..self.rows()).map(move |number| {
             let excess = &excesses[number * width..][..8];
-            least + (u64::from_le_bytes(excess.try_into().expect("eight bytes")) & mask)
+            least.wrapping_add(u64::from_le_bytes(excess.try_into().expect("eight bytes")) & mask)
         })
     }
 
@@ -613,6 +659,49 @@ impl Messages {
         size
     }
 
+    /// Them as a page has them.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.memory_bytes());
+        let mut rows: Vec<Row> = Vec::new();
+        let put_all = |rows: &mut Vec<Row>, out: &mut Vec<u8>| {
+            rows.chunks(BLOCK_ROWS).for_each(|rows| Block::pack(rows).put(out));
+            rows.clear();
+        };
+        for block in &self.blocks {
+            if block.rows() >= BLOCK_ROWS_KEPT {
+                put_all(&mut rows, &mut out);
+                block.put(&mut out);
+                continue;
+            }
+            rows.extend(block.unpack());
+            if rows.len() >= BLOCK_ROWS {
+                Block::pack(&rows[..BLOCK_ROWS]).put(&mut out);
+                rows.drain(..BLOCK_ROWS);
+            }
+        }
+        rows.extend_from_slice(&self.open);
+        put_all(&mut rows, &mut out);
+        out
+    }
+
+    /// Those that a page has.
+    ///
+    /// # Errors
+    /// If these are not the bytes of messages whose UIDs ascend.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut messages = Self::default();
+        let mut input = Input(bytes);
+        let mut last = None;
+        while !input.0.is_empty() {
+            let block = Block::take(&mut input, last)?;
+            last = Some(block.last);
+            messages.blocks.push(block);
+        }
+        messages.blocks.shrink_to_fit();
+        messages.count_from(0);
+        Ok(messages)
+    }
+
     /// Roughly the memory that they take.
     pub fn memory_bytes(&self) -> usize {
         let blocks: usize = self.blocks.iter().map(|block| block.bytes.len()).sum();
@@ -732,7 +821,7 @@ mod tests {
             let mut expected = BTreeMap::new();
             let mut messages = Messages::default();
             for step in 0..40 {
-                match below(6) {
+                match below(7) {
                     0 | 1 => {
                         let next = messages.uids().last().map_or(1, |last| last + 1);
                         for uid in next..next + below(300) as u32 {
@@ -763,6 +852,7 @@ mod tests {
                         let meant = expected.values_mut().filter(|message| uids.contains(message.uid.0));
                         meant.for_each(|message| message.modseq = modseq);
                     }
+                    5 => messages = Messages::decode(&messages.encode()).unwrap(),
                     _ => messages = messages.iter().collect(),
                 }
                 assert_eq!(messages.len(), expected.len(), "seed {seed}, step {step}");
@@ -775,6 +865,29 @@ mod tests {
                 let sizes =
                     expected.values().filter(|message| some.contains(message.uid.0)).map(|message| message.size);
                 assert_eq!(messages.size_of(&some), sizes.fold(0, u64::saturating_add), "seed {seed}, step {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn pages_that_are_no_messages_are_refused() {
+        let messages: Messages = (1..=300).map(|uid| message(uid * 3, uid.into())).collect();
+        let bytes = messages.encode();
+        assert!(Messages::decode(&bytes) == Ok(messages));
+        for len in 1..bytes.len() {
+            // Where a block ends the rest is messages.
+            if let Ok(rest) = Messages::decode(&bytes[..len]) {
+                assert_eq!(rest.len() % BLOCK_ROWS, 0, "{len} bytes");
+            }
+        }
+        for at in 0..bytes.len() {
+            for value in [0, 1, 9, 0x7f, 0xff] {
+                let mut forged = bytes.clone();
+                forged[at] = value;
+                if let Ok(messages) = Messages::decode(&forged) {
+                    assert!(messages.uids().is_sorted_by(|a, b| a < b), "byte {at}");
+                    assert_eq!(messages.iter().count(), messages.len());
+                }
             }
         }
     }

@@ -40,6 +40,7 @@ impl Numbering {
     }
 
     /// Appends the UIDs from `first` to `last`, above all others.
+    #[inline]
     pub fn push(&mut self, first: u32, last: u32) {
         debug_assert!(first <= last && self.last().is_none_or(|highest| highest < first), "UIDs ascend");
         let before = self.len;

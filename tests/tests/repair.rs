@@ -154,8 +154,8 @@ fn a_message_that_is_lost_together_with_its_page_is_named() {
         })
         .unwrap();
     for (_, bytes) in damaged.iter_mut().filter(|(path, _)| path.contains("/idx/")) {
-        // Pages and delta pages of mailboxes have kinds 1 and 2.
-        let is_page = |at: &usize| bytes[*at..].starts_with(b"PHPG") && matches!(bytes[*at + 10], 1 | 2);
+        // Pages and delta pages of mailboxes have kinds 5 and 2.
+        let is_page = |at: &usize| bytes[*at..].starts_with(b"PHPG") && matches!(bytes[*at + 10], 2 | 5);
         let pages: Vec<usize> = (0..bytes.len().saturating_sub(60)).filter(is_page).collect();
         pages.into_iter().for_each(|at| bytes[at + 50] ^= 1);
     }

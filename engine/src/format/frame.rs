@@ -143,6 +143,17 @@ impl Unpacker {
         self.dictionaries.iter().find(|dictionary| dictionary.id == id).cloned()
     }
 
+    /// Decompresses a frame that needs no dictionary, and whose bytes have been verified, to `out`, which it fills.
+    pub(crate) fn unpack_exactly(
+        &mut self,
+        what: &'static str,
+        stored: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), FormatError> {
+        let len = self.zstd.decompress(out, stored);
+        if len.ok() == Some(out.len()) { Ok(()) } else { Err(FormatError::Decompress { what }) }
+    }
+
     /// Keeps a dictionary, unless it is known.
     pub fn add_dictionary(&mut self, dictionary: Arc<Dictionary>) {
         if self.knows_dictionary(dictionary.id) {

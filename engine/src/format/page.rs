@@ -3,9 +3,10 @@
 
 use rkyv::rancor;
 use rkyv::util::AlignedVec;
+use zstd::zstd_safe::get_frame_content_size;
 
 use super::codec::{Input, Wire, wire_struct};
-use super::frame::{FrameInfo, Packer, Unpacker};
+use super::frame::{Packer, Unpacker, codec_id};
 use super::segment::FooterEntry;
 use super::{FORMAT_VERSION, FormatError, checksum, verify_checksum};
 use crate::ids::{Epoch, Lsn, SegmentId};
@@ -21,21 +22,29 @@ pub const PAGE_RAW_BYTES_MAX: usize = 1 << 30;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum PageKind {
-    Mailbox = 1,
+    /// As older stores have it.
+    MailboxRows = 1,
     MailboxDelta = 2,
     Accounts = 3,
     Directory = 4,
+    Mailbox = 5,
     Records = 6,
 }
 
 impl PageKind {
     fn from_number(number: u16) -> Option<Self> {
-        let all = [Self::Mailbox, Self::MailboxDelta, Self::Accounts, Self::Directory, Self::Records];
+        let old = [Self::MailboxRows, Self::MailboxDelta, Self::Accounts, Self::Directory];
+        let all = old.into_iter().chain([Self::Mailbox, Self::Records]);
         all.into_iter().find(|&kind| kind as u16 == number)
+    }
+
+    /// Whether this may be where `expected` is looked for.
+    fn stands_for(self, expected: Self) -> bool {
+        self == expected || (self, expected) == (Self::MailboxRows, Self::Mailbox)
     }
 }
 
-/// A message as an index page has it.
+/// A message as an index page of [`PageKind::MailboxRows`] has it.
 #[derive(Clone, Copy, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct PageMessage {
     pub uid: u32,
@@ -61,14 +70,25 @@ pub struct PageExpunges {
     pub runs: Vec<(u32, u32)>,
 }
 
-/// The whole index of a mailbox as of a page's LSN.
+/// The whole index of a mailbox as of a page's LSN, as [`PageKind::MailboxRows`] has it.
 #[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
-pub struct MailboxPage {
+pub struct MailboxRowsPage {
     /// Ascending by UID.
     pub messages: Vec<PageMessage>,
     /// Portable roaring bitmaps of UIDs, by flag bit.
     pub flags: Vec<(u8, Vec<u8>)>,
     pub expunged: Vec<PageExpunges>,
+    pub history_horizon: u64,
+    pub keywords: Vec<String>,
+}
+
+/// The whole index of a mailbox as of a page's LSN, but for its messages.
+#[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct MailboxPage {
+    /// Portable roaring bitmaps of UIDs, by flag bit.
+    pub flags: Vec<(u8, Vec<u8>)>,
+    /// Expunge history: mod-sequences, and sets of UIDs as records have them.
+    pub expunged: Vec<(u64, Vec<u8>)>,
     pub history_horizon: u64,
     pub keywords: Vec<String>,
 }
@@ -242,7 +262,7 @@ pub fn open_page(
     unpacker: &mut Unpacker,
 ) -> Result<(PageHeader, AlignedVec), FormatError> {
     let (header, archive, len) = open_page_at(bytes, unpacker)?;
-    if len != bytes.len() || header.kind != kind || header.owner != owner {
+    if len != bytes.len() || !header.kind.stands_for(kind) || header.owner != owner {
         let detail = format!("{:?} of {} with {len} bytes", header.kind, header.owner);
         return Err(FormatError::Misplaced { what: "index page", detail });
     }
@@ -268,6 +288,12 @@ pub fn open_directory_page(bytes: &[u8], unpacker: &mut Unpacker) -> Result<(Dir
 pub fn claimed_page_len(bytes: &[u8]) -> Option<usize> {
     let len = bytes.get(16..20)?;
     Some(PAGE_HEADER_BYTES + u32::from_le_bytes([len[0], len[1], len[2], len[3]]) as usize)
+}
+
+/// How many bytes of contents a page claims to have, verified or not.
+pub fn claimed_contents_len(bytes: &[u8]) -> Option<usize> {
+    let len = bytes.get(20..24)?;
+    Some(u32::from_le_bytes([len[0], len[1], len[2], len[3]]) as usize)
 }
 
 /// Verifies the page that starts with `bytes`; gives header, archive and the page's length.
@@ -299,11 +325,22 @@ pub fn open_page_at(bytes: &[u8], unpacker: &mut Unpacker) -> Result<(PageHeader
         .ok_or_else(|| FormatError::Misplaced { what: WHAT, detail: format!("page kind {number}") })?;
     let codec = codec as u8;
     let stored = &page[PAGE_HEADER_BYTES..];
-    let info = FrameInfo { codec, dictionary: 0, stored_len, raw_len, checksum: checksum(stored) };
-    let mut raw = Vec::new();
-    info.unpack_at_most(PAGE_RAW_BYTES_MAX, WHAT, stored, unpacker, &mut raw)?;
-    let mut archive = AlignedVec::with_capacity(raw.len());
-    archive.extend_from_slice(&raw);
+    if raw_len as usize > PAGE_RAW_BYTES_MAX {
+        return Err(FormatError::Decompress { what: WHAT });
+    }
+    let mut archive = AlignedVec::with_capacity(raw_len as usize);
+    match codec {
+        codec_id::RAW if raw_len == stored_len => archive.extend_from_slice(stored),
+        codec_id::ZSTD => {
+            // Room is made for as much as both the header and the frame say.
+            if get_frame_content_size(stored).is_ok_and(|len| len.is_some_and(|len| len != u64::from(raw_len))) {
+                return Err(FormatError::Decompress { what: WHAT });
+            }
+            archive.resize(raw_len as usize, 0);
+            unpacker.unpack_exactly(WHAT, stored, &mut archive)?;
+        }
+        _ => return Err(FormatError::Decompress { what: WHAT }),
+    }
     Ok((PageHeader { kind, as_of, owner, codec, stored_len, raw_len }, archive, end))
 }
 
@@ -320,6 +357,28 @@ where
         >,
 {
     rkyv::to_bytes::<rancor::Error>(value).expect("archiving into memory")
+}
+
+/// The contents of a mailbox's page: the archive, the blocks of its messages, and the length of the archive. Validation of an archive
+/// looks at each byte of it, and there are twenty million of a million messages.
+pub fn join_mailbox(page: &MailboxPage, messages: &[u8]) -> AlignedVec {
+    let mut contents = archive(page);
+    let len = u32::try_from(contents.len()).expect("flags and keywords are bounded");
+    contents.extend_from_slice(messages);
+    contents.extend_from_slice(&len.to_le_bytes());
+    contents
+}
+
+/// Validates the archive of what [`join_mailbox`] made, and gives a view of it, and the blocks.
+pub fn split_mailbox(contents: &AlignedVec) -> Result<(&ArchivedMailboxPage, &[u8]), FormatError> {
+    let parts =
+        contents.split_last_chunk().and_then(|(rest, len)| rest.split_at_checked(u32::from_le_bytes(*len) as usize));
+    let (archive, messages) = parts.ok_or_else(|| {
+        let detail = "its archive is longer than it is".to_owned();
+        FormatError::Misplaced { what: "index page", detail }
+    })?;
+    let page = rkyv::access::<ArchivedMailboxPage, rancor::Error>(archive).map_err(|error| archive_error(&error))?;
+    Ok((page, messages))
 }
 
 /// Validates an archive and gives a view of the value it holds, in which numbers are little-endian.
@@ -345,20 +404,29 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{Location, MessageId, ModSeq, SegmentId, ShardId, Uid};
+    use crate::index::Message;
+    use crate::messages::Messages;
 
     #[test]
     fn a_page_comes_back_and_every_flipped_bit_is_noticed() {
         let page = MailboxPage {
             flags: vec![(0, vec![1, 2, 3])],
             keywords: vec!["$Junk".to_owned()],
-            expunged: vec![PageExpunges { modseq: 9, runs: vec![(1, 4)] }],
+            expunged: vec![(9, vec![4, 5])],
             ..MailboxPage::default()
         };
         let mut bytes = Vec::new();
         let mut unpacker = Unpacker::default();
-        put_page(PageKind::Mailbox, Lsn(5), 77, &archive(&page), &mut Packer::default(), &mut bytes).unwrap();
-        let (header, back) = open_page(PageKind::Mailbox, 77, &bytes, &mut unpacker).unwrap();
-        assert_eq!((header.as_of, restore::<MailboxPage>(&back)), (Lsn(5), Ok(page)));
+        let contents = join_mailbox(&page, b"blocks");
+        put_page(PageKind::Mailbox, Lsn(5), 77, &contents, &mut Packer::default(), &mut bytes).unwrap();
+        let (header, mut back) = open_page(PageKind::Mailbox, 77, &bytes, &mut unpacker).unwrap();
+        let (view, messages) = split_mailbox(&back).unwrap();
+        assert_eq!((header.as_of, rkyv::deserialize::<_, rancor::Error>(view).unwrap()), (Lsn(5), page));
+        assert_eq!(messages, b"blocks");
+        let end = back.len();
+        back[end - 4..].copy_from_slice(&(end as u32 - 3).to_le_bytes());
+        assert!(matches!(split_mailbox(&back), Err(FormatError::Misplaced { .. })));
         assert!(open_page(PageKind::Mailbox, 78, &bytes, &mut unpacker).is_err());
         assert!(open_page(PageKind::Directory, 77, &bytes, &mut unpacker).is_err());
         for at in 0..bytes.len() {
@@ -369,27 +437,42 @@ mod tests {
     }
 
     #[test]
+    fn a_lying_length_of_contents_is_an_error() {
+        let mut bytes = Vec::new();
+        put_page(PageKind::Directory, Lsn(5), 0, &[7; 10_000], &mut Packer::default(), &mut bytes).unwrap();
+        for len in [9_999, 10_001, PAGE_RAW_BYTES_MAX as u32, u32::MAX] {
+            bytes[20..24].copy_from_slice(&len.to_le_bytes());
+            let crc = checksum(&bytes[8..]);
+            bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+            let opened = open_page(PageKind::Directory, 0, &bytes, &mut Unpacker::default());
+            assert_eq!(opened.err(), Some(FormatError::Decompress { what: "index page" }), "{len} bytes");
+        }
+    }
+
+    #[test]
     fn a_page_of_a_million_messages_comes_back() {
-        let message = |uid: u32| PageMessage {
-            uid,
+        let message = |uid: u32| Message {
+            uid: Uid(uid),
             prefix_of: 0,
             zone_minutes: 60,
-            modseq: u64::from(uid) * 3,
-            origin: 1,
-            message: u64::from(uid) << 8,
-            segment: uid >> 12,
-            offset_units: uid.wrapping_mul(2_654_435_761),
-            len: 2000,
-            ordinal: uid & 0xfff,
+            modseq: ModSeq(u64::from(uid) * 3),
+            id: MessageId { origin: ShardId(1), lsn: Lsn(u64::from(uid) << 8) },
+            location: Location {
+                segment: SegmentId(uid >> 12),
+                offset_units: uid.wrapping_mul(2_654_435_761),
+                len: 2000,
+                ordinal: uid & 0xfff,
+            },
             head_bytes: 500,
             size: 6000,
             internal_date: 1_700_000_000,
             save_date: 1_700_000_000,
         };
-        let page = MailboxPage { messages: (1..=1_000_000).map(message).collect(), ..MailboxPage::default() };
+        let messages: Messages = (1..=1_000_000).map(message).collect();
+        let contents = join_mailbox(&MailboxPage::default(), &messages.encode());
         let mut bytes = Vec::new();
-        put_page(PageKind::Mailbox, Lsn(5), 77, &archive(&page), &mut Packer::default(), &mut bytes).unwrap();
+        put_page(PageKind::Mailbox, Lsn(5), 77, &contents, &mut Packer::default(), &mut bytes).unwrap();
         let (_, back) = open_page(PageKind::Mailbox, 77, &bytes, &mut Unpacker::default()).unwrap();
-        assert!(restore::<MailboxPage>(&back) == Ok(page));
+        assert!(Messages::decode(split_mailbox(&back).unwrap().1) == Ok(messages));
     }
 }

@@ -14,6 +14,7 @@ use posthaste_engine::format::page::open_directory_page;
 use posthaste_engine::format::record::{Record, RecordHeader};
 use posthaste_engine::format::segment::{SegmentHeader, Trailer};
 use posthaste_engine::ids::{Epoch, Position};
+use posthaste_engine::messages::Messages;
 use posthaste_mime::digest::DigestBytes;
 
 fuzz_target!(|data: &[u8]| {
@@ -29,6 +30,12 @@ fuzz_target!(|data: &[u8]| {
         27 => drop(DigestBytes::from_storage(data).map(|bytes| bytes.digest().map(|digest| digest.parts().len()))),
         28 => drop(Record::decode(0x8010, data)),
         29 => unpack(data),
+        30 => {
+            if let Ok(messages) = Messages::decode(data) {
+                assert_eq!(messages.iter().count(), messages.len());
+                assert!(Messages::decode(&messages.encode()) == Ok(messages));
+            }
+        }
         kind => {
             if let Ok(Some(record)) = Record::decode(kind.into(), data) {
                 let mut payload = Vec::new();

@@ -267,39 +267,42 @@ impl Block {
         self.bytes = bytes.into();
     }
 
-    /// The rows of these numbers alone, which ascend. Columns other than the UIDs' keep their least values and their widths.
-    fn only(&self, numbers: &[u8]) -> Self {
-        let (Some(&first), Some(&last)) = (numbers.first(), numbers.last()) else { panic!("a block of no messages") };
-        let (first, last) = (self.uid(first.into()), self.uid(last.into()));
-        let rows = numbers.len();
+    /// Keeps the rows of these numbers alone, which ascend. It does so in place: no column gets wider, and all but that of the UIDs
+    /// keep their least values, so that each value moves to where it or one before it was.
+    fn keep(&mut self, numbers: &[u8]) {
+        let mut uids = [0; BLOCK_ROWS];
+        numbers.iter().zip(&mut uids).for_each(|(&number, uid)| *uid = self.uid(number.into()));
+        let uids = &uids[..numbers.len()];
+        let (first, last) = (uids[0], uids[uids.len() - 1]);
+        let widths: [usize; COLUMNS] = std::array::from_fn(|column| self.width(column));
+        let mut bytes = std::mem::take(&mut self.bytes).into_vec();
+        let (mut start, mut at) = (HEADERS_BYTES + widths[UID] * self.rows(), HEADERS_BYTES);
         let uid_width = width_of((last - first).into());
-        let excesses_bytes = uid_width + (UID + 1..COLUMNS).map(|column| self.width(column)).sum::<usize>();
-        let mut bytes = vec![0; HEADERS_BYTES + excesses_bytes * rows + PADDING_BYTES];
-        bytes[..HEADERS_BYTES].copy_from_slice(&self.bytes[..HEADERS_BYTES]);
         let header = &mut bytes[UID * COLUMN_HEADER_BYTES..][..COLUMN_HEADER_BYTES];
         header[..8].copy_from_slice(&u64::from(first).to_le_bytes());
         header[8] = uid_width as u8;
-        let (mut start, mut at) = (HEADERS_BYTES, HEADERS_BYTES);
-        for column in 0..COLUMNS {
-            let width = self.width(column);
-            if column == UID {
-                for &number in numbers.iter().take_while(|_| uid_width > 0) {
-                    let excess = u64::from(self.uid(number.into()) - first);
-                    bytes[at..at + 8].copy_from_slice(&excess.to_le_bytes());
-                    at += uid_width;
-                }
-            } else {
-                for &number in numbers.iter().take_while(|_| width > 0) {
-                    // The next value overwrites what is too much.
-                    let from = start + usize::from(number) * width;
-                    bytes[at..at + 8].copy_from_slice(&self.bytes[from..from + 8]);
-                    at += width;
-                }
+        for uid in uids {
+            bytes[at..at + uid_width].copy_from_slice(&(uid - first).to_le_bytes()[..uid_width]);
+            at += uid_width;
+        }
+        for width in &widths[UID + 1..] {
+            match width {
+                0 => {}
+                1 => gather::<1>(&mut bytes, start, at, numbers),
+                2 => gather::<2>(&mut bytes, start, at, numbers),
+                3 => gather::<3>(&mut bytes, start, at, numbers),
+                4 => gather::<4>(&mut bytes, start, at, numbers),
+                5 => gather::<5>(&mut bytes, start, at, numbers),
+                6 => gather::<6>(&mut bytes, start, at, numbers),
+                7 => gather::<7>(&mut bytes, start, at, numbers),
+                _ => gather::<8>(&mut bytes, start, at, numbers),
             }
             start += width * self.rows();
+            at += width * numbers.len();
         }
-        bytes[at..].fill(0);
-        Self { rows: rows as u32, first, last, bytes: bytes.into() }
+        bytes.truncate(at);
+        bytes.extend_from_slice(&[0; PADDING_BYTES]);
+        *self = Self { rows: numbers.len() as u32, first, last, bytes: bytes.into() };
     }
 
     /// Takes away the UIDs from `next` on that there are. `next` is moved past the block. Whether anything is left.
@@ -315,9 +318,17 @@ impl Block {
             }
         }
         if (1..self.rows()).contains(&left) {
-            *self = self.only(&numbers[..left]);
+            self.keep(&numbers[..left]);
         }
         left > 0
+    }
+}
+
+/// Moves the values of these numbers, of those from `start` on, to `at` and behind it, which is not after `start`.
+fn gather<const WIDTH: usize>(bytes: &mut [u8], start: usize, at: usize, numbers: &[u8]) {
+    for (new, &old) in numbers.iter().enumerate() {
+        let from = start + usize::from(old) * WIDTH;
+        bytes.copy_within(from..from + WIDTH, at + new * WIDTH);
     }
 }
 
@@ -644,9 +655,11 @@ impl Messages {
         let Some(first) = uids.min() else { return 0 };
         let mut ascending = uids.iter();
         let mut next = ascending.next();
-        let start = self.position(Uid(first)).unwrap_or_else(|at| at);
+        let start = self.blocks.partition_point(|block| block.last < first);
+        let packed = self.blocks[start..].iter().flat_map(|block| block.uids().zip(block.column(SIZE)));
+        let open = self.open.iter().map(|row| (row[UID] as u32, row[SIZE]));
         let mut size = 0_u64;
-        for (uid, octets) in self.uids_and_sizes_from(start) {
+        for (uid, octets) in packed.chain(open) {
             while next.is_some_and(|next| next < uid) {
                 next = ascending.next();
             }

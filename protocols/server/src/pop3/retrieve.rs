@@ -82,10 +82,12 @@ impl Pop3 {
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    // The client has a part of it: without an end, it does not take that for the whole. Next time it is known
-                    // beforehand.
+                    // The client has a part of it: without an end, it does not take that for the whole. Of damage, next time it is
+                    // known beforehand.
                     let _ = refusal_for(&error);
-                    self.context.note_damaged(message.id);
+                    if matches!(error, EngineError::Damaged(_)) {
+                        self.context.note_damaged(message.id);
+                    }
                     let refusal = Refusal::coded(Code::SysTemp, "The message breaks off");
                     self.session.close(&refusal, &mut self.output);
                     return Err(Stop::Broken);

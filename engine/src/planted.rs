@@ -43,6 +43,12 @@ pub enum Bug {
     FoldWithoutStates,
     /// Compaction drops the record of a deletion while older segments still have the mailbox.
     ForgetDeletions,
+    /// A read that never returns is waited for.
+    WaitForEver,
+    /// A write that took less than it was given is taken for a whole one.
+    TakeShortWrite,
+    /// After a failed sync the same file is synced again, and that is believed.
+    SyncAgain,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -1294,6 +1294,10 @@ impl<S: Storage> Shard<S> {
         if by_account.len() > 1024.max(2 * *kept) {
             by_account.retain(|_, lock| Rc::strong_count(lock) > 1);
             *kept = by_account.len();
+                // Nor would the others answer, each of them after a long time.
+                Err(EngineError::Storage(error)) if matches!(*error, StorageError::NoAnswer { .. }) => {
+                    return Err(EngineError::Storage(error));
+                }
         }
         Rc::clone(by_account.entry(account).or_default())
     }

@@ -36,7 +36,7 @@ impl Threads {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             commit: Pool::new("commit", 1, Priority::Normal)?,
-            read: Pool::new("read", READ_THREADS, Priority::Normal)?,
+            read: Pool::new("read", READ_THREADS, Priority::Normal)?.that_may_hang(),
         })
     }
 

@@ -11,7 +11,8 @@ use super::sys;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A queue and the threads that serve it. Dropping the pool finishes what is queued and joins the threads.
+/// A queue and the threads that serve it. Dropping the pool finishes what is queued and joins the threads, unless they are
+/// left behind.
 pub(super) struct Pool {
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
@@ -58,6 +59,12 @@ impl Pool {
             pool.threads.push(thread);
         }
         Ok(pool)
+    }
+
+    /// Lets the threads end by themselves: dropping the pool waits for none, since a job may never come to its end.
+    pub(super) fn that_may_hang(mut self) -> Self {
+        self.threads.clear();
+        self
     }
 
     /// Runs a job on one of the threads. It runs even if the future is dropped. A panic of the job continues in the
@@ -127,6 +134,9 @@ pub(super) struct Shared {
     pub(super) passwords: Pool,
     /// Operations on names and lengths: rare, and too slow (a journal commit) for a worker.
     pub(super) metadata: Pool,
+    /// Those that only look, such as opening for reading: on a device that does not answer they never end, and what makes
+    /// files must not wait for them.
+    pub(super) lookups: Pool,
 }
 
 /// The process-wide pools, started at the first call.
@@ -141,6 +151,7 @@ pub(super) fn shared() -> io::Result<&'static Shared> {
         background: Pool::new("background", cores.div_ceil(4), Priority::Idle)?,
         passwords: Pool::new("passwords", cores, Priority::Low)?,
         metadata: Pool::new("metadata", 2, Priority::Normal)?,
+        lookups: Pool::new("lookups", 4, Priority::Normal)?,
     };
     // Another thread may have been faster; its pools stay, and ours end.
     Ok(SHARED.get_or_init(|| shared))

@@ -113,6 +113,14 @@ impl RealIo {
         self.0.shared.metadata.run(job)
     }
 
+    /// The same for one that only looks.
+    fn lookup<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> impl Future<Output = io::Result<T>> + 'static {
+        self.0.shared.lookups.run(job)
+    }
+
     fn file(&self, file: SystemFile) -> RealFile {
         RealFile { file: Arc::new(file), io: self.clone() }
     }
@@ -160,7 +168,7 @@ impl Io for RealIo {
 
     async fn open(&self, path: &str, mode: OpenMode) -> io::Result<RealFile> {
         let path = self.path(path);
-        let file = self.metadata(move || {
+        let open = move || {
             let mut options = OpenOptions::new();
             options.read(true);
             match mode {
@@ -173,8 +181,12 @@ impl Io for RealIo {
                 sys::expect_random_reads(file.as_fd());
             }
             Ok(file)
-        });
-        Ok(self.file(file.await?))
+        };
+        let file = match mode {
+            OpenMode::Read | OpenMode::ReadPieces => self.lookup(open).await,
+            OpenMode::ReadWrite | OpenMode::CreateNew => self.metadata(open).await,
+        };
+        Ok(self.file(file?))
     }
 
     async fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -205,13 +217,13 @@ impl Io for RealIo {
 
     async fn free_bytes(&self) -> io::Result<u64> {
         let root = self.path("");
-        self.metadata(move || sys::free_bytes(OpenOptions::new().read(true).open(root)?.as_fd())).await
+        self.lookup(move || sys::free_bytes(OpenOptions::new().read(true).open(root)?.as_fd())).await
     }
 
     /// Names that are not UTF-8 are left out: nothing here makes such names.
     async fn list(&self, path: &str) -> io::Result<Vec<String>> {
         let path = self.path(path);
-        let list = self.metadata(|| {
+        let list = self.lookup(|| {
             let mut names = Vec::new();
             for entry in std::fs::read_dir(path)? {
                 let entry = entry?;

@@ -7,7 +7,9 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use super::{BlobName, BlobStore, ManifestStore, SegmentName, Storage, StorageError, Wal};
@@ -25,16 +27,21 @@ const COPY_BYTES: usize = 1 << 20;
 /// The file that keeps space in reserve.
 const RESERVE: &str = "reserve";
 
+/// A read is given up after so long, unless configured: longer than a disk takes that has to try again and again.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Storage in local files.
 #[derive(Clone)]
 pub struct Local<I: Io> {
     io: I,
+    read_timeout: Duration,
     shards: Rc<RefCell<BTreeMap<ShardId, LocalShard<I>>>>,
 }
 
 /// The files of one shard: its log, blobs and manifests.
 pub struct LocalShard<I: Io> {
     io: I,
+    read_timeout: Duration,
     directory: Rc<str>,
     /// Open segments and index blobs. A sealed segment stays under its name: the file is the same.
     open: Rc<RefCell<BTreeMap<BlobName, I::File>>>,
@@ -42,7 +49,12 @@ pub struct LocalShard<I: Io> {
 
 impl<I: Io> Clone for LocalShard<I> {
     fn clone(&self) -> Self {
-        Self { io: self.io.clone(), directory: Rc::clone(&self.directory), open: Rc::clone(&self.open) }
+        Self {
+            io: self.io.clone(),
+            read_timeout: self.read_timeout,
+            directory: Rc::clone(&self.directory),
+            open: Rc::clone(&self.open),
+        }
     }
 }
 
@@ -60,13 +72,19 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> StorageError {
 
 impl<I: Io> Local<I> {
     pub fn new(io: I) -> Self {
-        Self { io, shards: Rc::default() }
+        Self::with_read_timeout(io, READ_TIMEOUT)
+    }
+
+    /// Gives reads up after another time than [`READ_TIMEOUT`].
+    pub fn with_read_timeout(io: I, read_timeout: Duration) -> Self {
+        Self { io, read_timeout, shards: Rc::default() }
     }
 
     fn shard(&self, shard: ShardId) -> LocalShard<I> {
         let mut shards = self.shards.borrow_mut();
         let entry = shards.entry(shard).or_insert_with(|| LocalShard {
             io: self.io.clone(),
+            read_timeout: self.read_timeout,
             directory: shard_directory(shard).into(),
             open: Rc::default(),
         });
@@ -107,6 +125,32 @@ fn manifest_file(epoch: Epoch, number: u64) -> String {
 fn parse_manifest_file(file: &str) -> Option<(Epoch, u64)> {
     let (epoch, number) = file.split_once('-')?;
     Some((Epoch(epoch.parse().ok()?), number.parse().ok()?))
+}
+
+/// Waits for a read no longer than `limit`. Its file may be on a device that never answers; the operation then stays behind,
+/// unobserved.
+async fn in_time<I: Io, T>(
+    io: &I,
+    limit: Duration,
+    what: impl FnOnce() -> String,
+    read: impl Future<Output = Result<T, StorageError>>,
+) -> Result<T, StorageError> {
+    let mut read = pin!(read);
+    // What is in memory is there at once, and needs no clock.
+    if let Poll::Ready(result) = std::future::poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await {
+        return result;
+    }
+    let mut clock = pin!(io.sleep(limit));
+    let in_time = std::future::poll_fn(|context| {
+        if let Poll::Ready(result) = read.as_mut().poll(context) {
+            return Poll::Ready(Some(result));
+        }
+        if planted::is_on(Bug::WaitForEver) {
+            return Poll::Pending;
+        }
+        clock.as_mut().poll(context).map(|()| None)
+    });
+    in_time.await.unwrap_or_else(|| Err(StorageError::NoAnswer { what: what(), limit }))
 }
 
 /// Removes a file that may not be there.
@@ -175,10 +219,22 @@ impl<I: Io> LocalShard<I> {
 
     /// The files of a directory. A backup may lack directories that were empty.
     async fn list_files(&self, directory: String) -> Result<Vec<String>, StorageError> {
-        match self.io.list(&directory).await {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            other => other.map_err(failed(directory)),
-        }
+        let list = async {
+            match self.io.list(&directory).await {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+                other => other.map_err(failed(&directory)),
+            }
+        };
+        in_time(&self.io, self.read_timeout, || directory.clone(), list).await
+    }
+
+    /// Bytes of a segment or blob.
+    async fn read_file(&self, name: BlobName, sealed: bool, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
+        let read = async {
+            let file = self.file(name, sealed).await?;
+            file.read_at(offset, len).await.map_err(|error| failed(self.path(name, sealed))(error))
+        };
+        in_time(&self.io, self.read_timeout, || self.path(name, sealed), read).await
     }
 
     fn sub(&self, name: &str) -> String {
@@ -295,22 +351,31 @@ impl<I: Io> Wal for LocalShard<I> {
     }
 
     async fn len(&self, name: SegmentName) -> Result<u64, StorageError> {
-        let file = self.file(BlobName::Segment(name), false).await?;
-        file.len().await.map_err(failed(self.path(BlobName::Segment(name), false)))
+        let what = || self.path(BlobName::Segment(name), false);
+        let len = async {
+            let file = self.file(BlobName::Segment(name), false).await?;
+            file.len().await.map_err(failed(what()))
+        };
+        in_time(&self.io, self.read_timeout, what, len).await
     }
 
     async fn next_data(&self, name: SegmentName, offset: u64) -> Result<u64, StorageError> {
-        let file = self.file(BlobName::Segment(name), false).await?;
-        file.next_data(offset).await.map_err(failed(self.path(BlobName::Segment(name), false)))
+        let what = || self.path(BlobName::Segment(name), false);
+        let next = async {
+            let file = self.file(BlobName::Segment(name), false).await?;
+            file.next_data(offset).await.map_err(failed(what()))
+        };
+        in_time(&self.io, self.read_timeout, what, next).await
     }
 
     async fn read(&self, name: SegmentName, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
-        let file = self.file(BlobName::Segment(name), false).await?;
-        file.read_at(offset, len).await.map_err(|error| failed(self.path(BlobName::Segment(name), false))(error))
+        self.read_file(BlobName::Segment(name), false, offset, len).await
     }
 
     async fn free_bytes(&self) -> Result<u64, StorageError> {
-        self.io.free_bytes().await.map_err(failed(&*self.directory))
+        let what = || self.directory.to_string();
+        let free = async { self.io.free_bytes().await.map_err(failed(what())) };
+        in_time(&self.io, self.read_timeout, what, free).await
     }
 
     async fn set_aside(&self, bytes: u64) -> Result<(), StorageError> {
@@ -356,17 +421,19 @@ impl<I: Io> BlobStore for LocalShard<I> {
     }
 
     async fn get(&self, name: BlobName, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
-        let file = self.file(name, true).await?;
-        file.read_at(offset, len).await.map_err(|error| failed(self.path(name, true))(error))
+        self.read_file(name, true, offset, len).await
     }
 
     async fn get_suffix(&self, name: BlobName, len: usize) -> Result<(Vec<u8>, u64), StorageError> {
-        let file = self.file(name, true).await?;
-        let path = self.path(name, true);
-        let file_len = file.len().await.map_err(failed(&path))?;
-        let offset = file_len.saturating_sub(len as u64);
-        let bytes = file.read_at(offset, len).await.map_err(failed(path))?;
-        Ok((bytes, file_len))
+        let read = async {
+            let file = self.file(name, true).await?;
+            let path = self.path(name, true);
+            let file_len = file.len().await.map_err(failed(&path))?;
+            let offset = file_len.saturating_sub(len as u64);
+            let bytes = file.read_at(offset, len).await.map_err(failed(path))?;
+            Ok((bytes, file_len))
+        };
+        in_time(&self.io, self.read_timeout, || self.path(name, true), read).await
     }
 
     async fn list(&self) -> Result<Vec<BlobName>, StorageError> {
@@ -468,14 +535,15 @@ impl<I: Io> ManifestStore for LocalShard<I> {
             return Ok(None);
         };
         let path = format!("{directory}/{}", manifest_file(epoch, number));
-        let result = async {
-            // The name may be there by grace of the page cache only.
-            self.io.sync_dir(&directory).await?;
-            let file = self.io.open(&path, OpenMode::Read).await?;
-            let len = file.len().await?;
-            file.read_at(0, len as usize).await
+        // The name may be there by grace of the page cache only.
+        self.io.sync_dir(&directory).await.map_err(failed(&path))?;
+        let read = async {
+            let file = self.io.open(&path, OpenMode::Read).await.map_err(failed(&path))?;
+            let bytes = async { file.read_at(0, file.len().await? as usize).await };
+            bytes.await.map_err(failed(&path))
         };
-        Ok(Some((epoch, number, result.await.map_err(failed(path))?)))
+        let bytes = in_time(&self.io, self.read_timeout, || path.clone(), read).await?;
+        Ok(Some((epoch, number, bytes)))
     }
 
     async fn tidy(&self, epoch: Epoch, number: u64) -> Result<(), StorageError> {
@@ -543,7 +611,8 @@ impl<I: Io> Storage for Local<I> {
         for sub in ["wal", "seg", "idx", "manifest", "epoch"] {
             let path = format!("{directory}/{sub}");
             self.io.create_dir_all(&path).await.map_err(failed(&path))?;
-            for file in self.io.list(&path).await.map_err(failed(&path))? {
+            let list = async { self.io.list(&path).await.map_err(failed(&path)) };
+            for file in in_time(&self.io, self.read_timeout, || path.clone(), list).await? {
                 if file.ends_with(TEMPORARY) {
                     let path = format!("{path}/{file}");
                     self.io.remove(&path).await.map_err(failed(path))?;
@@ -571,14 +640,17 @@ impl<I: Io> Storage for Local<I> {
     }
 
     async fn read_superblock(&self) -> Result<Option<Vec<u8>>, StorageError> {
-        match self.io.open(SUPERBLOCK, OpenMode::Read).await {
-            Ok(file) => {
-                let read = async { file.read_at(0, file.len().await? as usize).await };
-                read.await.map(Some).map_err(failed(SUPERBLOCK))
+        let read = async {
+            match self.io.open(SUPERBLOCK, OpenMode::Read).await {
+                Ok(file) => {
+                    let read = async { file.read_at(0, file.len().await? as usize).await };
+                    read.await.map(Some).map_err(failed(SUPERBLOCK))
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(failed(SUPERBLOCK)(error)),
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failed(SUPERBLOCK)(error)),
-        }
+        };
+        in_time(&self.io, self.read_timeout, || SUPERBLOCK.to_owned(), read).await
     }
 
     async fn create_superblock(&self, bytes: Vec<u8>) -> Result<(), StorageError> {

@@ -1,7 +1,8 @@
 //! What the engine sees of storage: a log that appends batches, blobs that are written once, and manifests.
 //!
 //! No path, descriptor or map stands above these traits. Every call is async, may take 100 ms, may fail, and a write may
-//! end with its outcome unknown. The local implementation is [`local::Local`]; an object store fits behind the same
+//! end with its outcome unknown. What only reads comes to an end in bounded time, if only with [`StorageError::NoAnswer`]:
+//! who reads may hold what others wait for. What writes may take for ever, because giving it up would not end it. The local implementation is [`local::Local`]; an object store fits behind the same
 //! traits, with put-if-absent as its only fence.
 
 pub mod faulty;
@@ -9,6 +10,7 @@ pub mod local;
 
 use std::future::Future;
 use std::io;
+use std::time::Duration;
 
 use crate::ids::{Epoch, Position, SegmentId, ShardId};
 use crate::io::Runtime;
@@ -42,6 +44,9 @@ pub enum StorageError {
     /// It failed and may not be retried on the same log.
     #[error("{what}: {source}")]
     Failed { what: String, source: io::Error },
+    /// A read did not come to its end in time. It changes nothing, and may be tried again.
+    #[error("{what}: no answer within {} s", limit.as_secs_f32())]
+    NoAnswer { what: String, limit: Duration },
     /// It may or may not have happened.
     #[error("{what}: the outcome is unknown: {source}")]
     Ambiguous { what: String, source: io::Error },

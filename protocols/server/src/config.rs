@@ -146,6 +146,7 @@ pub struct Store {
     pub compaction_bytes_per_s: Option<u64>,
     pub scrub_bytes_per_s: Option<u64>,
     pub scrub_interval_s: Option<u64>,
+    pub read_timeout_s: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -372,7 +373,7 @@ fn insert(table: &mut toml::Table, key: &str, value: toml::Value) -> Option<()> 
 impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         const MB: u64 = 1 << 20;
-        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 26] = [
+        let checks: [(&'static str, Option<u64>, std::ops::RangeInclusive<u64>, &'static str); 27] = [
             ("limits.message_bytes", Some(self.limits.message_bytes), 64 << 10..=1 << 30, "64 KB to 1 GB"),
             (
                 "limits.mailbox_messages",
@@ -414,6 +415,7 @@ impl Config {
             ("store.compaction_bytes_per_s", self.store.compaction_bytes_per_s, 0..=1 << 40, "0 (no limit) to 1 TB"),
             ("store.scrub_bytes_per_s", self.store.scrub_bytes_per_s, 0..=1 << 40, "0 (off) to 1 TB"),
             ("store.scrub_interval_s", self.store.scrub_interval_s, 60..=366 * 86_400, "a minute to a year"),
+            ("store.read_timeout_s", self.store.read_timeout_s, 1..=3_600, "1 s to an hour"),
         ];
         for (key, value, range, text) in checks {
             if let Some(value) = value
@@ -531,6 +533,7 @@ mod tests {
             "store.compaction_bytes_per_s",
             "store.scrub_bytes_per_s",
             "store.scrub_interval_s",
+            "store.read_timeout_s",
             "tls.certificate",
             "tls.key",
             "tls.minimum_version",

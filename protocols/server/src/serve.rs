@@ -17,7 +17,7 @@ use posthaste_engine::io::net::Acceptor;
 use posthaste_engine::io::real::{IoKind, RealIo, probe, run_worker};
 use posthaste_engine::node::{StoreConfig, WorkerSeat, open_superblock};
 use posthaste_engine::shard::{Shard, ShardConfig, ShardEvent};
-use posthaste_engine::storage::local::Local;
+use posthaste_engine::storage::local::{Local, READ_TIMEOUT};
 
 use crate::config::{Config, Level, Log, LogFormat};
 use crate::connection::Connection;
@@ -56,7 +56,7 @@ pub fn serve(data: &Path, mut config: Config) -> Result<(), Box<dyn Error>> {
     }
     let tls = TlsServer::load(data, &config.tls, &config.server.host_name)?;
     let superblock = run_worker(kind, data.to_owned(), None, async |io| {
-        open_superblock(&Local::new(io), shards_at_creation(&config, &cores)).await
+        open_superblock(&storage(io, &config), shards_at_creation(&config, &cores)).await
     })??;
     let (cluster, seats) = Cluster::that_trains(superblock, workers, dictionary_config(&config));
     let store = store_config(&config, superblock.shards);
@@ -103,7 +103,7 @@ pub fn serve(data: &Path, mut config: Config) -> Result<(), Box<dyn Error>> {
 pub fn execute_alone(data: &Path, config: &Config, request: Request) -> Result<Response, Box<dyn Error>> {
     let cores = core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect::<Vec<_>>();
     let response = run_worker(config.server.io.into(), data.to_owned(), None, async |io| {
-        let storage = Local::new(io);
+        let storage = storage(io, config);
         let superblock = open_superblock(&storage, shards_at_creation(config, &cores)).await?;
         let (cluster, mut seats) = Cluster::new(superblock, 1);
         let Some(seat) = seats.pop() else { unreachable!("one worker has one seat") };
@@ -118,6 +118,11 @@ pub fn execute_alone(data: &Path, config: &Config, request: Request) -> Result<R
         Ok::<_, EngineError>(response)
     })??;
     Ok(response)
+}
+
+fn storage(io: RealIo, config: &Config) -> Storage {
+    let read_timeout = config.store.read_timeout_s.map_or(READ_TIMEOUT, Duration::from_secs);
+    Local::with_read_timeout(io, read_timeout)
 }
 
 fn shards_at_creation(config: &Config, cores: &[usize]) -> u32 {
@@ -261,7 +266,7 @@ async fn run(
     opened: &Opened,
 ) -> Result<(), EngineError> {
     let index = seat.index();
-    let worker = match Worker::open(Local::new(io.clone()), Arc::clone(&node.cluster), seat, store).await {
+    let worker = match Worker::open(storage(io.clone(), &node.config), Arc::clone(&node.cluster), seat, store).await {
         Ok((worker, reports)) => {
             let _ = opened.send(Ok(reports));
             worker

@@ -26,6 +26,9 @@ pub const BUGS: &[(Bug, u64)] = &[
     (Bug::FoldWithoutLive, 60),
     (Bug::FoldWithoutStates, 80),
     (Bug::ForgetDeletions, 200),
+    (Bug::WaitForEver, 100),
+    (Bug::TakeShortWrite, 100),
+    (Bug::SyncAgain, 100),
 ];
 
 /// The run that is meant to catch a bug.
@@ -37,6 +40,9 @@ pub fn plan(bug: Bug, seed: u64) -> Plan {
         Bug::FoldWithoutLive | Bug::FoldWithoutStates | Bug::ForgetDeletions => 10,
         _ => 4,
     };
-    let faults = matches!(bug, Bug::IgnoreFailedSync | Bug::SkipTailRewrite);
+    let faults = matches!(
+        bug,
+        Bug::IgnoreFailedSync | Bug::SkipTailRewrite | Bug::WaitForEver | Bug::TakeShortWrite | Bug::SyncAgain
+    );
     Plan { seed, rounds, faults, remote: false, check: false }
 }

@@ -2,8 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use posthaste_engine::changes::FlagOp;
@@ -35,6 +37,20 @@ const SHARDS: u32 = 5;
 const ACCOUNTS: usize = 6;
 const SESSIONS: usize = 6;
 const OPERATIONS: usize = 30;
+/// Sessions that are not done after so long wait for something that does not come: each has to wait for some reads at most that
+/// never return.
+const LONGEST_SESSIONS: Duration = Duration::from_secs(40 * 60);
+
+/// How often a failing device fails.
+const FAULTS: FaultRates = FaultRates {
+    read_errors: 20,
+    write_errors: 60,
+    sync_errors: 240,
+    no_space: 60,
+    short_writes: 600,
+    hung_reads: 10,
+    slow: 60,
+};
 
 /// How a run is made up.
 #[derive(Clone, Copy, Debug)]
@@ -120,9 +136,13 @@ pub fn run(plan: Plan) -> Result<Outcome, Violation> {
             stop: ending == 2,
         };
         let reports = sim.run(async move { node.live().await });
+        sim.set_faults(FaultRates::default());
         match reports {
             None => outcome.crashes += 1,
-            Some(Ok(reports)) => {
+            // It did not open, as it may where the device fails.
+            Some(Ok(None)) if sim.below(2) == 0 => sim.crash_now(),
+            Some(Ok(None)) => {}
+            Some(Ok(Some(reports))) => {
                 let was_lost = std::mem::take(&mut index_is_lost);
                 outcome.torn_tails += reports.iter().filter(|report| report.torn_tail.is_some()).count() as u32;
                 if plan.check
@@ -247,32 +267,28 @@ struct Session {
 }
 
 impl Node {
-    async fn live(self) -> Result<Vec<RecoveryReport>, EngineError> {
+    /// What opening the store has found; `None` if it did not open, because the device failed.
+    async fn live(self) -> Result<Option<Vec<RecoveryReport>>, EngineError> {
         if self.remote {
             self.policy.set(Policy { delay_max: Duration::from_millis(100), ..Policy::default() });
         }
-        let storage = Faulty::new(Local::new(self.io.clone()), self.policy.clone());
-        let superblock = open_superblock(&storage, SHARDS).await?;
-        let (cluster, seats) = Cluster::new(superblock, self.workers);
-        let mut opening = Vec::new();
-        for seat in seats {
-            let (sender, receiver) = tokio::sync::oneshot::channel();
-            let storage = Faulty::new(Local::new(self.io.clone()), self.policy.clone());
-            let (cluster, config) = (Arc::clone(&cluster), self.config.clone());
-            self.io.spawn(async move {
-                let _ = sender.send(Worker::open(storage, cluster, seat, config).await);
-            });
-            opening.push(receiver);
+        let fails_early = self.faults && self.sim.below(4) == 0;
+        if fails_early {
+            self.sim.set_faults(FAULTS);
         }
-        let (mut workers, mut reports) = (Vec::new(), Vec::new());
-        for receiver in opening {
-            let (worker, found) = receiver.await.expect("workers open or fail")?;
-            workers.push(worker);
-            reports.extend(found);
-        }
+        let opened = within(&self.io, LONGEST_SESSIONS, self.open()).await;
+        self.sim.set_faults(FaultRates::default());
+        let Some(opened) = opened else {
+            self.oracle.borrow_mut().fail("a start waits for ever".to_owned());
+            return Ok(None);
+        };
+        let (cluster, workers, reports) = match opened {
+            Err(_) if fails_early => return Ok(None),
+            opened => opened?,
+        };
         self.look_at_everything(&workers).await?;
         if self.oracle.borrow().violation.is_some() {
-            return Ok(reports);
+            return Ok(Some(reports));
         }
         let accounts = self.accounts(&workers).await?;
         if self.faults {
@@ -281,7 +297,7 @@ impl Node {
                 let left = self.sim.below(512 << 10);
                 self.sim.set_capacity(Some(self.sim.used_bytes() + left));
             } else {
-                self.sim.set_faults(FaultRates { read_errors: 20, write_errors: 60, sync_errors: 120, no_space: 60 });
+                self.sim.set_faults(FAULTS);
             }
         }
         if self.faults && self.remote {
@@ -322,7 +338,12 @@ impl Node {
                 ended_here.set(ended_here.get() + 1);
             });
         }
+        let begun = self.io.now();
         while ended.get() < 2 * SESSIONS {
+            if self.io.now() - begun > LONGEST_SESSIONS {
+                self.oracle.borrow_mut().fail("a session waits for ever".to_owned());
+                return Ok(Some(reports));
+            }
             self.io.sleep(Duration::from_millis(5)).await;
         }
         self.sim.set_faults(FaultRates::default());
@@ -335,7 +356,30 @@ impl Node {
                 worker.stop().await?;
             }
         }
-        Ok(reports)
+        Ok(Some(reports))
+    }
+
+    async fn open(&self) -> Result<(Arc<Cluster<Store>>, Vec<Worker<Store>>, Vec<RecoveryReport>), EngineError> {
+        let storage = Faulty::new(Local::new(self.io.clone()), self.policy.clone());
+        let superblock = open_superblock(&storage, SHARDS).await?;
+        let (cluster, seats) = Cluster::new(superblock, self.workers);
+        let mut opening = Vec::new();
+        for seat in seats {
+            let (sender, receiver) = tokio::sync::oneshot::channel();
+            let storage = Faulty::new(Local::new(self.io.clone()), self.policy.clone());
+            let (cluster, config) = (Arc::clone(&cluster), self.config.clone());
+            self.io.spawn(async move {
+                let _ = sender.send(Worker::open(storage, cluster, seat, config).await);
+            });
+            opening.push(receiver);
+        }
+        let (mut workers, mut reports) = (Vec::new(), Vec::new());
+        for receiver in opening {
+            let (worker, found) = receiver.await.expect("workers open or fail")?;
+            workers.push(worker);
+            reports.extend(found);
+        }
+        Ok((cluster, workers, reports))
     }
 
     async fn accounts(&self, workers: &[Worker<Store>]) -> Result<Vec<Arc<AccountRecord>>, EngineError> {
@@ -395,6 +439,16 @@ impl Node {
         oracle.all_tokens(&counts);
         Ok(())
     }
+}
+
+/// What a future gives, unless it takes too long.
+pub async fn within<T>(io: &impl Runtime, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    let (mut future, mut clock) = (pin!(future), pin!(io.sleep(limit)));
+    std::future::poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => clock.as_mut().poll(context).map(|()| None),
+    })
+    .await
 }
 
 /// A mailbox's name in the oracle: its id is one of its shard only.

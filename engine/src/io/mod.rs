@@ -21,6 +21,8 @@ use std::future::Future;
 use std::io;
 use std::time::Duration;
 
+use crate::planted::{self, Bug};
+
 /// Tasks, time and randomness. All tasks of one runtime run on one thread.
 pub trait Runtime: Clone + 'static {
     /// Monotonic time since an arbitrary start.
@@ -130,4 +132,26 @@ pub trait File: Clone + 'static {
 
     /// The file's length in bytes.
     fn len(&self) -> impl Future<Output = io::Result<u64>>;
+}
+
+/// Writes all of a buffer by writes that may take less than they are given: `write_some` gets the buffer, how much of it has
+/// been written, and where in the file the rest goes; it says how much it has taken.
+async fn write_all(
+    mut buffer: Vec<u8>,
+    offset: u64,
+    write_some: impl AsyncFn(Vec<u8>, usize, u64) -> (io::Result<usize>, Vec<u8>),
+) -> (io::Result<()>, Vec<u8>) {
+    let mut written = 0;
+    while written < buffer.len() {
+        let (result, returned) = write_some(buffer, written, offset + written as u64).await;
+        buffer = returned;
+        match result {
+            Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
+            Ok(_) if planted::is_on(Bug::TakeShortWrite) => break,
+            Ok(count) => written += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (Err(error), buffer),
+        }
+    }
+    (Ok(()), buffer)
 }

@@ -35,6 +35,66 @@ pub struct FaultRates {
     pub write_errors: u32,
     pub sync_errors: u32,
     pub no_space: u32,
+    /// Writes that take a part of what they are given. The rest may succeed or fail.
+    pub short_writes: u32,
+    /// Reads that never return.
+    pub hung_reads: u32,
+    /// Operations that take 100 ms.
+    pub slow: u32,
+}
+
+/// How long a slow operation takes.
+const SLOW: Duration = Duration::from_millis(100);
+
+/// What a fault strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Open,
+    Create,
+    Read,
+    Write,
+    Sync,
+    Allocate,
+    Truncate,
+    Rename,
+    Link,
+    Remove,
+    SyncDirectory,
+    FreeBytes,
+    List,
+}
+
+/// How an operation goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The device reports an error. Some of a write may have happened.
+    Error,
+    /// There is no space. Some of a write may have happened.
+    NoSpace,
+    /// A write takes only a part of what it is given; other operations succeed.
+    Short,
+    Slow,
+    /// It never returns.
+    Hang,
+}
+
+/// A fault that strikes certain operations.
+#[derive(Clone, Debug)]
+pub struct Aim {
+    pub operation: Operation,
+    /// On files whose paths contain this, as they were opened.
+    pub files: String,
+    /// So many of them are spared first.
+    pub spared: u32,
+    /// So many of them are struck then.
+    pub struck_max: u32,
+    pub fault: Fault,
+}
+
+struct Aimed {
+    aim: Aim,
+    seen: u32,
+    struck: u32,
 }
 
 /// SplitMix64: every draw of a run comes from here.
@@ -225,6 +285,7 @@ struct World {
     random: RefCell<SeededRandom>,
     disk: RefCell<Disk>,
     faults: Cell<FaultRates>,
+    aimed: RefCell<Option<Aimed>>,
     /// Bytes that all files together may have.
     capacity: Cell<Option<u64>>,
     /// Writes, syncs and name changes so far; the crash points.
@@ -254,6 +315,7 @@ impl Sim {
                 random: RefCell::new(SeededRandom::new(seed)),
                 disk: RefCell::new(disk),
                 faults: Cell::new(FaultRates::default()),
+                aimed: RefCell::default(),
                 capacity: Cell::new(None),
                 operations: Cell::new(0),
                 crash_at: Cell::new(None),
@@ -275,6 +337,16 @@ impl Sim {
     /// Sets the rates of injected errors from here on.
     pub fn set_faults(&self, faults: FaultRates) {
         self.world.faults.set(faults);
+    }
+
+    /// Aims a fault, or none, from here on.
+    pub fn aim(&self, aim: Option<Aim>) {
+        *self.world.aimed.borrow_mut() = aim.map(|aim| Aimed { aim, seen: 0, struck: 0 });
+    }
+
+    /// How often the fault that is aimed has struck.
+    pub fn struck(&self) -> u32 {
+        self.world.aimed.borrow().as_ref().map_or(0, |aimed| aimed.struck)
     }
 
     /// Makes the device so large that its files can have `bytes` together, in whole blocks; without end if `None`.
@@ -446,6 +518,8 @@ pub struct SimIo {
 pub struct SimFile {
     world: Rc<World>,
     inode: usize,
+    /// As it was opened: it may have another name now.
+    path: Rc<str>,
 }
 
 /// Completes when virtual time has come; registers its timer once.
@@ -508,10 +582,54 @@ impl World {
     fn fails(&self, rate: u32) -> bool {
         rate != 0 && self.random.borrow_mut().chance(rate)
     }
+
+    /// What an operation meets: the fault that is aimed at it, or one of those that come by chance, each with its rate. Those
+    /// that only take time have passed on return.
+    async fn meets(self: &Rc<Self>, operation: Operation, path: &str, rates: &[(u32, Fault)]) -> Option<Fault> {
+        let aimed = self.aimed.borrow_mut().as_mut().and_then(|aimed| aimed.strike(operation, path));
+        let by_chance = || rates.iter().find(|(rate, _)| self.fails(*rate)).map(|(_, fault)| *fault);
+        let fault = aimed.or_else(by_chance);
+        if fault == Some(Fault::Slow) || self.fails(self.faults.get().slow) {
+            self.sleep(SLOW).await;
+        }
+        match fault {
+            Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::Slow) => None,
+            fault => fault,
+        }
+    }
+
+    /// As [`World::meets`], for operations that have no rates of their own and cannot be short.
+    async fn fails_at(self: &Rc<Self>, operation: Operation, path: &str) -> io::Result<()> {
+        self.meets(operation, path, &[]).await.map_or(Ok(()), |fault| fault.result(operation))
+    }
 }
 
-fn eio(what: &str) -> io::Error {
-    io::Error::other(format!("simulated I/O error on {what}"))
+impl Fault {
+    fn result(self, operation: Operation) -> io::Result<()> {
+        match self {
+            Self::Error => Err(eio(operation)),
+            Self::NoSpace => Err(io::Error::from(io::ErrorKind::StorageFull)),
+            Self::Short | Self::Slow | Self::Hang => Ok(()),
+        }
+    }
+}
+
+impl Aimed {
+    fn strike(&mut self, operation: Operation, path: &str) -> Option<Fault> {
+        let aim = &self.aim;
+        if operation != aim.operation || !path.contains(&aim.files) {
+            return None;
+        }
+        self.seen += 1;
+        let strikes = self.seen > aim.spared && self.struck < aim.struck_max;
+        self.struck += u32::from(strikes);
+        strikes.then_some(aim.fault)
+    }
+}
+
+fn eio(what: Operation) -> io::Error {
+    io::Error::other(format!("simulated I/O error: {what:?}"))
 }
 
 impl Runtime for SimIo {
@@ -566,9 +684,11 @@ impl Io for SimIo {
         self.world.delay(50).await;
         if mode == OpenMode::CreateNew {
             self.world.crash_point().await;
-            if self.world.fails(self.world.faults.get().no_space) {
-                return Err(io::Error::from(io::ErrorKind::StorageFull));
-            }
+            let rates = [(self.world.faults.get().no_space, Fault::NoSpace)];
+            let fault = self.world.meets(Operation::Create, path, &rates).await;
+            fault.map_or(Ok(()), |fault| fault.result(Operation::Create))?;
+        } else {
+            self.world.fails_at(Operation::Open, path).await?;
         }
         let mut disk = self.world.disk.borrow_mut();
         let inode = match (disk.names.get(path), mode) {
@@ -586,12 +706,13 @@ impl Io for SimIo {
             (None, _) => return Err(io::Error::from(io::ErrorKind::NotFound)),
         };
         drop(disk);
-        Ok(SimFile { world: Rc::clone(&self.world), inode })
+        Ok(SimFile { world: Rc::clone(&self.world), inode, path: path.into() })
     }
 
     async fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.world.delay(50).await;
         self.world.crash_point().await;
+        self.world.fails_at(Operation::Rename, to).await?;
         let mut disk = self.world.disk.borrow_mut();
         let inode = *disk.names.get(from).ok_or(io::ErrorKind::NotFound)?;
         disk.change_names(NameChange::Rename { from: from.to_owned(), to: to.to_owned(), inode });
@@ -601,6 +722,7 @@ impl Io for SimIo {
     async fn link(&self, from: &str, to: &str) -> io::Result<()> {
         self.world.delay(50).await;
         self.world.crash_point().await;
+        self.world.fails_at(Operation::Link, to).await?;
         let mut disk = self.world.disk.borrow_mut();
         let inode = *disk.names.get(from).ok_or(io::ErrorKind::NotFound)?;
         if disk.names.contains_key(to) {
@@ -613,6 +735,7 @@ impl Io for SimIo {
     async fn remove(&self, path: &str) -> io::Result<()> {
         self.world.delay(50).await;
         self.world.crash_point().await;
+        self.world.fails_at(Operation::Remove, path).await?;
         let mut disk = self.world.disk.borrow_mut();
         if !disk.names.contains_key(path) {
             return Err(io::Error::from(io::ErrorKind::NotFound));
@@ -635,8 +758,9 @@ impl Io for SimIo {
     async fn sync_dir(&self, path: &str) -> io::Result<()> {
         self.world.delay(500).await;
         self.world.crash_point().await;
-        if self.world.fails(self.world.faults.get().sync_errors) {
-            return Err(eio("directory sync"));
+        let rates = [(self.world.faults.get().sync_errors, Fault::Error)];
+        if let Some(fault) = self.world.meets(Operation::SyncDirectory, path, &rates).await {
+            fault.result(Operation::SyncDirectory)?;
         }
         self.world.disk.borrow_mut().sync_directory(path);
         Ok(())
@@ -644,12 +768,14 @@ impl Io for SimIo {
 
     async fn free_bytes(&self) -> io::Result<u64> {
         self.world.delay(50).await;
+        self.world.fails_at(Operation::FreeBytes, "").await?;
         let used = self.world.disk.borrow().used_bytes();
         Ok(self.world.capacity.get().map_or(u64::MAX, |capacity| capacity.saturating_sub(used)))
     }
 
     async fn list(&self, path: &str) -> io::Result<Vec<String>> {
         self.world.delay(50).await;
+        self.world.fails_at(Operation::List, path).await?;
         let disk = self.world.disk.borrow();
         if !disk.directories.contains(path) {
             return Err(io::Error::from(io::ErrorKind::NotFound));
@@ -663,11 +789,53 @@ impl Io for SimIo {
     }
 }
 
+impl SimFile {
+    /// One write: it takes all or a part of the bytes, or fails when it has taken some.
+    async fn write_some(&self, bytes: &[u8], start: usize) -> io::Result<usize> {
+        self.world.delay(100).await;
+        let faults = self.world.faults.get();
+        let has_room = self.world.has_room(self.inode, start + bytes.len());
+        let fault = if has_room {
+            let rates = [
+                (faults.no_space, Fault::NoSpace),
+                (faults.write_errors, Fault::Error),
+                (faults.short_writes, Fault::Short),
+            ];
+            self.world.meets(Operation::Write, &self.path, &rates).await
+        } else {
+            Some(Fault::NoSpace)
+        };
+        let written = match fault {
+            _ if !has_room => 0,
+            Some(Fault::Short) => 1 + self.world.random.borrow_mut().below(bytes.len() as u64) as usize,
+            Some(_) => self.world.random.borrow_mut().below(bytes.len() as u64 + 1) as usize,
+            None => bytes.len(),
+        };
+        {
+            let mut disk = self.world.disk.borrow_mut();
+            let inode = &mut disk.inodes[self.inode];
+            if inode.current.len() < start + written {
+                inode.current.resize(start + written, 0);
+                inode.length_is_dirty = true;
+            }
+            inode.current[start..start + written].copy_from_slice(&bytes[..written]);
+            if written > 0 {
+                inode.dirty_blocks.extend(start / BLOCK_BYTES..=(start + written - 1) / BLOCK_BYTES);
+            }
+        }
+        self.world.crash_point().await;
+        fault.map_or(Ok(()), |fault| fault.result(Operation::Write))?;
+        Ok(written)
+    }
+}
+
 impl File for SimFile {
     async fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         self.world.delay(200).await;
-        if self.world.fails(self.world.faults.get().read_errors) {
-            return Err(eio("read"));
+        let faults = self.world.faults.get();
+        let rates = [(faults.read_errors, Fault::Error), (faults.hung_reads, Fault::Hang)];
+        if let Some(fault) = self.world.meets(Operation::Read, &self.path, &rates).await {
+            fault.result(Operation::Read)?;
         }
         let disk = self.world.disk.borrow();
         let bytes = &disk.inodes[self.inode].current;
@@ -676,51 +844,24 @@ impl File for SimFile {
     }
 
     async fn write_at(&self, buffer: Vec<u8>, offset: u64) -> (io::Result<()>, Vec<u8>) {
-        self.world.delay(100).await;
-        let faults = self.world.faults.get();
-        let has_room = self.world.has_room(self.inode, offset as usize + buffer.len());
-        let failure = if !has_room || self.world.fails(faults.no_space) {
-            Some(io::Error::from(io::ErrorKind::StorageFull))
-        } else if self.world.fails(faults.write_errors) {
-            Some(eio("write"))
-        } else {
-            None
+        let write_some = async |buffer: Vec<u8>, from: usize, offset: u64| {
+            let result = self.write_some(&buffer[from..], offset as usize).await;
+            (result, buffer)
         };
-        let start = offset as usize;
-        {
-            let mut random = self.world.random.borrow_mut();
-            let written = if !has_room {
-                0
-            } else if failure.is_some() {
-                random.below(buffer.len() as u64 + 1) as usize
-            } else {
-                buffer.len()
-            };
-            let mut disk = self.world.disk.borrow_mut();
-            let inode = &mut disk.inodes[self.inode];
-            if inode.current.len() < start + written {
-                inode.current.resize(start + written, 0);
-                inode.length_is_dirty = true;
-            }
-            inode.current[start..start + written].copy_from_slice(&buffer[..written]);
-            if written > 0 {
-                inode.dirty_blocks.extend(start / BLOCK_BYTES..=(start + written - 1) / BLOCK_BYTES);
-            }
-        }
-        self.world.crash_point().await;
-        (failure.map_or(Ok(()), Err), buffer)
+        super::write_all(buffer, offset, write_some).await
     }
 
     async fn sync_data(&self) -> io::Result<()> {
         self.world.delay(3000).await;
         self.world.crash_point().await;
-        let fails = self.world.fails(self.world.faults.get().sync_errors);
+        let rates = [(self.world.faults.get().sync_errors, Fault::Error)];
+        let fault = self.world.meets(Operation::Sync, &self.path, &rates).await;
         let mut disk = self.world.disk.borrow_mut();
         let inode = &mut disk.inodes[self.inode];
-        if fails {
+        if let Some(Err(error)) = fault.map(|fault| fault.result(Operation::Sync)) {
             // The pages are clean now and yet not on the device: a later sync will not write them.
             inode.dirty_blocks.clear();
-            return Err(eio("sync"));
+            return Err(error);
         }
         if inode.length_is_dirty {
             inode.durable.resize(inode.current.len(), 0);
@@ -742,7 +883,11 @@ impl File for SimFile {
         }
         self.world.delay(50).await;
         self.world.crash_point().await;
-        if !self.world.has_room(self.inode, len as usize) || self.world.fails(self.world.faults.get().no_space) {
+        let rates = [(self.world.faults.get().no_space, Fault::NoSpace)];
+        if let Some(fault) = self.world.meets(Operation::Allocate, &self.path, &rates).await {
+            fault.result(Operation::Allocate)?;
+        }
+        if !self.world.has_room(self.inode, len as usize) {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
         let mut disk = self.world.disk.borrow_mut();
@@ -757,6 +902,7 @@ impl File for SimFile {
     async fn truncate(&self, len: u64) -> io::Result<()> {
         self.world.delay(50).await;
         self.world.crash_point().await;
+        self.world.fails_at(Operation::Truncate, &self.path).await?;
         let mut disk = self.world.disk.borrow_mut();
         let inode = &mut disk.inodes[self.inode];
         let old_blocks = inode.current.len().div_ceil(BLOCK_BYTES);

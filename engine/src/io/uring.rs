@@ -361,29 +361,16 @@ pub(super) async fn read<K: KeepsOpen + Clone>(
 }
 
 /// Writes all of the buffer from `offset` on.
-pub(super) async fn write<K: KeepsOpen + Clone>(
-    keep: &K,
-    mut buffer: Vec<u8>,
-    offset: u64,
-) -> (io::Result<()>, Vec<u8>) {
-    let mut written = 0;
-    while written < buffer.len() {
-        let rest = &buffer[written..];
-        let entry =
-            opcode::Write::new(target(keep), rest.as_ptr(), length(rest.len())).offset(offset + written as u64).build();
+pub(super) async fn write<K: KeepsOpen + Clone>(keep: &K, buffer: Vec<u8>, offset: u64) -> (io::Result<()>, Vec<u8>) {
+    let write_some = async |buffer: Vec<u8>, from: usize, offset| {
+        let rest = &buffer[from..];
+        let entry = opcode::Write::new(target(keep), rest.as_ptr(), length(rest.len())).offset(offset).build();
         // SAFETY: the pointer is to the heap memory of `buffer`, within its length.
         let operation = unsafe { start(keep.clone(), buffer, entry) };
         kick_if_queued();
-        let (result, returned) = operation.await;
-        buffer = returned;
-        match result {
-            Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
-            Ok(count) => written += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return (Err(error), buffer),
-        }
-    }
-    (Ok(()), buffer)
+        operation.await
+    };
+    super::write_all(buffer, offset, write_some).await
 }
 
 /// Makes the file's contents and length durable (for a directory: its names).

@@ -292,6 +292,7 @@ impl<I: Io> Wal for LocalShard<I> {
             && !planted::is_on(Bug::SkipSync)
             && !(name.segment.is_compacted() && planted::is_on(Bug::SkipCompactionSync))
             && let Err(source) = file.sync_data().await
+            && !(planted::is_on(Bug::SyncAgain) && file.sync_data().await.is_ok())
         {
             return (Err(StorageError::Ambiguous { what: what(), source }), batch);
         }

@@ -17,7 +17,7 @@ use crate::compaction::{Compaction, CompactionReport};
 use crate::dictionaries::SharedDictionaries;
 use crate::error::{EngineError, Finding, Refusal};
 use crate::format::BLOCK_BYTES;
-use crate::format::batch::{BATCH_BYTES_MAX, BatchBuilder, Touch};
+use crate::format::batch::{BATCH_BYTES_MAX, BatchBuilder, Touch, move_batch};
 use crate::format::dictionary::{Dictionary, DictionarySet};
 use crate::format::frame::{FrameInfo, Packer, Unpacker};
 use crate::format::manifest::{Manifest, SegmentEntry};
@@ -240,7 +240,7 @@ pub(crate) struct AccountLocks {
 /// The unsealed segment.
 pub(crate) struct ActiveSegment {
     pub name: SegmentName,
-    /// Bytes that were set aside for it, its footer included.
+    /// Bytes that were set aside for it, its footer included. 0 once it is to take no more.
     pub capacity: u64,
     pub entries: Vec<FooterEntry>,
     /// The ids of the dictionaries that it embeds.
@@ -727,7 +727,7 @@ impl<S: Storage> Shard<S> {
         let sealed = match self.poisoned() {
             Some(reason) => Err(EngineError::Poisoned { shard: self.0.id, reason }),
             None => self.seal_active().await.map_err(|error| {
-                self.poison(&error);
+                self.poison_unless_full(&error);
                 error.into()
             }),
         };
@@ -813,34 +813,37 @@ impl<S: Storage> Shard<S> {
             return self.fail(building, error);
         }
         let records_start = building.batch.records_start();
-        let Building { batch, records, touched, waiters, placed, .. } = building;
-        let (name, position, bytes) = {
+        let Building { batch, records, touched, waiters, placed, dictionaries, .. } = building;
+        // Where the log goes on: that is where the batch was written.
+        let committed = || {
             let log = inner.log.borrow();
-            let active = log.active.as_ref().expect("make_room began a segment");
-            (active.name, log.position, batch.finish(log.next_sequence, inner.epoch, log.position, log.durable))
+            Committed {
+                segment: log.position.segment,
+                records_offset: log.position.offset + records_start,
+                first_ordinal: log.active.as_ref().map_or(0, |active| active.entries.len() as u32),
+            }
         };
-        let committed = |log: &Log| Committed {
-            segment: position.segment,
-            records_offset: position.offset + records_start,
-            first_ordinal: log.active.as_ref().map_or(0, |active| active.entries.len() as u32),
+        let bytes = {
+            let log = inner.log.borrow();
+            batch.finish(log.next_sequence, inner.epoch, log.position, log.durable)
         };
         let mut rest = Some((records, touched, waiters, placed));
         if planted::is_on(Bug::PublishBeforeSync) {
             let (records, touched, waiters, placed) = rest.take().expect("just made");
-            let committed = committed(&inner.log.borrow());
+            let committed = committed();
             placed.iter().for_each(|(known, place)| known.set(Some(committed.location(*place))));
             self.publish(committed, batch_bytes, records, touched, waiters);
         }
-        let (result, _) = inner.wal.append(name, position.offset, bytes, true).await;
+        let records_count = rest.as_ref().map_or(0, |(records, ..)| records.len());
+        let result = self.write_batch(bytes, records_count, &dictionaries).await;
         let Some((records, touched, waiters, placed)) = rest else { return };
         match result {
-            Err(error) if !planted::is_on(Bug::IgnoreFailedSync) => {
+            Err(error) => {
                 let building = Building { records, touched, waiters, ..Building::default() };
-                self.poison(&error);
-                self.fail(building, EngineError::Storage(Arc::new(error)));
+                self.fail(building, error);
             }
-            _ => {
-                let committed = committed(&inner.log.borrow());
+            Ok(()) => {
+                let committed = committed();
                 placed.iter().for_each(|(known, place)| known.set(Some(committed.location(*place))));
                 self.publish(committed, batch_bytes, records, touched, waiters);
             }
@@ -849,6 +852,51 @@ impl<S: Storage> Shard<S> {
 
     /// Publishes a batch in one step, without an await, and answers its waiters.
     fn publish(
+    /// Writes a batch where the log goes on. Durable on return. Some file systems have no space although it was set aside; then
+    /// the segment ends here, and the batch goes to another, if there is space for that.
+    ///
+    /// # Errors
+    /// [`EngineError::Full`]: the log goes on without it. Any other: it takes no more.
+    async fn write_batch(
+        &self,
+        mut bytes: Vec<u8>,
+        records: usize,
+        dictionaries: &[Arc<DictionarySet>],
+    ) -> Result<(), EngineError> {
+        let inner = &self.0;
+        let mut is_second = false;
+        loop {
+            let (name, position) = {
+                let log = inner.log.borrow();
+                (log.active.as_ref().expect("make_room began a segment").name, log.position)
+            };
+            let (written, returned) = inner.wal.append(name, position.offset, bytes, true).await;
+            bytes = returned;
+            let Err(error) = written else { return Ok(()) };
+            if !matches!(error, StorageError::NoSpace(_)) {
+                if planted::is_on(Bug::IgnoreFailedSync) {
+                    return Ok(());
+                }
+                self.poison(&error);
+                return Err(EngineError::Storage(Arc::new(error)));
+            }
+            self.end_active_here();
+            if std::mem::replace(&mut is_second, true) {
+                return Err(EngineError::Full);
+            }
+            self.make_room(bytes.len() as u64, records, dictionaries).await?;
+            let log = inner.log.borrow();
+            move_batch(&mut bytes, position, inner.epoch, log.position, log.durable);
+        }
+    }
+
+    /// Lets the active segment take no more. It is sealed before the next batch.
+    fn end_active_here(&self) {
+        if let Some(active) = &mut self.0.log.borrow_mut().active {
+            active.capacity = 0;
+        }
+    }
+
         &self,
         committed: Committed,
         batch_bytes: u64,
@@ -929,6 +977,13 @@ impl<S: Storage> Shard<S> {
 
     /// Makes sure that the active segment can take a batch and has the dictionaries that it needs, sealing it and beginning
     /// the next where that is not so.
+    /// As [`Shard::poison`], but for want of space, which harms nothing.
+    fn poison_unless_full(&self, error: &StorageError) {
+        if !matches!(error, StorageError::NoSpace(_)) {
+            self.poison(error);
+        }
+    }
+
     async fn make_room(
         &self,
         batch_bytes: u64,
@@ -949,7 +1004,7 @@ impl<S: Storage> Shard<S> {
             return Ok(());
         }
         if has_active && let Err(error) = self.seal_active().await {
-            self.poison(&error);
+            self.poison_unless_full(&error);
             return Err(error.into());
         }
         let dictionaries = self.dictionaries_to_embed(needed);
@@ -964,16 +1019,14 @@ impl<S: Storage> Shard<S> {
         if matches!(begun, Err(StorageError::NoSpace(_))) && self.use_reserve().await? {
             begun = self.begin_segment(needed, small, &dictionaries).await;
         }
-        if let Err(error) = begun {
-            if !matches!(error, StorageError::NoSpace(_)) {
-                self.poison(&error);
-            }
-            return Err(error.into());
-        }
-        Ok(())
+        begun.map_err(|error| {
+            self.poison_unless_full(&error);
+            error.into()
+        })
     }
 
-    /// Seals the active segment. Its batches are all durable.
+    /// Seals the active segment. Its batches are all durable. If there is no space for that, it stays the active one, and takes
+    /// no more.
     pub(crate) async fn seal_active(&self) -> Result<(), StorageError> {
         let inner = &self.0;
         inner.recent_blocks.borrow_mut().clear();
@@ -995,6 +1048,10 @@ impl<S: Storage> Shard<S> {
         }
         inner.sealed.borrow_mut().insert(active.name.segment, active.name);
         result?;
+        if matches!(result, Err(StorageError::NoSpace(_))) {
+            inner.log.borrow_mut().active = Some(ActiveSegment { capacity: 0, entries: footer.entries, ..active });
+            return result;
+        }
         let entry = SegmentEntry { segment: active.name.segment, epoch: inner.epoch, generation: 0, data_end, records };
         {
             let mut log = inner.log.borrow_mut();
@@ -1083,6 +1140,8 @@ impl<S: Storage> Shard<S> {
             }
             Err(error) => self.poison(&error),
         }
+            // Nothing was lost but a mark. Some of it may be there.
+            Err(StorageError::NoSpace(_)) => self.end_active_here(),
     }
 
     /// Stops taking changes, finishes those in hand, takes a checkpoint and seals the log. What was acknowledged is
@@ -1235,6 +1294,10 @@ impl<S: Storage> Shard<S> {
                 Ok(dictionaries) => dictionaries.iter().for_each(learn),
                 Err(error) => failure = Some(error),
             }
+                // Nor would the others answer, each of them after a long time.
+                Err(EngineError::Storage(error)) if matches!(*error, StorageError::NoAnswer { .. }) => {
+                    return Err(EngineError::Storage(error));
+                }
             if missing().iter().all(is_lost) {
                 return Ok(());
             }
@@ -1294,10 +1357,6 @@ impl<S: Storage> Shard<S> {
         if by_account.len() > 1024.max(2 * *kept) {
             by_account.retain(|_, lock| Rc::strong_count(lock) > 1);
             *kept = by_account.len();
-                // Nor would the others answer, each of them after a long time.
-                Err(EngineError::Storage(error)) if matches!(*error, StorageError::NoAnswer { .. }) => {
-                    return Err(EngineError::Storage(error));
-                }
         }
         Rc::clone(by_account.entry(account).or_default())
     }

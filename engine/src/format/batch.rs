@@ -100,6 +100,17 @@ impl BatchHeader {
         self.position.offset + BATCH_HEADER_BYTES as u64 + u64::from(self.touch_bytes)
     }
 
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(BATCH_HEADER_BYTES);
+        MAGIC.put(&mut out);
+        0_u32.put(&mut out);
+        Wire::put(self, &mut out);
+        out.resize(BATCH_HEADER_BYTES, 0);
+        let crc = checksum(&out[8..]);
+        out[4..8].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
     /// Whether a batch may start here at all: cheap test before [`BatchHeader::decode`].
     pub fn magic_is_at(bytes: &[u8]) -> bool {
         bytes.get(..4) == Some(&MAGIC.to_le_bytes())
@@ -196,12 +207,7 @@ impl BatchBuilder {
             touch_bytes: self.touch_bytes() as u32,
             record_bytes: self.records.len() as u32,
         };
-        MAGIC.put(&mut out);
-        0_u32.put(&mut out);
-        Wire::put(&header, &mut out);
-        out.resize(BATCH_HEADER_BYTES, 0);
-        let crc = checksum(&out[8..]);
-        out[4..8].copy_from_slice(&crc.to_le_bytes());
+        out.extend_from_slice(&header.encode());
 
         TOUCH_MAGIC.put(&mut out);
         0_u32.put(&mut out);
@@ -217,6 +223,16 @@ impl BatchBuilder {
         out.resize(round_up_to_block(out.len() as u64) as usize, 0);
         out
     }
+}
+
+/// Makes a batch that was to be written at `from` one that is to be written at `position`.
+///
+/// # Panics
+/// If it is not such a batch.
+pub fn move_batch(batch: &mut [u8], from: Position, epoch: Epoch, position: Position, durable: Position) {
+    let header = BatchHeader::decode(batch, from, epoch).expect("a batch that was just built");
+    let header = BatchHeader { position, durable, ..header };
+    batch[..BATCH_HEADER_BYTES].copy_from_slice(&header.encode());
 }
 
 /// Whether a touch table may start here at all: cheap test before [`decode_touches`].

@@ -312,29 +312,26 @@ impl<I: Io> Wal for LocalShard<I> {
     async fn seal(&self, name: SegmentName, data_end: u64, footer: Vec<u8>) -> Result<(), StorageError> {
         let blob = BlobName::Segment(name);
         let (unsealed, sealed) = (self.path(blob, false), self.path(blob, true));
-        let result = async {
-            let file = match self.file(blob, false).await {
-                Ok(file) => file,
-                // A crash came after the rename.
-                Err(StorageError::NotFound(_)) => {
-                    self.io.open(&sealed, OpenMode::Read).await?;
-                    return self.io.sync_dir(&self.sub("seg")).await;
-                }
-                Err(StorageError::Failed { source, .. }) => return Err(source),
-                Err(error) => return Err(io::Error::other(error)),
-            };
-            let len = data_end + footer.len() as u64;
-            file.write_at(footer, data_end).await.0?;
-            file.truncate(len).await?;
-            if !(name.segment.is_compacted() && planted::is_on(Bug::SkipCompactionSync)) {
-                file.sync_data().await?;
+        // Also for want of space: what a failed sync leaves behind is not to be had by another.
+        let unknown = |source| StorageError::Ambiguous { what: sealed.clone(), source };
+        let file = match self.file(blob, false).await {
+            Ok(file) => file,
+            // A crash came after the rename.
+            Err(StorageError::NotFound(_)) => {
+                self.io.open(&sealed, OpenMode::Read).await.map_err(failed(&sealed))?;
+                return self.io.sync_dir(&self.sub("seg")).await.map_err(unknown);
             }
-            self.io.rename(&unsealed, &sealed).await?;
-            self.io.sync_dir(&self.sub("seg")).await?;
-            self.io.sync_dir(&self.sub("wal")).await
+            Err(error) => return Err(error),
+        };
+        let len = data_end + footer.len() as u64;
+        file.write_at(footer, data_end).await.0.map_err(failed(&sealed))?;
+        file.truncate(len).await.map_err(failed(&sealed))?;
+        if !(name.segment.is_compacted() && planted::is_on(Bug::SkipCompactionSync)) {
+            file.sync_data().await.map_err(unknown)?;
         }
-        .await;
-        result.map_err(failed(sealed))
+        self.io.rename(&unsealed, &sealed).await.map_err(failed(&sealed))?;
+        self.io.sync_dir(&self.sub("seg")).await.map_err(unknown)?;
+        self.io.sync_dir(&self.sub("wal")).await.map_err(unknown)
     }
 
     async fn adopt(&self, name: SegmentName) -> Result<(), StorageError> {

@@ -69,7 +69,8 @@ pub trait Wal: Clone + 'static {
     /// back either way.
     ///
     /// # Errors
-    /// Whatever the error, the batch may be there or not: the segment ends before it.
+    /// Whatever the error, the batch may be there or not: the segment ends before it. After [`StorageError::NoSpace`] it can be
+    /// sealed there; after any other nothing more may be written to it.
     fn append(
         &self,
         name: SegmentName,
@@ -82,7 +83,7 @@ pub trait Wal: Clone + 'static {
     fn sync(&self, name: SegmentName) -> impl Future<Output = Result<(), StorageError>>;
 
     /// Ends an unsealed segment at `data_end` with `footer` and adopts it as a blob, in place. Durable on return.
-    /// Sealing again after a crash in the middle gives the same result.
+    /// Sealing again after a crash in the middle, or after [`StorageError::NoSpace`], gives the same result.
     fn seal(&self, name: SegmentName, data_end: u64, footer: Vec<u8>)
     -> impl Future<Output = Result<(), StorageError>>;
 

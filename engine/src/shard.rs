@@ -117,6 +117,8 @@ pub enum ShardEvent {
     IndexRebuilt(MailboxId, EngineError),
     /// Compaction has left a segment as it is, since it is damaged.
     SegmentDamaged(SegmentId, EngineError),
+    /// Compaction has left out a segment that could not be read. It will be tried again.
+    SegmentUnreadable(SegmentId, EngineError),
     /// A run of compaction has come to nothing; everything is as it was before.
     CompactionFailed(EngineError),
     /// A run of compaction has come to its end.
@@ -850,8 +852,6 @@ impl<S: Storage> Shard<S> {
         }
     }
 
-    /// Publishes a batch in one step, without an await, and answers its waiters.
-    fn publish(
     /// Writes a batch where the log goes on. Durable on return. Some file systems have no space although it was set aside; then
     /// the segment ends here, and the batch goes to another, if there is space for that.
     ///
@@ -897,6 +897,8 @@ impl<S: Storage> Shard<S> {
         }
     }
 
+    /// Publishes a batch in one step, without an await, and answers its waiters.
+    fn publish(
         &self,
         committed: Committed,
         batch_bytes: u64,
@@ -975,8 +977,6 @@ impl<S: Storage> Shard<S> {
         }
     }
 
-    /// Makes sure that the active segment can take a batch and has the dictionaries that it needs, sealing it and beginning
-    /// the next where that is not so.
     /// As [`Shard::poison`], but for want of space, which harms nothing.
     fn poison_unless_full(&self, error: &StorageError) {
         if !matches!(error, StorageError::NoSpace(_)) {
@@ -984,6 +984,8 @@ impl<S: Storage> Shard<S> {
         }
     }
 
+    /// Makes sure that the active segment can take a batch and has the dictionaries that it needs, sealing it and beginning
+    /// the next where that is not so.
     async fn make_room(
         &self,
         batch_bytes: u64,
@@ -1046,12 +1048,12 @@ impl<S: Storage> Shard<S> {
             // Its new name may need room in a directory.
             result = inner.wal.seal(active.name, data_end, footer.encode()).await;
         }
-        inner.sealed.borrow_mut().insert(active.name.segment, active.name);
-        result?;
         if matches!(result, Err(StorageError::NoSpace(_))) {
             inner.log.borrow_mut().active = Some(ActiveSegment { capacity: 0, entries: footer.entries, ..active });
             return result;
         }
+        inner.sealed.borrow_mut().insert(active.name.segment, active.name);
+        result?;
         let entry = SegmentEntry { segment: active.name.segment, epoch: inner.epoch, generation: 0, data_end, records };
         {
             let mut log = inner.log.borrow_mut();
@@ -1138,10 +1140,10 @@ impl<S: Storage> Shard<S> {
                 log.position.offset += len;
                 log.next_sequence += 1;
             }
-            Err(error) => self.poison(&error),
-        }
             // Nothing was lost but a mark. Some of it may be there.
             Err(StorageError::NoSpace(_)) => self.end_active_here(),
+            Err(error) => self.poison(&error),
+        }
     }
 
     /// Stops taking changes, finishes those in hand, takes a checkpoint and seals the log. What was acknowledged is
@@ -1292,12 +1294,12 @@ impl<S: Storage> Shard<S> {
         for segment in segments {
             match self.dictionaries_of(segment).await {
                 Ok(dictionaries) => dictionaries.iter().for_each(learn),
-                Err(error) => failure = Some(error),
-            }
                 // Nor would the others answer, each of them after a long time.
                 Err(EngineError::Storage(error)) if matches!(*error, StorageError::NoAnswer { .. }) => {
                     return Err(EngineError::Storage(error));
                 }
+                Err(error) => failure = Some(error),
+            }
             if missing().iter().all(is_lost) {
                 return Ok(());
             }

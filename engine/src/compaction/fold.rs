@@ -167,7 +167,11 @@ fn touch(mailboxes: &mut BTreeMap<MailboxId, Touched>, mailbox: MailboxId) -> &m
 }
 
 impl<S: Storage> Shard<S> {
-    /// Reads what segments say. Those that are damaged are left out, and not taken again.
+    /// Reads what segments say. Those that are damaged are left out, and not taken again; those that cannot be read now are left
+    /// out of this run.
+    ///
+    /// # Errors
+    /// Storage does not answer, and would not for the others.
     pub(super) async fn read_victims(&self, entries: Vec<SegmentEntry>) -> Result<Victims, EngineError> {
         let inner = &self.0;
         let mut victims = Victims {
@@ -183,9 +187,13 @@ impl<S: Storage> Shard<S> {
             let source = SegmentSource::<S>::new(&inner.wal, &inner.blobs, name, true).pausing(&inner.storage);
             let found = match scan_segment(&source, 0, entry.data_end).await {
                 Ok(found) => found,
-                Err(error) => {
-                    // It may be read again after a restart, or never.
+                Err(error @ StorageError::NotFound(_)) => {
                     self.leave_alone(entry.segment, error.into());
+                    continue;
+                }
+                Err(error @ StorageError::NoAnswer { .. }) => return Err(error.into()),
+                Err(error) => {
+                    self.tell(ShardEvent::SegmentUnreadable(entry.segment, error.into()));
                     continue;
                 }
             };

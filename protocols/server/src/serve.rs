@@ -330,6 +330,9 @@ async fn log_events(cluster: Arc<Cluster>, shard: Shard<Storage>) {
             ShardEvent::SegmentDamaged(segment, error) => {
                 tracing::error!(shard = %id, %segment, %error, "compaction leaves a damaged segment as it is: `posthaste check` names what is lost");
             }
+            ShardEvent::SegmentUnreadable(segment, error) => {
+                tracing::error!(shard = %id, %segment, %error, "compaction leaves out a segment that cannot be read now");
+            }
             ShardEvent::CompactionFailed(error) => {
                 tracing::error!(shard = %id, %error, "compaction has come to nothing: it will be tried again");
             }

@@ -52,9 +52,18 @@ pub type Reply = (u16, String);
 
 impl Lmtp {
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
+        Self::connect_with(address, "LHLO")
+    }
+
+    /// A session of SMTP, in which one reply goes for all recipients.
+    pub fn connect_smtp(address: SocketAddr) -> io::Result<Self> {
+        Self::connect_with(address, "EHLO")
+    }
+
+    fn connect_with(address: SocketAddr, hello: &str) -> io::Result<Self> {
         let mut lmtp = Self(Connection::open(address)?);
         lmtp.expect(220)?;
-        lmtp.send(b"LHLO test.example\r\n")?;
+        lmtp.send(format!("{hello} test.example\r\n").as_bytes())?;
         lmtp.expect(250)?;
         Ok(lmtp)
     }

@@ -4,6 +4,7 @@
 pub mod clients;
 pub mod damage;
 pub mod dictionaries;
+pub mod failing_device;
 pub mod far;
 pub mod imap_grammar;
 pub mod kill;

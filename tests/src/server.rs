@@ -1,7 +1,7 @@
 //! The real server as a process, for tests from end to end.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -35,6 +35,7 @@ pub struct Store {
     directory: tempfile::TempDir,
     settings: Vec<String>,
     serve: Vec<String>,
+    environment: Vec<(String, OsString)>,
 }
 
 impl Store {
@@ -46,7 +47,13 @@ impl Store {
     pub fn new(settings: &[&str], serve: &[&str]) -> Result<Self, String> {
         let owned = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect();
         let directory = tempfile::tempdir().map_err(|error| error.to_string())?;
-        Ok(Self { directory, settings: owned(settings), serve: owned(serve) })
+        Ok(Self { directory, settings: owned(settings), serve: owned(serve), environment: Vec::new() })
+    }
+
+    /// Lets servers have more in their environment.
+    #[must_use]
+    pub fn with_environment(self, environment: Vec<(String, OsString)>) -> Self {
+        Self { environment, ..self }
     }
 
     pub fn data(&self) -> PathBuf {
@@ -99,6 +106,7 @@ impl Store {
         for service in ["imap", "imaps", "pop3", "pop3s", "lmtp"] {
             command.arg("--listen").arg(format!("{service}=127.0.0.1:0"));
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.args(&self.serve).stdin(Stdio::null()).stdout(Stdio::piped());
         command.stderr(File::create(&log).map_err(failed)?);
         let mut child = command.spawn().map_err(failed)?;

@@ -36,6 +36,8 @@ pub fn plan(bug: Bug, seed: u64) -> Plan {
     // Only a crash that tears a batch between good header and good records shows a missing checksum.
     let rounds = match bug {
         Bug::SkipChecksum | Bug::SkipTailRewrite => 12,
+        // It takes a device that fails a sync, and then a crash.
+        Bug::IgnoreFailedSync | Bug::SyncAgain => 12,
         // They show when the index is lost after something has been folded.
         Bug::FoldWithoutLive | Bug::FoldWithoutStates | Bug::ForgetDeletions => 10,
         _ => 4,

@@ -127,6 +127,51 @@ fn names_are_made_moved_listed_and_removed() {
     });
 }
 
+/// What only looks may wait for a device that never answers; what makes files does not wait for it.
+#[test]
+fn opens_that_hang_keep_nobody_from_making_files() {
+    const HANGING: usize = 10;
+    for kind in kinds() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let pipe = root.path().join("pipe");
+        // Nobody can open it for reading before somebody opens it for writing.
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+        assert!(made.success());
+        let opened = Rc::new(std::cell::Cell::new(0));
+        run_worker(kind, root.path().to_owned(), None, async |io: RealIo| {
+            for _ in 0..HANGING {
+                let (io, opened) = (io.clone(), Rc::clone(&opened));
+                io.clone().spawn(async move {
+                    io.open("pipe", OpenMode::Read).await.expect("open");
+                    opened.set(opened.get() + 1);
+                });
+            }
+            io.yield_now().await;
+            let made = async {
+                let file = io.open("file", OpenMode::CreateNew).await.expect("create");
+                file.write_at(b"bytes".to_vec(), 0).await.0.expect("write");
+                file.sync_data().await.expect("sync");
+                file.truncate(2).await.expect("truncate");
+                io.rename("file", "other").await.expect("rename");
+                io.sync_dir("").await.expect("sync of a directory");
+                io.remove("other").await.expect("remove");
+            };
+            within(made).await;
+            assert_eq!(opened.get(), 0, "they hang");
+            // Lets all of them go, one after another.
+            let writing = std::fs::OpenOptions::new().read(true).write(true).open(&pipe).expect("open for writing");
+            let all = async {
+                while opened.get() < HANGING {
+                    io.yield_now().await;
+                }
+            };
+            within(all).await;
+            drop(writing);
+        })
+        .expect("worker");
+    }
+}
+
 /// Writes are given up in all states, with the memory they used soon reused, and arrive unharmed.
 #[test]
 fn dropping_a_file_operation_is_sound() {

@@ -28,7 +28,7 @@ pub const BUGS: &[(Bug, u64)] = &[
     (Bug::ForgetDeletions, 200),
     (Bug::WaitForEver, 100),
     (Bug::TakeShortWrite, 100),
-    (Bug::SyncAgain, 100),
+    (Bug::SyncAgain, 60),
 ];
 
 /// The run that is meant to catch a bug.

@@ -1,7 +1,7 @@
 //! The io_uring half of the seam, and the only file that names `tokio_uring` and `io_uring`.
 //!
 //! tokio-uring 0.5 supplies the runtime, the ring and the bookkeeping of operations; what it lacks is built on its
-//! `UnsubmittedOneshot`, which takes any operation that completes once. Four of its traps are dealt with here:
+//! `UnsubmittedOneshot`, which takes any operation that completes once. Five of its traps are dealt with here:
 //!
 //! - **Submission starves.** The crate submits only when the thread parks, and tokio does not park while any task is
 //!   ready. So [`kick`] enters the ring by hand: at once for file operations, for sends once [`SENDS_QUEUED_MAX`] wait
@@ -11,6 +11,9 @@
 //!   `net` sees to that.
 //! - **Dropping the runtime frees the buffers of dropped operations before the kernel is done with them.** While a
 //!   runtime is being dropped, [`Held`] leaks its buffer instead.
+//! - **Dropping the runtime waits for all operations.** Those of sockets are cancelled; those of files cannot be, and on a device
+//!   that never answers they never end. So they are counted ([`InFile`]), and a runtime that still has one after
+//!   [`FILES_WAIT_MAX`] is left behind with all that it owns.
 //! - **More than one completion per operation panics.** No multishot and no zero-copy operation is built here.
 //!
 //! Needs Linux 6.0 (IORING_SETUP_SINGLE_ISSUER).
@@ -19,7 +22,8 @@
     reason = "operations hand the kernel pointers that outlive the call; `start` states the contract"
 )]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
@@ -45,7 +49,12 @@ const SENDS_QUEUED_MAX: u64 = 16;
 /// After so long, the next operation of a socket submits the sends that are queued.
 const SEND_WAIT_MAX: Duration = Duration::from_micros(50);
 
+/// A runtime that ends waits so long for the operations on files that are in flight then.
+const FILES_WAIT_MAX: Duration = Duration::from_secs(2);
+
 thread_local! {
+    /// Operations on files in flight on this thread, by the order in which they were begun, and how many ever were.
+    static IN_FILES: RefCell<(BTreeSet<u64>, u64)> = const { RefCell::new((BTreeSet::new(), 0)) };
     /// Sends queued on this thread so far, and the last of them that is known to have been submitted.
     static SENDS: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
     /// When the oldest of the others was queued.
@@ -124,11 +133,52 @@ impl Drop for Running {
     fn drop(&mut self) {
         // With every operation submitted, the kernel holds the files it works on, and descriptors may be closed.
         let submitted = (0..1000).any(|_| kick().is_ok());
+        let is_done = std::thread::panicking() || self.runtime.block_on(files_are_done());
         RING.set(None);
+        if !is_done {
+            return;
+        }
         TEARDOWN.set(if submitted { Teardown::LeakBuffers } else { Teardown::LeakAll });
         // SAFETY: the field is not used again.
         unsafe { ManuallyDrop::drop(&mut self.runtime) };
         TEARDOWN.set(Teardown::No);
+    }
+}
+
+/// Whether the operations on files that are in flight now come to their end.
+async fn files_are_done() -> bool {
+    let (in_flight, begun) = IN_FILES.with_borrow(|(in_flight, _)| (in_flight.last().copied(), Instant::now()));
+    let Some(last) = in_flight else { return true };
+    while IN_FILES.with_borrow(|(in_flight, _)| in_flight.first().is_some_and(|&first| first <= last)) {
+        if begun.elapsed() > FILES_WAIT_MAX {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    true
+}
+
+/// Holds the file of an operation open, and counts the operation.
+struct InFile<K> {
+    _keep: K,
+    number: u64,
+}
+
+impl<K> InFile<K> {
+    fn new(keep: K) -> Self {
+        let number = IN_FILES.with_borrow_mut(|(in_flight, ever)| {
+            *ever += 1;
+            in_flight.insert(*ever);
+            *ever
+        });
+        Self { _keep: keep, number }
+    }
+}
+
+impl<K> Drop for InFile<K> {
+    fn drop(&mut self) {
+        // Threads that end need not count any more.
+        let _ = IN_FILES.try_with(|files| files.borrow_mut().0.remove(&self.number));
     }
 }
 
@@ -345,7 +395,7 @@ pub(super) async fn read<K: KeepsOpen + Clone>(
             .offset(offset)
             .build();
         // SAFETY: the pointer is to the heap memory of `buffer`, within its capacity.
-        let operation = unsafe { start(keep.clone(), buffer, entry) };
+        let operation = unsafe { start(InFile::new(keep.clone()), buffer, entry) };
         kick_if_queued();
         let (result, returned) = operation.await;
         buffer = returned;
@@ -366,7 +416,7 @@ pub(super) async fn write<K: KeepsOpen + Clone>(keep: &K, buffer: Vec<u8>, offse
         let rest = &buffer[from..];
         let entry = opcode::Write::new(target(keep), rest.as_ptr(), length(rest.len())).offset(offset).build();
         // SAFETY: the pointer is to the heap memory of `buffer`, within its length.
-        let operation = unsafe { start(keep.clone(), buffer, entry) };
+        let operation = unsafe { start(InFile::new(keep.clone()), buffer, entry) };
         kick_if_queued();
         operation.await
     };
@@ -391,10 +441,10 @@ pub(super) async fn allocate<K: KeepsOpen + Clone>(keep: &K, len: u64) -> io::Re
     }
 }
 
-/// Runs an operation without pointers and submits it at once.
+/// Runs an operation on a file without pointers and submits it at once.
 async fn without_buffer<K: KeepsOpen + Clone>(keep: &K, entry: squeue::Entry) -> io::Result<usize> {
     // SAFETY: only called with operations that carry no pointer.
-    let operation = unsafe { start(keep.clone(), (), entry) };
+    let operation = unsafe { start(InFile::new(keep.clone()), (), entry) };
     kick_if_queued();
     operation.await.0
 }

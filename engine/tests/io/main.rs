@@ -1,6 +1,7 @@
 //! The seam on the real system: every test runs on each kind of runtime where that makes sense.
 
 mod files;
+mod hanging;
 mod probe;
 mod ring;
 mod sockets;

@@ -62,21 +62,24 @@ pub fn serve(data: &Path, mut config: Config) -> Result<(), Box<dyn Error>> {
     let store = store_config(&config, superblock.shards);
     let node = Node::new(config, kind, Arc::clone(&cluster), tls);
     let (opened, opening) = mpsc::channel();
-    let mut threads = Vec::new();
+    let (ended, ending) = mpsc::channel();
     for (index, (seat, sockets)) in seats.into_iter().zip(sockets).enumerate() {
         let (node, store, opened, data) = (Arc::clone(&node), store.clone(), opened.clone(), data.to_owned());
         // More workers than cores share them as the system sees fit.
         let core = if workers <= cores.len() { Some(cores[index]) } else { None };
         let thread = std::thread::Builder::new().name(format!("worker-{index}"));
-        threads.push(thread.spawn(move || -> Result<(), EngineError> {
+        let ended = ended.clone();
+        thread.spawn(move || {
             let main = async |io| run(io, node, seat, store, sockets, &opened).await;
-            run_worker(kind, data, core, main).unwrap_or_else(|error| {
+            let result = run_worker(kind, data, core, main).unwrap_or_else(|error| {
                 let _ = opened.send(Err(format!("worker {index} cannot start: {error}")));
                 Ok(())
-            })
-        })?);
+            });
+            // Nobody waits where the server did not start.
+            let _ = ended.send(result);
+        })?;
     }
-    drop(opened);
+    drop((opened, ended));
     for _ in 0..workers {
         report(&opening.recv().map_err(|_| "a worker ended early")??);
     }
@@ -85,8 +88,10 @@ pub fn serve(data: &Path, mut config: Config) -> Result<(), Box<dyn Error>> {
     node.enter(Phase::Serving);
     announce(&listening)?;
     let mut result = Ok(());
-    for thread in threads {
-        result = result.and(thread.join().map_err(|_| "a worker panicked")?);
+    for _ in 0..workers {
+        // What they say, and not that they are gone: the kernel may keep a thread that has asked a device which never answers, until
+        // the process ends.
+        result = result.and(ending.recv().map_err(|_| "a worker ended early")?);
     }
     for listen in &listening {
         if let Place::Unix(path) = &listen.place {

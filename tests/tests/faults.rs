@@ -338,7 +338,7 @@ const FAULTS: &[(Operation, &str, Fault, &[Outcome])] = &[
     (Rename, "seg/0", Error, &[Stops]),
     (Rename, "seg/0", NoSpace, &[Full]),
     (SyncDirectory, "seg", Error, &[Stops, Unharmed]),
-    (SyncDirectory, "seg", NoSpace, &[Stops]),
+    (SyncDirectory, "seg", NoSpace, &[Stops, Unharmed]),
     // A checkpoint: its index blob, and the manifest that names it.
     (Create, "idx/", Error, &[Unharmed]),
     (Create, "idx/", NoSpace, &[Full]),
@@ -357,7 +357,7 @@ const FAULTS: &[(Operation, &str, Fault, &[Outcome])] = &[
     (Write, "manifest/", Short, &[Unharmed]),
     (Sync, "manifest/", Error, &[Stops]),
     (Link, "manifest/", Error, &[Stops]),
-    (SyncDirectory, "manifest", Error, &[Stops]),
+    (SyncDirectory, "manifest", Error, &[Stops, Unharmed]),
     // Compaction.
     (Create, "wal/2", Error, &[Unharmed]),
     (Create, "wal/2", NoSpace, &[Unharmed]),

@@ -57,7 +57,7 @@ impl Hanging {
         }
         let (ends, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (told, counted) = (Arc::clone(&ends), Arc::clone(&reads));
-        let serving = std::thread::spawn(move || serve(device, &told, &counted));
+        let serving = thread("serving", move || serve(device, &told, &counted));
         Ok(Self { at: at.to_owned(), ends, reads, serving: Some(serving) })
     }
 }
@@ -124,6 +124,10 @@ fn serve(mut device: SystemFile, ends: &AtomicBool, reads: &AtomicUsize) {
     }
 }
 
+fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).expect("a thread")
+}
+
 fn put(out: &mut Vec<u8>, field: u32) {
     out.extend(field.to_ne_bytes());
 }
@@ -166,7 +170,7 @@ fn a_worker_ends_although_reads_never_do() {
         };
         let root = root.path().to_owned();
         let (ended, ending) = mpsc::channel();
-        let worker = std::thread::spawn(move || {
+        let worker = thread("worker", move || {
             let main_ended = run_worker(kind, root, None, main).expect("worker");
             ended.send(main_ended.elapsed()).expect("somebody waits");
         });

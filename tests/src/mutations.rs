@@ -38,6 +38,8 @@ pub fn plan(bug: Bug, seed: u64) -> Plan {
         Bug::SkipChecksum | Bug::SkipTailRewrite => 12,
         // It takes a device that fails a sync, and then a crash.
         Bug::IgnoreFailedSync | Bug::SyncAgain => 12,
+        // The crash has to come between two steps of a run.
+        Bug::RemoveBeforeCommit => 10,
         // They show when the index is lost after something has been folded.
         Bug::FoldWithoutLive | Bug::FoldWithoutStates | Bug::ForgetDeletions => 10,
         _ => 4,

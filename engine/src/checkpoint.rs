@@ -18,7 +18,7 @@ use crate::format::page::{
 };
 use crate::format::segment::FooterEntry;
 use crate::format::{BLOCK_BYTES, FormatError, round_up_to_block};
-use crate::ids::{AccountId, Lsn, MailboxId, Position};
+use crate::ids::{AccountId, Lsn, MailboxId, Position, SegmentId};
 use crate::index::{Change, MailboxIndex};
 use crate::indexes::is_damage;
 use crate::join::join_all;
@@ -52,6 +52,8 @@ const STEPS_MIN: usize = 16;
 const STEPS_MAX: usize = 1024;
 /// What larger pieces of work take: 512 entries of a directory, 256 slots that take over their pages, 1,024 that are looked at.
 const PIECE_STEPS: usize = 16;
+/// Bytes of contents that take another step to put together and to compress.
+const CONTENTS_PER_STEP: usize = 4 << 10;
 /// Pages with more contents are compressed off the worker.
 const CONTENTS_PACKED_HERE: usize = 256 << 10;
 /// Mailboxes whose pages are read at the same time, at most, and the bytes of these pages, unless one alone has more.
@@ -200,14 +202,15 @@ struct NewRecords {
 }
 
 impl NewRecords {
-    /// Those that the checkpoint does not list yet, or all.
-    fn before(from: Position, all: bool, log: &Log) -> Self {
-        let active = log.active.as_ref().filter(|active| active.name.segment == from.segment);
-        let entries = active.map(|active| &active.entries[..]).unwrap_or_default();
+    /// Those that the checkpoint does not list yet, or all. None if the segment is not the active one: then it is being sealed, and
+    /// its footer lists them, unless a start has to read it.
+    fn before(from: Position, all: bool, log: &Log) -> Option<Self> {
+        let active = log.active.as_ref().filter(|active| active.name.segment == from.segment)?;
+        let entries = &active.entries[..];
         let end = entries.partition_point(|entry| u64::from(entry.offset_units) * 8 < from.offset);
         let (segment, listed) = log.checkpointed_records;
         let first = if all || segment != from.segment { 0 } else { listed.min(end) };
-        Self { first, entries: entries[first..end].to_vec() }
+        Some(Self { first, entries: entries[first..end].to_vec() })
     }
 }
 
@@ -269,7 +272,9 @@ impl<S: Storage> Shard<S> {
         self.write_mailboxes(&mut writing).await?;
         let directory_offset = writing.pages.offset;
         let directory = self.write_directory(&mut writing, full).await?;
-        self.write_records(&mut writing, replay_from, &records).await?;
+        if let Some(records) = &records {
+            self.write_records(&mut writing, replay_from, records).await?;
+        }
         let directory_len = writing.pages.offset - directory_offset;
         let epoch = inner.epoch;
         let name = BlobName::Index { blob, epoch };
@@ -316,7 +321,10 @@ impl<S: Storage> Shard<S> {
         {
             let mut log = inner.log.borrow_mut();
             log.bytes_since_checkpoint = log.bytes_since_checkpoint.saturating_sub(log_bytes);
-            log.checkpointed_records = (replay_from.segment, records.first + records.entries.len());
+            log.checkpointed_records = match records {
+                Some(records) => (replay_from.segment, records.first + records.entries.len()),
+                None => (SegmentId(0), 0),
+            };
         }
         self.count(|stats| stats.checkpoints += 1);
         for name in unused {
@@ -445,6 +453,7 @@ impl<S: Storage> Shard<S> {
                 Err(Changed) => basis = self.read_basis(mailbox).await?,
             }
         };
+        let contents_len = contents.as_ref().map_or(0, |(_, contents)| contents.len());
         if let Some((kind, contents)) = contents {
             let bytes = self.pack_page(kind, written.as_of, mailbox, contents).await?;
             let offset = writing.pages.push(&bytes);
@@ -459,7 +468,7 @@ impl<S: Storage> Shard<S> {
             *writing.in_use.entry(page.blob).or_default() += by;
         }
         writing.written.push(written);
-        writing.pace.left = writing.pace.left.saturating_sub(1);
+        self.made(1 + contents_len / CONTENTS_PER_STEP, &mut writing.pace).await;
         Ok(())
     }
 

@@ -433,6 +433,8 @@ impl<S: Storage> Shard<S> {
             if number % BLOCKS_PER_TURN == BLOCKS_PER_TURN - 1 {
                 self.0.storage.yield_now().await;
             }
+            // The lock is given in the order of asking.
+            let _turn = self.0.bulk_turn.lock().await;
             self.admit_bulk().await?;
             let mut log = self.0.log.borrow_mut();
             log.check_open(self.0.id)?;

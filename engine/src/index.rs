@@ -384,12 +384,6 @@ impl MailboxIndex {
         Some(UidSet(uids))
     }
 
-    /// How many expunges of the history come after a mod-sequence, up to another.
-    pub(crate) fn expunges_between(&self, after: ModSeq, up_to: ModSeq) -> usize {
-        let place = |modseq| self.expunged.partition_point(|(at, _)| *at <= modseq);
-        place(up_to) - place(after).min(place(up_to))
-    }
-
     /// The contents of its page.
     pub fn to_page(&self) -> AlignedVec {
         let flags = self.flags.iter().map(|(&bit, uids)| {

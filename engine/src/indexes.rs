@@ -94,6 +94,7 @@ impl<S: Storage> Shard<S> {
                 self.0.cached_index_bytes.set(self.0.cached_index_bytes.get() + index.memory_bytes());
                 // It may have been at rest meanwhile.
                 slot.used = self.0.clock.get();
+                slot.flags_modseq = slot.meta.highest_modseq;
                 slot.index = Some(Box::new(index));
                 self.count(|stats| stats.index_loads += 1);
                 if let Some(error) = rebuilt {

@@ -985,8 +985,9 @@ async fn recover<S: Storage>(
         let ends_here = name.segment == verdict.log_end.segment;
         let counts = footers.get(&name.segment).is_some_and(|footer| !footer.entries.is_empty())
             || (ends_here && verdict.log_end.offset > BLOCK_BYTES);
-        // A damaged header says nothing against the batches behind it.
-        if !counts {
+        // A damaged header says nothing against the batches behind it, nor does it that replay begins behind its last record.
+        let has_old = name.segment == begun.segment && begun.offset > BLOCK_BYTES;
+        if !counts && !has_old {
             wal.discard(name).await?;
             continue;
         }

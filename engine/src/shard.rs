@@ -314,6 +314,8 @@ pub(crate) struct Inner<S: Storage> {
     pub manifest_lock: Mutex<()>,
     work: Notify,
     room: Notify,
+    /// Those who write large bodies take turns, block by block.
+    pub bulk_turn: Mutex<()>,
     ended: Notify,
     committer_ended: Cell<bool>,
     /// The reserve is given up and set aside by one at a time.
@@ -496,6 +498,7 @@ impl<S: Storage> Shard<S> {
             manifest_lock: Mutex::new(()),
             work: Notify::new(),
             room: Notify::new(),
+            bulk_turn: Mutex::new(()),
             ended: Notify::new(),
             committer_ended: Cell::new(false),
             space_lock: Mutex::new(()),

@@ -122,6 +122,8 @@ pub struct Slot {
     pub rewrite: bool,
     /// Its pages are in a blob that should go: the next checkpoint writes them anew.
     pub moves: bool,
+    /// While there is an index: no flags have been changed after this mod-sequence.
+    pub flags_modseq: u64,
     /// When it was last used, for eviction of the index.
     pub used: u64,
     /// UIDs below this are claimed as `\Recent` by some session of this start, durably or not.

@@ -483,6 +483,9 @@ impl State {
             if !counted {
                 slot.count(&change);
             }
+            if let Change::Flags(change) = &change {
+                slot.flags_modseq = slot.flags_modseq.max(change.modseq.0);
+            }
             if !paged {
                 if let Some(index) = &mut slot.index {
                     index.apply(&change);

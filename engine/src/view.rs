@@ -246,9 +246,8 @@ impl<S: Storage> View<S> {
             }
             let known_below = self.uid_next;
             let start = index.position(Uid(known_below)).unwrap_or_else(|at| at);
-            let arrived = || index.messages.uids_and_modseqs_from(start).map(|(_, modseq)| modseq);
-            let expunges = index.expunges_between(old_modseq, modseq);
-            if modseq > old_modseq && !is_all_known(arrived(), expunges, old_modseq, modseq) {
+            // Where messages have only come and gone, those that are known are as they were.
+            if slot.flags_modseq > old_modseq.0 {
                 let (own_modseq, news) = std::mem::take(&mut self.own);
                 // Each change has a mod-sequence of its own: what has this one was changed by this session last.
                 let known = news.is_empty().then_some(own_modseq);
@@ -282,45 +281,5 @@ impl<S: Storage> View<S> {
             }
             return Ok(changes);
         }
-    }
-}
-
-/// Whether the arrival of messages, now at `arrived`, and so many expunges account for every mod-sequence after `from`, up to `to`:
-/// then nothing else has changed, as each change has a mod-sequence of its own. False if in doubt.
-fn is_all_known(arrived: impl Iterator<Item = ModSeq>, expunges: usize, from: ModSeq, to: ModSeq) -> bool {
-    let mut last = from;
-    let mut different = expunges as u64;
-    for modseq in arrived {
-        // Those that came together have one; those that were changed since may hide others.
-        if modseq > last {
-            last = modseq;
-            different += 1;
-        }
-    }
-    different == to.0 - from.0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_arrivals_and_expunges_make_a_view_skip_the_messages_that_it_knows() {
-        let with_expunges = |modseqs: &[u64], expunges, from, to| {
-            is_all_known(modseqs.iter().copied().map(ModSeq), expunges, ModSeq(from), ModSeq(to))
-        };
-        let from_arrivals = |modseqs: &[u64], from, to| with_expunges(modseqs, 0, from, to);
-        assert!(from_arrivals(&[6, 7, 8], 5, 8));
-        // A copy of several messages has one mod-sequence.
-        assert!(from_arrivals(&[6, 6, 6, 7], 5, 7));
-        // A change of an older message, an expunge, a change of a new one.
-        assert!(!from_arrivals(&[6, 8], 5, 8));
-        assert!(!from_arrivals(&[6, 7], 5, 8));
-        assert!(!from_arrivals(&[8, 7], 5, 8));
-        assert!(!from_arrivals(&[], 5, 6));
-        // Expunges that are known of, and one of what had arrived.
-        assert!(with_expunges(&[], 1, 5, 6));
-        assert!(with_expunges(&[6, 8], 2, 5, 9));
-        assert!(!with_expunges(&[7], 1, 5, 8));
     }
 }

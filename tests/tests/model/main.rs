@@ -16,7 +16,7 @@ use posthaste_engine::io::sim::{Sim, SimIo};
 use posthaste_engine::node::{StoreConfig, Worker};
 use posthaste_engine::shard::{ShardConfig, ShardStats};
 use posthaste_tests::far::{Store, set_far};
-use posthaste_tests::model::{Account, Model};
+use posthaste_tests::model::{Account, How, Model};
 use posthaste_tests::simulation::check_everything;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
@@ -212,6 +212,40 @@ fn the_store_is_what_a_plain_map_is() {
     println!("{totals:?}");
     assert!(totals.segments_compacted > 0, "nothing has been compacted");
     assert!(totals.segments_sealed > 0 && totals.checkpoints > 0, "segments and checkpoints were too large to matter");
+}
+
+#[test]
+fn a_view_hears_of_a_change_that_hides_among_arrivals() {
+    let [seen, other] = [0, 1].map(|mailbox| Pick { account: 0, mailbox, is_gone: false });
+    let deliver = |mailbox| {
+        let recipient = Recipient { mailbox, flags: Vec::new(), date: Some((0, 0)) };
+        Op::Deliver { recipients: vec![recipient], twice: false, lines: 0 }
+    };
+    let sync = || Op::Sync { session: 0, allow_expunge: true };
+    let copy = || Op::Transfer { from: other, uids: Uids(u64::MAX), to: seen, is_move: false };
+    // What is copied together has one mod-sequence; then one of these and an older message are changed at once.
+    let store =
+        |uids| Op::Store { mailbox: seen, uids: Uids(uids), how: How::Add, flags: vec![2], unchanged_since: None };
+    let ops = vec![
+        Op::Create { account: 0, name: 1 },
+        deliver(seen),
+        deliver(other),
+        deliver(other),
+        Op::Select { session: 0, mailbox: seen, claim_recent: false },
+        sync(),
+        copy(),
+        store(1 << 1 | 1 << 3),
+        sync(),
+        copy(),
+        Op::Expunge { mailbox: seen, mark: Some(Uids(1 << 2)), among: None },
+        store(1 << 4 | 1 << 5),
+        sync(),
+        copy(),
+        sync(),
+    ];
+    if let Err(what) = play(Script { seed: 1, segment_kb: 64, checkpoint_kb: 32, ops }) {
+        panic!("{what}");
+    }
 }
 
 /// The store remembers the last thousand expunges of a mailbox: a view that is further behind compares UIDs.

@@ -15,7 +15,7 @@ use posthaste_engine::format::frame::Packer;
 use posthaste_engine::format::record::{RECORD_HEADER_BYTES, RecordHeader, kind};
 use posthaste_engine::ids::{AccountId, Epoch, Lsn, MailboxId, Position, ShardId, Uid};
 use posthaste_engine::io::Runtime;
-use posthaste_engine::io::sim::{FaultRates, Sim, SimIo};
+use posthaste_engine::io::sim::{Aim, Fault, FaultRates, Operation, Sim, SimIo};
 use posthaste_engine::mailboxes::Status;
 use posthaste_engine::node::{Cluster, NewAccount, StoreConfig, Worker, open_superblock};
 use posthaste_engine::read::Part;
@@ -522,6 +522,39 @@ fn a_start_reads_no_more_of_the_log_than_it_replays() {
         again(&sim, async |node: Node| {
             assert_eq!((node.report.unlisted_records, node.report.records), (0, 5));
             assert_eq!(node.bodies(node.shard.mailbox(node.account, "INBOX").unwrap()).await.len(), 78 + 5);
+            node.worker.stop().await.unwrap();
+        });
+        check_everything(&sim).unwrap_or_else(|found| panic!("{}", found.0));
+    });
+}
+
+#[test]
+fn a_checkpoint_after_a_failed_seal_does_not_say_that_there_are_no_records() {
+    near_and_far(|| {
+        let sim = Sim::new(12);
+        let (io, device) = (sim.io(), sim.clone());
+        let struck = sim.run(async move {
+            let node = node(&io).await;
+            for number in 0..5 {
+                node.deliver(number).await;
+            }
+            let aim = Aim {
+                operation: Operation::Rename,
+                files: "/wal/".to_owned(),
+                spared: 0,
+                struck_max: 1,
+                fault: Fault::Error,
+            };
+            device.aim(Some(aim));
+            node.worker.stop().await.unwrap_err();
+            let struck = device.struck();
+            device.aim(None);
+            node.shard.checkpoint().await.unwrap();
+            struck
+        });
+        assert_eq!(struck, Some(1), "the seal failed");
+        again(&sim, async |node: Node| {
+            assert_eq!(node.bodies(node.shard.mailbox(node.account, "INBOX").unwrap()).await.len(), 5);
             node.worker.stop().await.unwrap();
         });
         check_everything(&sim).unwrap_or_else(|found| panic!("{}", found.0));

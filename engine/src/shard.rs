@@ -658,7 +658,11 @@ impl<S: Storage> Shard<S> {
             log.looked_for_space = inner.storage.now();
         }
         self.tell(ShardEvent::SpaceLow);
-        inner.wal.release().await?;
+        if let Err(error) = inner.wal.release().await {
+            // It is still there, to be given up when that is tried again.
+            inner.log.borrow_mut().low_space = false;
+            return Err(error);
+        }
         Ok(true)
     }
 
@@ -1047,9 +1051,13 @@ impl<S: Storage> Shard<S> {
         // Until the seal is done readers find the segment in the log; after it, under the same name in the blobs.
         let footer = Footer { data_end, entries: active.entries };
         let mut result = inner.wal.seal(active.name, data_end, footer.encode()).await;
-        if matches!(result, Err(StorageError::NoSpace(_))) && self.use_reserve().await? {
-            // Its new name may need room in a directory.
-            result = inner.wal.seal(active.name, data_end, footer.encode()).await;
+        if matches!(result, Err(StorageError::NoSpace(_))) {
+            // Its new name may need room in a directory. Whatever becomes of the reserve, the segment must not be forgotten.
+            match self.use_reserve().await {
+                Ok(true) => result = inner.wal.seal(active.name, data_end, footer.encode()).await,
+                Ok(false) => {}
+                Err(error) => result = Err(error),
+            }
         }
         if matches!(result, Err(StorageError::NoSpace(_))) {
             inner.log.borrow_mut().active = Some(ActiveSegment { capacity: 0, entries: footer.entries, ..active });

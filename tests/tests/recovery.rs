@@ -540,7 +540,7 @@ fn a_checkpoint_after_a_failed_seal_does_not_say_that_there_are_no_records() {
             }
             let aim = Aim {
                 operation: Operation::Rename,
-                files: "/wal/".to_owned(),
+                files: "seg/0".to_owned(),
                 spared: 0,
                 struck_max: 1,
                 fault: Fault::Error,
@@ -555,6 +555,47 @@ fn a_checkpoint_after_a_failed_seal_does_not_say_that_there_are_no_records() {
         assert_eq!(struck, Some(1), "the seal failed");
         again(&sim, async |node: Node| {
             assert_eq!(node.bodies(node.shard.mailbox(node.account, "INBOX").unwrap()).await.len(), 5);
+            node.worker.stop().await.unwrap();
+        });
+        check_everything(&sim).unwrap_or_else(|found| panic!("{}", found.0));
+    });
+}
+
+#[test]
+fn a_segment_that_cannot_be_sealed_for_want_of_space_is_not_forgotten() {
+    near_and_far(|| {
+        let sim = Sim::new(13);
+        let (io, device) = (sim.io(), sim.clone());
+        let acknowledged = sim.run(async move {
+            let node = start_with(storage(&io), small_segments()).await.unwrap();
+            for number in 0..20 {
+                node.deliver(number).await;
+            }
+            let aim = |operation, files: &str| {
+                let (files, fault) = (files.to_owned(), Fault::NoSpace);
+                Aim { operation, files, spared: 0, struck_max: u32::MAX, fault }
+            };
+            // On a file system that copies on write even giving up the reserve may need space.
+            device.aim_all(vec![aim(Operation::Rename, "seg/0"), aim(Operation::Remove, "reserve")]);
+            let mut acknowledged = 20;
+            while node.try_deliver(acknowledged).await.is_ok() {
+                acknowledged += 1;
+                assert!(acknowledged < 1000, "the segment is never full");
+            }
+            assert!(device.struck() >= 2, "the seal and the reserve have failed");
+            device.aim(None);
+            io.sleep(Duration::from_secs(2)).await;
+            for _ in 0..50 {
+                node.deliver(acknowledged).await;
+                acknowledged += 1;
+            }
+            node.worker.stop().await.unwrap();
+            acknowledged
+        });
+        let acknowledged = acknowledged.expect("no crash is planned");
+        again(&sim, async move |node: Node| {
+            let bodies = node.bodies(node.shard.mailbox(node.account, "INBOX").unwrap()).await;
+            assert_eq!(bodies.len() as u64, acknowledged);
             node.worker.stop().await.unwrap();
         });
         check_everything(&sim).unwrap_or_else(|found| panic!("{}", found.0));

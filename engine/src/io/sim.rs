@@ -285,7 +285,7 @@ struct World {
     random: RefCell<SeededRandom>,
     disk: RefCell<Disk>,
     faults: Cell<FaultRates>,
-    aimed: RefCell<Option<Aimed>>,
+    aimed: RefCell<Vec<Aimed>>,
     /// Bytes that all files together may have.
     capacity: Cell<Option<u64>>,
     /// Writes, syncs and name changes so far; the crash points.
@@ -341,12 +341,17 @@ impl Sim {
 
     /// Aims a fault, or none, from here on.
     pub fn aim(&self, aim: Option<Aim>) {
-        *self.world.aimed.borrow_mut() = aim.map(|aim| Aimed { aim, seen: 0, struck: 0 });
+        self.aim_all(aim.into_iter().collect());
     }
 
-    /// How often the fault that is aimed has struck.
+    /// Aims several faults from here on, in place of those before.
+    pub fn aim_all(&self, aims: Vec<Aim>) {
+        *self.world.aimed.borrow_mut() = aims.into_iter().map(|aim| Aimed { aim, seen: 0, struck: 0 }).collect();
+    }
+
+    /// How often the faults that are aimed have struck.
     pub fn struck(&self) -> u32 {
-        self.world.aimed.borrow().as_ref().map_or(0, |aimed| aimed.struck)
+        self.world.aimed.borrow().iter().map(|aimed| aimed.struck).sum()
     }
 
     /// Makes the device so large that its files can have `bytes` together, in whole blocks; without end if `None`.
@@ -586,7 +591,7 @@ impl World {
     /// What an operation meets: the fault that is aimed at it, or one of those that come by chance, each with its rate. Those
     /// that only take time have passed on return.
     async fn meets(self: &Rc<Self>, operation: Operation, path: &str, rates: &[(u32, Fault)]) -> Option<Fault> {
-        let aimed = self.aimed.borrow_mut().as_mut().and_then(|aimed| aimed.strike(operation, path));
+        let aimed = self.aimed.borrow_mut().iter_mut().find_map(|aimed| aimed.strike(operation, path));
         let by_chance = || rates.iter().find(|(rate, _)| self.fails(*rate)).map(|(_, fault)| *fault);
         let fault = aimed.or_else(by_chance);
         if fault == Some(Fault::Slow) || self.fails(self.faults.get().slow) {

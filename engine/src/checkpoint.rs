@@ -107,6 +107,17 @@ struct Pace {
     begun: Duration,
 }
 
+impl Pace {
+    /// How many steps the next turn has, after one that took so long and so long a time that the others had. Never more than twice
+    /// as many: few steps say little of how long one takes.
+    fn next_steps(&self, took: Duration, away: Duration, eighths: u64) -> usize {
+        let done = self.steps.saturating_sub(self.left) as u128;
+        let share = done * away.as_micros() * u128::from(eighths) / (8 * took.as_micros().max(1));
+        let share = usize::try_from(share).unwrap_or(STEPS_MAX);
+        share.clamp(STEPS_MIN, STEPS_MAX.min(2 * self.steps))
+    }
+}
+
 /// A checkpoint being written.
 struct Writing {
     blob: u32,
@@ -264,7 +275,7 @@ impl<S: Storage> Shard<S> {
             blob,
             as_of,
             pages: Pages::new(),
-            pace: Pace { left: 0, steps: STEPS_MIN, begun: inner.storage.now() },
+            pace: Pace { left: STEPS_MIN, steps: STEPS_MIN, begun: inner.storage.now() },
             written: Vec::new(),
             in_use: BTreeMap::new(),
         };
@@ -345,15 +356,18 @@ impl<S: Storage> Shard<S> {
     /// outgrown `checkpoint_bytes` by far, since a start replays it.
     async fn next_turn<T>(&self, pace: &mut Pace, event: impl Future<Output = T>) -> T {
         let storage = &self.0.storage;
+        if pace.left == pace.steps {
+            // The others have just had theirs.
+            let result = event.await;
+            pace.begun = storage.now();
+            return result;
+        }
         let ended = storage.now();
         storage.yield_now().await;
         let result = event.await;
         let begun = storage.now();
-        let (took, away) = ((ended - pace.begun).as_micros().max(1), (begun - ended).as_micros());
         let eighths = eighths(self.0.log.borrow().bytes_since_checkpoint, self.0.config.checkpoint_bytes);
-        let done = pace.steps.saturating_sub(pace.left).max(1);
-        let share = done as u128 * away * u128::from(eighths) / (8 * took);
-        pace.steps = (share as usize).clamp(STEPS_MIN, STEPS_MAX);
+        pace.steps = pace.next_steps(ended - pace.begun, begun - ended, eighths);
         (pace.left, pace.begun) = (pace.steps, begun);
         result
     }
@@ -832,6 +846,21 @@ fn delta_bytes(change: &Change) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_turn_is_as_long_as_the_others_time_allows_and_grows_little_by_little() {
+        let (ms, us) = (Duration::from_millis, Duration::from_micros);
+        let steps = |steps, left, took, away, eighths| {
+            Pace { left, steps, begun: Duration::ZERO }.next_steps(took, away, eighths)
+        };
+        // 15 us a step; an eighth of 8 ms is some 66 of them, as much as these 1,024 at most.
+        assert_eq!(steps(64, 0, us(960), ms(8), 1), 66);
+        assert_eq!(steps(64, 0, us(960), ms(8), 8), 128);
+        assert_eq!(steps(1024, 512, us(7680), ms(100), 8), STEPS_MAX);
+        assert_eq!(steps(64, 0, us(960), us(10), 1), STEPS_MIN);
+        // It took no time that the clock shows.
+        assert_eq!(steps(16, 15, us(0), ms(8), 8), 32);
+    }
 
     #[test]
     fn the_share_of_a_checkpoint_grows_with_the_tail() {
